@@ -1,0 +1,60 @@
+//! A drop-in `flanneld` for Linux: every host leases one subnet of an overlay network from etcd, and
+//! container packets travel between hosts as bare IPv4 packets inside UDP datagrams.
+//!
+//! # The map
+//!
+//! ```text
+//!    container                                                                             peers
+//!        │ IP                                                                                │ UDP
+//!  ┌─────▼─────┐ read  ┌────────────────── engine/worker, one per core ─────────────────┐ ┌──▼──────┐
+//!  │   tun/    ├──────►│ tun_to_udp: vnet hdr → route.lookup → ttl → segment → batch ──┼►│  udp/   │
+//!  │ one queue │◄──────┤ udp_to_tun: coalesce ← ttl ← source check ← split by stride ◄─┼─┤ one sock│
+//!  └───────────┘ write │ one ring (or one poll loop) carries all four                   │ └─────────┘
+//!                      └────────▲─────────────────────────────────────────┬─────────────┘
+//!              RouteCommand, Stop: bounded, wake-up                counters: read-only
+//!                      ┌────────┴───────────────── control thread ────────▼─────────────┐
+//!  etcd v2/v3 ─watch─► │ etcd/ ──► lease/ ──► Event ──► backend/{udp|alloc}             │ ─netlink─► kernel
+//!                      └────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Rooms, in the order in which a packet meets them, then the control path:
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`packet`] | what the bytes mean: IPv4, TCP, UDP, ICMP, checksum, virtio-net header |
+//! | [`offload`] | shapes of many packets: segment, coalesce, batch |
+//! | [`route`] | which peer owns an address |
+//! | [`ring`] | the kernel's queues: io_uring, provided buffers, in-flight slots, wake-up |
+//! | [`tun`] | the TUN device: open, queues, offloads |
+//! | [`udp`] | the UDP socket: bind, sizes, `UDP_SEGMENT` and `UDP_GRO` |
+//! | [`engine`] | joins the six above: worker, `tun_to_udp`, `udp_to_tun`, port, counters |
+//! | [`subnet`] | flannel's contract as values: config, lease, allocation, `subnet.env` |
+//! | [`etcd`] | the store: one trait, v2, v3 and in-memory forms |
+//! | [`lease`] | the lease's life, without I/O |
+//! | [`netlink`] | the kernel's links, addresses and routes |
+//! | [`iface`] | which interface carries the overlay |
+//! | [`backend`] | what a lease event does |
+//! | [`cli`] | what was typed and what it means |
+//! | [`daemon`] | puts the two paths together; start, signals, stop |
+//!
+//! Start reading at [`engine`] for packets, at [`lease`] for subnets, at [`daemon`] for the whole.
+//! Rooms import downward only; `tests/tidy.rs` holds the ranks and proves it.
+
+pub mod backend;
+pub mod cli;
+pub mod daemon;
+pub mod engine;
+pub mod etcd;
+pub mod iface;
+pub mod lease;
+pub mod netlink;
+pub mod offload;
+pub mod packet;
+#[allow(unsafe_code)] // system calls and memory that the kernel writes
+pub mod ring;
+pub mod route;
+pub mod subnet;
+#[allow(unsafe_code)] // ioctl on the TUN device
+pub mod tun;
+#[allow(unsafe_code)] // control messages and sendmmsg/recvmmsg
+pub mod udp;
