@@ -100,12 +100,12 @@ lab_spawn() {
     LAB_PIDS+=("$LAB_PID")
 }
 
-# wait_for SECONDS WHAT COMMAND...: tries the command every 50 ms.
+# wait_for SECONDS WHAT COMMAND...: tries the command every 50 ms; says what it missed and fails after SECONDS.
 wait_for() {
     local limit="$1" what="$2"; shift 2
     local end=$((SECONDS + limit))
     until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$end" ] || die "waited ${limit} s in vain for $what"
+        [ "$SECONDS" -lt "$end" ] || { echo "waited ${limit} s in vain for $what" >&2; return 1; }
         sleep 0.05
     done
 }
