@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Formatting, lints, documentation, build and every test, on a machine with only Rust, Debian and root.
+# Usage: tests/run.sh [arguments for `cargo test`]. FLANNELD_TEST_LONG=1 runs the long forms of the tests too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. perf/lab.sh
+
+need_root
+need_build
+need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping ethtool:ethtool \
+    tcpdump:tcpdump curl:curl openssl:openssl jq:jq
+need_tun
+for part in fmt clippy; do
+    cargo "$part" --version >/dev/null 2>&1 && continue
+    case "$part" in fmt) component=rustfmt ;; *) component=clippy ;; esac
+    rustup component add "$component" || die "cargo $part is missing"
+done
+
+# A test that cannot run here is a failure here, not a skip.
+export FLANNELD_TEST_REQUIRE=1
+started=$SECONDS
+
+say "formatting"
+cargo fmt --check
+say "lints"
+cargo clippy --locked --all-targets -- -D warnings
+say "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+say "build"
+cargo build --locked
+say "tests"
+cargo test --locked "$@"
+say "all passed in $((SECONDS - started)) s"
