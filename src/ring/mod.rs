@@ -143,15 +143,6 @@ pub enum Operation {
     Write(usize),
 }
 
-/// Whether a turn may sleep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// There is more to do already.
-    No,
-    /// Until a frame, a datagram or a wake-up comes.
-    Event,
-}
-
 /// Standing requests that the kernel has ended and that must be made again.
 #[derive(Debug, Clone, Copy)]
 struct Disarmed {
@@ -220,12 +211,12 @@ impl Ring {
         Ok(ring)
     }
 
-    /// One turn: gives back the datagrams consumed since the last, submits what `stage` stages, waits, and
-    /// sorts the completions. All staged operations are complete when it returns.
+    /// One turn: carries out what `stage` stages, gives back the datagrams handled since the last turn, and
+    /// sleeps if there is nothing to handle: no frame, no datagram, no wake-up, no failure.
     ///
     /// # Errors
     /// Only what makes the ring useless: the caller must give it up.
-    pub fn turn<'a>(&mut self, wait: Wait, stage: impl FnOnce(&mut Staging<'_, 'a>)) -> io::Result<()> {
+    pub fn turn<'a>(&mut self, stage: impl FnOnce(&mut Staging<'_, 'a>)) -> io::Result<()> {
         self.store.clear();
         self.failures.clear();
         stage(&mut Staging { store: &mut self.store, datagrams: &self.datagrams, borrowed: PhantomData });
@@ -240,8 +231,7 @@ impl Ring {
             self.datagrams.release(filled);
         }
         self.arm()?;
-        let idle = self.ready_frames.is_empty() && self.ready_datagrams.is_empty() && !self.woken;
-        if wait == Wait::Event && idle {
+        if self.nothing_to_handle() {
             self.enter(1)?;
             self.harvest();
         }
@@ -270,23 +260,19 @@ impl Ring {
         parsed
     }
 
-    /// The payload of a datagram of this turn; empty for one of an earlier turn.
+    /// A range of a datagram given out since the last turn; empty for an earlier one.
     #[must_use]
-    pub fn payload(&self, datagram: &Datagram) -> &[u8] {
-        self.slice(datagram.buffer, datagram.start, datagram.len)
-    }
-
-    /// The control messages of a datagram of this turn.
-    #[must_use]
-    pub fn control(&self, datagram: &Datagram) -> &[u8] {
-        let (start, len) = datagram.control;
-        self.slice(datagram.buffer, start, len)
-    }
-
-    fn slice(&self, buffer: u16, start: usize, len: usize) -> &[u8] {
+    pub fn payload(&self, buffer: u16, start: usize, len: usize) -> &[u8] {
         let filled = self.consumed_datagrams.iter().find(|filled| filled.index == buffer);
         let bytes = filled.map(|filled| self.datagrams.bytes(filled));
         bytes.and_then(|bytes| bytes.get(start..start + len)).unwrap_or_default()
+    }
+
+    /// The control messages of a datagram given out since the last turn.
+    #[must_use]
+    pub fn control(&self, datagram: &Datagram) -> &[u8] {
+        let (start, len) = datagram.control;
+        self.payload(datagram.buffer, start, len)
     }
 
     /// Staged operations of the last turn that failed, in order of completion.
@@ -315,6 +301,11 @@ impl Ring {
     #[must_use]
     pub fn starved(&self) -> u64 {
         self.starved
+    }
+
+    fn nothing_to_handle(&self) -> bool {
+        let quiet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
+        quiet && !self.woken && self.failures.is_empty() && self.udp_error.is_none()
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
