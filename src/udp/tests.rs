@@ -4,6 +4,7 @@ use super::*;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
 
 const LOOPBACK: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 
@@ -98,6 +99,29 @@ fn the_safe_number_of_segments_passes_and_too_many_are_refused() {
     assert!(is_segmentation_refused(&error), "{error}");
     // Refused for that send alone: the socket has no memory of it.
     sender.send(&bytes, to, Some(500)).unwrap();
+}
+
+#[test]
+fn a_network_with_loopback_down_and_then_of_mtu_1500() {
+    let test = || {
+        // SAFETY: unshare with this flag moves only the calling thread, into a fresh network namespace.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        assert_eq!(max_segments(), Some(MAX_SEGMENTS_SAFE));
+
+        let up = ["link", "set", "dev", "lo", "mtu", "1500", "up"];
+        assert!(Command::new("ip").args(up).status().unwrap().success());
+        let (sender, _) = socket(false);
+        let (receiver, to) = socket(true);
+        let bytes = pattern(9, 4000);
+        let error = sender.send(&bytes, to, Some(1473)).unwrap_err();
+        assert!(is_segmentation_refused(&error), "{error}");
+        sender.send(&bytes, to, Some(1472)).unwrap();
+        assert_eq!(datagrams(&receiver, 4000).len(), 3);
+        // Without segmentation a longer datagram is fragmented, not refused: flannel's behaviour.
+        sender.send(&bytes, to, None).unwrap();
+        assert_eq!(datagrams(&receiver, 4000), [bytes]);
+    };
+    std::thread::spawn(test).join().unwrap();
 }
 
 #[test]
