@@ -123,6 +123,11 @@ impl Slots {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn level2_slots(&self) -> usize {
+        self.level2.len()
+    }
+
     fn slot_of(&self, address: u32) -> usize {
         ((address >> 8) - (self.network >> 8)) as usize
     }

@@ -159,6 +159,11 @@ impl RouteTable {
         self.network
     }
 
+    #[cfg(test)]
+    pub(super) fn level2_slots(&self) -> usize {
+        self.slots.level2_slots()
+    }
+
     /// Paints a changed rule's range, then the longer rules inside it, parents before children.
     fn repaint(&mut self, subnet: Ipv4Net, peer: Option<PeerId>) {
         self.slots.paint(subnet, peer);

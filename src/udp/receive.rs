@@ -135,7 +135,7 @@ impl Slot {
         header.msg_iov = &raw mut self.part;
         header.msg_iovlen = 1;
         header.msg_control = self.control.bytes.as_mut_ptr().cast();
-        header.msg_controllen = self.control.bytes.len();
+        header.msg_controllen = self.control.bytes.len() as _;
         header
     }
 
@@ -144,7 +144,9 @@ impl Slot {
         let known = header.msg_namelen == ADDRESS_LEN;
         let ip = Ipv4Addr::from_bits(u32::from_be(self.address.sin_addr.s_addr));
         let from = SocketAddrV4::new(ip, u16::from_be(self.address.sin_port));
-        let control = self.control.bytes.get(..header.msg_controllen).unwrap_or_default();
+        #[allow(clippy::unnecessary_cast, reason = "u32 on musl")]
+        let controllen = header.msg_controllen as usize;
+        let control = self.control.bytes.get(..controllen).unwrap_or_default();
         Received {
             len,
             from: if known { from } else { Received::NOTHING.from },

@@ -129,7 +129,7 @@ impl Slot {
             self.control.set(size);
             let control = self.control.as_bytes();
             header.msg_control = control.as_ptr().cast_mut().cast();
-            header.msg_controllen = control.len();
+            header.msg_controllen = control.len() as _;
         }
         header
     }
@@ -150,13 +150,7 @@ pub(super) fn empty_address() -> libc::sockaddr_in {
 }
 
 pub(super) fn empty_header() -> libc::msghdr {
-    libc::msghdr {
-        msg_name: ptr::null_mut(),
-        msg_namelen: 0,
-        msg_iov: ptr::null_mut(),
-        msg_iovlen: 0,
-        msg_control: ptr::null_mut(),
-        msg_controllen: 0,
-        msg_flags: 0,
-    }
+    // SAFETY: every field of msghdr (on musl also private padding) is an integer or a raw pointer, for which
+    // all zeroes is a valid value.
+    unsafe { std::mem::zeroed() }
 }
