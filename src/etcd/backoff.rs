@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Pauses between attempts: each is drawn from the upper half of a ceiling that doubles from `first`
 /// up to `most`, so that daemons that lost one store do not come back to it in step.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Backoff {
     first: Duration,
     most: Duration,

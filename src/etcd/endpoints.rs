@@ -61,12 +61,14 @@ impl Endpoints {
         Ok(Self { urls, current: Cell::new(0), generation: Cell::new(0), timeout: settings.timeout })
     }
 
-    pub(super) fn urls(&self) -> &[String] {
-        &self.urls
-    }
-
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with
+    /// the default deadline.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeout * 6
     }
 
     /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
@@ -113,8 +115,11 @@ fn combined(failures: &[(&String, Error)]) -> Error {
         Error::Unavailable(reason) | Error::Denied(reason) | Error::Invalid(reason) => reason.clone(),
         other => other.to_string(),
     };
-    let text =
-        failures.iter().map(|(url, error)| format!("{url}: {}", reason(error))).collect::<Vec<_>>().join("; ");
+    let text = failures
+        .iter()
+        .map(|(url, error)| format!("{url}: {}", reason(error)))
+        .collect::<Vec<_>>()
+        .join("; ");
     if failures.iter().any(|(_, error)| matches!(error, Error::Denied(_))) {
         Error::Denied(text)
     } else {

@@ -58,6 +58,10 @@ impl Connection {
         self.endpoints.timeout()
     }
 
+    pub(super) fn patience(&self) -> Duration {
+        self.endpoints.patience()
+    }
+
     /// The connection has turned out to be dead: the next call makes a new one, elsewhere if it can.
     pub(super) fn turn(&self) {
         self.endpoints.turn();

@@ -63,9 +63,11 @@ impl V3 {
                     None => None,
                 };
                 let options = granted.as_ref().map(|lease| PutOptions::new().with_lease(lease.id()));
-                let txn = Txn::new()
-                    .when([compare(name.clone())])
-                    .and_then([TxnOp::put(name.clone(), value.clone(), options)]);
+                let txn = Txn::new().when([compare(name.clone())]).and_then([TxnOp::put(
+                    name.clone(),
+                    value.clone(),
+                    options,
+                )]);
                 attempt.write_leaves();
                 let answer = client.txn(txn).await?;
                 if !answer.succeeded() {
@@ -107,8 +109,8 @@ impl Registry for V3 {
                 kv.get(directory.clone(), Some(GetOptions::new().with_prefix())).await
             })
             .await?;
-        let mut listing = Listing::default();
-        listing.revision = answer.header().map_or(0, |header| unsigned(header.revision()));
+        let revision = answer.header().map_or(0, |header| unsigned(header.revision()));
+        let mut listing = Listing { revision, ..Listing::default() };
         for kv in answer.kvs() {
             match decoded(&self.keys, kv) {
                 Ok(entry) => listing.entries.push(entry),

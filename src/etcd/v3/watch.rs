@@ -14,9 +14,6 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A silent watch asks for a sign of life this often.
-const ASK_AFTER: Duration = Duration::from_secs(30);
-
 /// A running watch over gRPC.
 #[derive(Debug)]
 pub struct V3Watch {
@@ -60,8 +57,13 @@ impl V3Watch {
         }
         self.stream.request_progress().await.map_err(ended)?;
         self.asked = true;
-        self.deadline = Instant::now() + if self.answers { self.connection.timeout() } else { ASK_AFTER };
+        self.deadline = Instant::now() + self.grace();
         Ok(())
+    }
+
+    /// How long an answer to that may take.
+    fn grace(&self) -> Duration {
+        if self.answers { self.connection.timeout() } else { self.connection.patience() }
     }
 
     /// The changes that a message brings, none for a sign of life.
@@ -75,7 +77,7 @@ impl V3Watch {
         }
         self.answers |= self.asked && response.events().is_empty();
         self.asked = false;
-        self.deadline = Instant::now() + ASK_AFTER;
+        self.deadline = Instant::now() + self.connection.patience();
         Ok(response.events().iter().filter_map(|event| change(&self.keys, event)).collect())
     }
 
@@ -132,7 +134,7 @@ async fn start(
     Ok(Ok(stream))
 }
 
-/// What an event means; `None` for one that holds no key, which etcd does not send.
+/// What an event means, if anything.
 fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
     let kv = event.kv()?;
     if event.event_type() == EventType::Put {
@@ -140,8 +142,8 @@ fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
     }
     let key = String::from_utf8_lossy(kv.key());
     let revision = unsigned(kv.mod_revision());
-    let gone = keyspace::subnet(keys.name(&key).unwrap_or(&key)).map(|key| Change::Gone { key, revision });
-    Some(gone.unwrap_or_else(Change::Skipped))
+    // Nobody followed a key that names no subnet, so nobody misses it.
+    keyspace::subnet(keys.name(&key)?).ok().map(|key| Change::Gone { key, revision })
 }
 
 fn ended(error: ClientError) -> Error {
