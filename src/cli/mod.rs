@@ -1,1 +1,5 @@
-//! The cli room.
+//! What was typed and what it means.
+
+mod options;
+
+pub use options::{LeaseOptions, LogOptions, OnLeaseLost, Options};

@@ -1,1 +1,5 @@
 //! The engine room.
+
+pub mod settings;
+
+pub use settings::*;

@@ -1,4 +1,37 @@
 //! The store that holds the network config and the leases.
+//!
+//! # Theory of operation
+//!
+//! flannel's contract with etcd is small: one config, one key for every lease, a TTL on each, and a feed
+//! of changes. [`Registry`] is that contract; [`V2`] (the keys API), [`V3`] (gRPC) and [`Memory`] (this
+//! process) keep it, and one set of tests holds all three to it. [`connect`] makes the one that the
+//! settings ask for.
+//!
+//! - **Writes are conditional**, all of them: create if absent, update and delete if unchanged. flannel
+//!   overwrites, and so steals back a subnet that has long been another's.
+//! - **Deadlines.** Every call has one for each endpoint, and the next endpoint is asked when one is
+//!   silent. A write whose answer was lost is *not* repeated elsewhere: it ends in
+//!   [`Error::Unavailable`], and a new list tells what came of it.
+//! - **A watch never heals itself.** It ends with an error, and who asked for it goes on from the last
+//!   revision seen or from a new list; so there is one place that decides about back-off.
+//! - **Nothing is believed.** A key or value that cannot be read is reported ([`Skipped`]) and left
+//!   alone; answers have a largest size.
+//! - **One task, one runtime.** Nothing here is `Send`; nothing is spawned.
+
+pub mod backoff;
+mod endpoints;
+mod keyspace;
+mod memory;
+mod store;
+mod tls;
+mod v2;
+mod v3;
+
+pub use backoff::Backoff;
+pub use memory::{Memory, MemoryWatch};
+pub use store::{Auto, Store, StoreWatch, connect};
+pub use v2::{V2, V2Watch};
+pub use v3::{V3, V3Watch};
 
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::path::PathBuf;
@@ -33,8 +66,13 @@ pub struct Settings {
     pub key_file: Option<PathBuf>,
     /// User and password; the password never reaches a log.
     pub credentials: Option<Credentials>,
-    /// Deadline of every call but the watch.
+    /// Deadline of every call but the watch, for each endpoint; see [`Settings::TIMEOUT`].
     pub timeout: Duration,
+}
+
+impl Settings {
+    /// A deadline that suits most: etcd answers in milliseconds, and gives up on itself after 5 to 7 s.
+    pub const TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 /// A user and a password.

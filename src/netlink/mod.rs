@@ -1,1 +1,110 @@
-//! The netlink room.
+//! The kernel's links, IPv4 addresses and routes, over rtnetlink.
+//!
+//! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`,
+//! `ensure_route`); the present state is read and only the difference is written. A second call
+//! therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
+//! program installed is never touched: routes of ours carry [`ROUTE_PROTOCOL`], and addresses are
+//! removed only from the device that the caller names as its own.
+//!
+//! [`Monitor`] tells of changes made by others, so that a caller can repair them. It holds a socket
+//! of its own: a flood of events can overrun it without disturbing requests.
+
+mod addr;
+mod link;
+mod monitor;
+#[cfg(test)]
+pub(crate) mod namespace;
+mod route;
+#[cfg(test)]
+mod tests;
+
+pub use addr::{Address, Scope};
+pub use link::Link;
+pub use monitor::{Change, Monitor};
+pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
+
+use std::fmt;
+use std::io;
+use tokio::task::AbortHandle;
+
+/// A connection to the kernel's routing tables. It belongs to the network namespace of the thread
+/// that made it.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    connection: AbortHandle,
+}
+
+impl Netlink {
+    /// Opens a netlink socket and starts the task that serves it; call it inside a tokio runtime.
+    pub fn new() -> Result<Self, Error> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| Error::new("open a netlink socket", e))?;
+        let connection = tokio::spawn(connection).abort_handle();
+        Ok(Self { handle, connection })
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// A request that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {source}")]
+pub struct Error {
+    operation: String,
+    source: io::Error,
+}
+
+impl Error {
+    fn new(operation: impl Into<String>, source: io::Error) -> Self {
+        Self { operation: operation.into(), source }
+    }
+
+    fn request(operation: impl Into<String>, error: rtnetlink::Error) -> Self {
+        let source = match error {
+            rtnetlink::Error::NetlinkError(message) => message.to_io(),
+            other => io::Error::other(other.to_string()),
+        };
+        Self::new(operation, source)
+    }
+
+    /// The kernel's errno, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        self.source.raw_os_error()
+    }
+
+    /// True if the link, address or route does not exist (any more).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ENXIO | libc::ESRCH))
+    }
+}
+
+/// What a call of `ensure_*` wrote, one sentence a write; empty if all was in place.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes(Vec<String>);
+
+impl Changes {
+    /// True if nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds the changes of another call.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    fn push(&mut self, what: impl Into<String>) {
+        self.0.push(what.into());
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}

@@ -1,1 +1,474 @@
-//! The ring room.
+//! The kernel's queues for one worker: an io_uring that reads one TUN queue, receives on one UDP socket, and
+//! carries the worker's sends and writes.
+//!
+//! Two multishot requests stay armed all the time: `READ_MULTISHOT` on the TUN and multishot `RECVMSG` on the
+//! socket. Each takes buffers from a pool of its own ([`pool`]) and posts one completion per frame or
+//! datagram, in the order in which the kernel queued them. A third, on the event descriptor of [`Wake`],
+//! lets the control thread interrupt the wait.
+//!
+//! [`Ring::turn`] is the only system call. It submits what was staged ([`Staging`]), waits, and returns only
+//! when every send and write of that turn is complete. So the kernel holds nothing of the caller's between
+//! turns: what it reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of
+//! reach until it lends them ([`pool::Filled`]). The wait costs nothing, because neither a TUN write nor a
+//! `MSG_DONTWAIT` send ever blocks: both are done when the `enter` that submits them returns.
+//!
+//! A turn first drains the completion queue fully and sorts it into frames, datagrams and failures; handling
+//! reads in queue order while waiting for sends behind them would deadlock.
+
+mod pool;
+mod setup;
+mod staging;
+mod wake;
+
+pub use setup::RingError;
+pub use staging::Staging;
+pub use wake::Wake;
+
+use io_uring::types::{CancelBuilder, RecvMsgOut, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use pool::{Filled, Pool};
+use staging::Store;
+use std::collections::VecDeque;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Places in the table of registered files.
+const TUN_SLOT: u32 = 0;
+const UDP_SLOT: u32 = 1;
+const WAKE_SLOT: u32 = 2;
+/// Groups of provided buffers.
+const FRAMES: u16 = 0;
+const DATAGRAMS: u16 = 1;
+/// Room for a name and for control messages in front of every received payload.
+const NAME_BYTES: u8 = 16;
+const _: () = assert!(size_of::<libc::sockaddr_in>() == NAME_BYTES as usize);
+const CONTROL_BYTES: usize = 32;
+/// Submissions besides the staged ones: the three standing requests.
+const STANDING: usize = 3;
+
+/// What a completion is about, in its 64 bits of user data: kind above, index below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Frame,
+    Datagram,
+    Wake,
+    Send(usize),
+    Write(usize),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        match self {
+            Token::Frame => 0,
+            Token::Datagram => 1 << 32,
+            Token::Wake => 2 << 32,
+            Token::Send(index) => 3 << 32 | index as u64,
+            Token::Write(index) => 4 << 32 | index as u64,
+        }
+    }
+
+    fn unpack(word: u64) -> Option<Token> {
+        let index = (word & 0xffff_ffff) as usize;
+        match word >> 32 {
+            0 => Some(Token::Frame),
+            1 => Some(Token::Datagram),
+            2 => Some(Token::Wake),
+            3 => Some(Token::Send(index)),
+            4 => Some(Token::Write(index)),
+            _ => None,
+        }
+    }
+}
+
+/// How much a ring can hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Buffers for frames read from the TUN, 68 KiB each; at least 1.
+    pub frames: u16,
+    /// Buffers for datagrams received, 68 KiB each; at least 1.
+    pub datagrams: u16,
+    /// Most sends in one turn.
+    pub sends: usize,
+    /// Most TUN writes in one turn.
+    pub writes: usize,
+    /// Most parts of all writes of one turn together.
+    pub vectors: usize,
+}
+
+/// The descriptors that a ring works on.
+#[derive(Debug, Clone, Copy)]
+pub struct Descriptors<'fd> {
+    /// A TUN queue.
+    pub tun: BorrowedFd<'fd>,
+    /// A UDP socket.
+    pub udp: BorrowedFd<'fd>,
+    /// A [`Wake`].
+    pub wake: BorrowedFd<'fd>,
+}
+
+/// A datagram, or a run of equal ones joined by `UDP_GRO`, in a buffer lent to us until the next turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram {
+    /// The buffer's number.
+    pub buffer: u16,
+    /// Where the payload starts in it.
+    pub start: usize,
+    /// Bytes of payload.
+    pub len: usize,
+    /// The sender.
+    pub from: SocketAddrV4,
+    /// Whether the buffer was too small for the payload.
+    pub truncated: bool,
+    control: (usize, usize),
+}
+
+/// A staged operation that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub operation: Operation,
+    /// Why: a positive errno.
+    pub errno: i32,
+}
+
+/// A staged operation, by its number within the turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// The n-th [`Staging::send`].
+    Send(usize),
+    /// The n-th [`Staging::write`].
+    Write(usize),
+}
+
+/// Standing requests that the kernel has ended and that must be made again.
+#[derive(Debug, Clone, Copy)]
+struct Disarmed {
+    frames: bool,
+    datagrams: bool,
+    wake: bool,
+}
+
+/// One worker's io_uring. Not `Send`: the kernel accepts submissions only from the thread that made it.
+pub struct Ring {
+    /// Dropped by hand, before all that the kernel may still write to.
+    io: ManuallyDrop<IoUring>,
+    frames: ManuallyDrop<Pool>,
+    datagrams: ManuallyDrop<Pool>,
+    store: ManuallyDrop<Store>,
+    /// Lengths of name and control room for the standing receive; the kernel reads it when that is armed.
+    receive: ManuallyDrop<Box<libc::msghdr>>,
+    disarmed: Disarmed,
+    ready_frames: VecDeque<Filled>,
+    ready_datagrams: VecDeque<Filled>,
+    consumed_datagrams: Vec<Filled>,
+    failures: Vec<Failure>,
+    woken: bool,
+    starved: u64,
+    tun_error: Option<i32>,
+    udp_error: Option<i32>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Ring {
+    /// Makes the ring, probes it, registers descriptors and buffers.
+    ///
+    /// # Errors
+    /// [`RingError`] names what is missing and the remedy.
+    pub fn new(descriptors: Descriptors<'_>, sizes: Sizes) -> Result<Ring, RingError> {
+        let buffers = usize::from(sizes.frames) + usize::from(sizes.datagrams);
+        let staged = sizes.sends + sizes.writes;
+        let entries = u32::try_from(staged + STANDING).unwrap_or(u32::MAX);
+        let completions = u32::try_from(2 * (staged + buffers + STANDING)).unwrap_or(u32::MAX);
+        let io = setup::build(entries, completions)?;
+        let files = [descriptors.tun.as_raw_fd(), descriptors.udp.as_raw_fd(), descriptors.wake.as_raw_fd()];
+        io.submitter().register_files(&files).map_err(setup::classify)?;
+        // SAFETY: all-zero bytes are a valid msghdr.
+        let mut receive: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        receive.msg_namelen = libc::socklen_t::from(NAME_BYTES);
+        receive.msg_controllen = CONTROL_BYTES;
+        let mut ring = Ring {
+            io: ManuallyDrop::new(io),
+            frames: ManuallyDrop::new(Pool::new(FRAMES, sizes.frames)),
+            datagrams: ManuallyDrop::new(Pool::new(DATAGRAMS, sizes.datagrams)),
+            store: ManuallyDrop::new(Store::new(sizes.sends, sizes.writes, sizes.vectors)),
+            receive: ManuallyDrop::new(receive),
+            disarmed: Disarmed { frames: true, datagrams: true, wake: true },
+            ready_frames: VecDeque::with_capacity(usize::from(sizes.frames)),
+            ready_datagrams: VecDeque::with_capacity(usize::from(sizes.datagrams)),
+            consumed_datagrams: Vec::with_capacity(usize::from(sizes.datagrams)),
+            failures: Vec::with_capacity(staged),
+            woken: false,
+            starved: 0,
+            tun_error: None,
+            udp_error: None,
+            not_send: PhantomData,
+        };
+        ring.frames.register(&ring.io.submitter()).map_err(setup::classify)?;
+        ring.datagrams.register(&ring.io.submitter()).map_err(setup::classify)?;
+        Ok(ring)
+    }
+
+    /// One turn: carries out what `stage` stages, gives back the datagrams handled since the last turn, and
+    /// sleeps if there is nothing to handle: no frame, no datagram, no wake-up, no failure.
+    ///
+    /// # Errors
+    /// Only what makes the ring useless: the caller must give it up.
+    pub fn turn<'a>(&mut self, stage: impl FnOnce(&mut Staging<'_, 'a>)) -> io::Result<()> {
+        self.store.clear();
+        self.failures.clear();
+        stage(&mut Staging { store: &mut self.store, datagrams: &self.datagrams, borrowed: PhantomData });
+        self.submit_staged()?;
+        let mut outstanding = self.store.entries().len();
+        while outstanding > 0 {
+            self.enter(outstanding)?;
+            outstanding = outstanding.saturating_sub(self.harvest());
+        }
+        // After the writes that read from them, before the wait that needs them.
+        while let Some(filled) = self.consumed_datagrams.pop() {
+            self.datagrams.release(filled);
+        }
+        self.arm()?;
+        if self.nothing_to_handle() {
+            self.enter(1)?;
+            self.harvest();
+        }
+        Ok(())
+    }
+
+    /// The frame to handle next, as the TUN gave it: vnet header and packet. The same until
+    /// [`Ring::advance`].
+    pub fn frame(&mut self) -> Option<&mut [u8]> {
+        let filled = self.ready_frames.front()?;
+        Some(self.frames.bytes_mut(filled))
+    }
+
+    /// Done with the current frame.
+    pub fn advance(&mut self) {
+        if let Some(filled) = self.ready_frames.pop_front() {
+            self.frames.release(filled);
+        }
+    }
+
+    /// The next datagram; its bytes stay until the end of the next turn.
+    pub fn datagram(&mut self) -> Option<Datagram> {
+        let filled = self.ready_datagrams.pop_front()?;
+        let parsed = parse(&self.datagrams, &filled, &self.receive);
+        self.consumed_datagrams.push(filled);
+        parsed
+    }
+
+    /// A range of a datagram given out since the last turn; empty for an earlier one.
+    #[must_use]
+    pub fn payload(&self, buffer: u16, start: usize, len: usize) -> &[u8] {
+        let filled = self.consumed_datagrams.iter().find(|filled| filled.index == buffer);
+        let bytes = filled.map(|filled| self.datagrams.bytes(filled));
+        bytes.and_then(|bytes| bytes.get(start..start + len)).unwrap_or_default()
+    }
+
+    /// The control messages of a datagram given out since the last turn.
+    #[must_use]
+    pub fn control(&self, datagram: &Datagram) -> &[u8] {
+        let (start, len) = datagram.control;
+        self.payload(datagram.buffer, start, len)
+    }
+
+    /// Staged operations of the last turn that failed, in order of completion.
+    #[must_use]
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    /// Whether the control thread called since the last time.
+    pub fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
+    }
+
+    /// The errno that ended reading from the TUN, if any: it is not read again.
+    #[must_use]
+    pub fn tun_error(&self) -> Option<i32> {
+        self.tun_error
+    }
+
+    /// The last errno of the standing receive, if any; it is armed again.
+    pub fn take_udp_error(&mut self) -> Option<i32> {
+        self.udp_error.take()
+    }
+
+    /// How often the kernel had something for us and no buffer to put it in.
+    #[must_use]
+    pub fn starved(&self) -> u64 {
+        self.starved
+    }
+
+    fn nothing_to_handle(&self) -> bool {
+        let quiet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
+        quiet && !self.woken && self.failures.is_empty() && self.udp_error.is_none()
+    }
+
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        loop {
+            match self.io.submit_and_wait(want) {
+                Ok(_) => return Ok(()),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR | libc::EAGAIN) => {}
+                    // The completion queue has overflowed into the kernel's list: drain, then go on.
+                    Some(libc::EBUSY) => return Ok(()),
+                    // Staged memory may still be in the kernel's hands and there is no way to get it
+                    // back: returning would end its borrow.
+                    _ if !self.store.entries().is_empty() => std::process::abort(),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn submit_staged(&mut self) -> io::Result<()> {
+        let mut queue = self.io.submission();
+        // SAFETY: every entry points into `store` (boxed, unmoving, cleared only at the next turn), into
+        // buffers lent to us (given back only after the wait), or into memory borrowed for the turn; `turn`
+        // does not return before each has completed.
+        unsafe { queue.push_multiple(self.store.entries()) }.map_err(|_| full())
+    }
+
+    /// Makes the standing requests again that have ended.
+    fn arm(&mut self) -> io::Result<()> {
+        if self.disarmed.frames && self.tun_error.is_none() && self.frames.free() > 0 {
+            // io-uring 0.7.15 overwrites the fixed-file flag of this one operation.
+            let entry = opcode::ReadMulti::new(types::Fixed(TUN_SLOT), 0, FRAMES)
+                .build()
+                .flags(squeue::Flags::FIXED_FILE);
+            self.push(&entry.user_data(Token::Frame.pack()))?;
+            self.disarmed.frames = false;
+        }
+        if self.disarmed.datagrams && self.datagrams.free() > 0 {
+            let header: *const libc::msghdr = &raw const **self.receive;
+            let entry = opcode::RecvMsgMulti::new(types::Fixed(UDP_SLOT), header, DATAGRAMS).build();
+            self.push(&entry.user_data(Token::Datagram.pack()))?;
+            self.disarmed.datagrams = false;
+        }
+        if self.disarmed.wake {
+            let entry =
+                opcode::PollAdd::new(types::Fixed(WAKE_SLOT), libc::POLLIN as u32).multi(true).build();
+            self.push(&entry.user_data(Token::Wake.pack()))?;
+            self.disarmed.wake = false;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the standing requests point at nothing but `receive`, which lives until the ring is closed.
+        unsafe { self.io.submission().push(entry) }.map_err(|_| full())
+    }
+
+    /// Sorts all completions; returns how many staged operations are among them.
+    fn harvest(&mut self) -> usize {
+        let mut finished = 0;
+        while let Some(completion) = { self.io.completion().next() } {
+            match Token::unpack(completion.user_data()) {
+                Some(Token::Frame) => self.frame_completed(&completion),
+                Some(Token::Datagram) => self.datagram_completed(&completion),
+                Some(Token::Wake) => {
+                    self.woken = true;
+                    self.disarmed.wake = !cqueue::more(completion.flags());
+                }
+                Some(Token::Send(index)) => {
+                    finished += 1;
+                    self.staged_completed(Operation::Send(index), completion.result());
+                }
+                Some(Token::Write(index)) => {
+                    finished += 1;
+                    self.staged_completed(Operation::Write(index), completion.result());
+                }
+                None => {}
+            }
+        }
+        finished
+    }
+
+    fn staged_completed(&mut self, operation: Operation, result: i32) {
+        if result < 0 {
+            self.failures.push(Failure { operation, errno: -result });
+        }
+    }
+
+    fn frame_completed(&mut self, completion: &cqueue::Entry) {
+        self.disarmed.frames = !cqueue::more(completion.flags());
+        match filled(&mut self.frames, completion) {
+            Ok(Some(filled)) => self.ready_frames.push_back(filled),
+            Ok(None) => {}
+            Err(libc::ENOBUFS) => self.starved += 1,
+            Err(errno) => self.tun_error = Some(errno),
+        }
+    }
+
+    fn datagram_completed(&mut self, completion: &cqueue::Entry) {
+        self.disarmed.datagrams = !cqueue::more(completion.flags());
+        match filled(&mut self.datagrams, completion) {
+            Ok(Some(filled)) => self.ready_datagrams.push_back(filled),
+            Ok(None) => {}
+            Err(libc::ENOBUFS) => self.starved += 1,
+            Err(errno) => self.udp_error = Some(errno),
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let second = Timespec::new().sec(1);
+        let cancelled = self.io.submitter().register_sync_cancel(Some(second), CancelBuilder::any());
+        let quiet = match cancelled {
+            Ok(()) => true,
+            Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+        };
+        // SAFETY: not used again; closing the ring comes first, so that no request outlives its memory.
+        unsafe { ManuallyDrop::drop(&mut self.io) };
+        if !quiet {
+            // A request may still write into the buffers: leak them rather than free memory in use.
+            return;
+        }
+        // SAFETY: not used again, and no request is left that could use it.
+        unsafe { ManuallyDrop::drop(&mut self.frames) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.datagrams) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.store) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.receive) };
+    }
+}
+
+fn full() -> io::Error {
+    io::Error::other("the submission queue is smaller than the stage")
+}
+
+/// The buffer of a completion; `Ok(None)` for one without (a standing request that ended quietly).
+fn filled(pool: &mut Pool, completion: &cqueue::Entry) -> Result<Option<Filled>, i32> {
+    let len = usize::try_from(completion.result()).map_err(|_| -completion.result())?;
+    let Some(index) = cqueue::buffer_select(completion.flags()) else { return Ok(None) };
+    Ok(pool.take(index, len))
+}
+
+/// Reads the header that multishot `recvmsg` puts in front of the payload (`struct io_uring_recvmsg_out`).
+fn parse(pool: &Pool, filled: &Filled, receive: &libc::msghdr) -> Option<Datagram> {
+    let bytes = pool.bytes(filled);
+    let message = RecvMsgOut::parse(bytes, receive).ok()?;
+    let name = message.name_data();
+    let (Some(port), Some(address)) = (name.get(2..4), name.get(4..8)) else { return None };
+    let port = u16::from_be_bytes([port[0], port[1]]);
+    let address = Ipv4Addr::new(address[0], address[1], address[2], address[3]);
+    let start_of = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
+    Some(Datagram {
+        buffer: filled.index,
+        start: start_of(message.payload_data()),
+        len: message.payload_data().len(),
+        from: SocketAddrV4::new(address, port),
+        truncated: message.is_payload_truncated(),
+        control: (start_of(message.control_data()), message.control_data().len()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,16 @@
 //! The lease as etcd holds it: key and value codecs.
 
+use super::go_json::Object;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde_json::Value;
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 /// The last element of a lease's key: `10.1.5.0-24`, or `10.1.5.0-24&fc00::-64` for a dual-stack node.
+///
+/// [`fmt::Display`] writes that text and [`FromStr`] reads it. Only the text that `Display` would write
+/// is accepted, so that a key that was read can be written to again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubnetKey {
     /// The IPv4 subnet, masked to its prefix.
@@ -32,3 +38,155 @@ pub enum ValueForm {
     /// `{"PublicIP":"192.0.2.7","PublicIPv6":null}`, as flannel since v0.18 writes through etcd v3.
     V3,
 }
+
+/// Why a key is not a lease's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key:?} is not a subnet key: {reason}")]
+pub struct KeyError {
+    /// The text.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+/// Why a value is not a lease's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// etcd v2 answers so for a directory, and some stores were seen to hold it.
+    #[error("the value is empty")]
+    Empty,
+    /// Not a JSON object.
+    #[error("not a JSON object: {0}")]
+    Syntax(String),
+    /// A field that flannel could not read either, or without which the lease is of no use.
+    #[error("{field}: {reason}: {value}")]
+    Field {
+        /// Its name as flannel spells it.
+        field: &'static str,
+        /// Its value as JSON; `nothing` if absent.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// flannel parses the length with five bits, so it reads no `-32` key, and nobody leases one address.
+const MAX_PREFIX: u8 = 31;
+/// Seven bits for IPv6.
+const MAX_PREFIX_V6: u8 = 127;
+
+impl SubnetKey {
+    /// The key of an IPv4-only lease; bits outside the prefix are cleared.
+    pub fn v4(subnet: Ipv4Net) -> Self {
+        Self { ipv4: subnet.trunc(), ipv6: None }
+    }
+}
+
+impl From<Ipv4Net> for SubnetKey {
+    fn from(subnet: Ipv4Net) -> Self {
+        Self::v4(subnet)
+    }
+}
+
+impl fmt::Display for SubnetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ipv4.addr(), self.ipv4.prefix_len())?;
+        match self.ipv6 {
+            Some(net) => write!(f, "&{}-{}", net.addr(), net.prefix_len()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for SubnetKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let error = |reason| KeyError { key: text.to_owned(), reason };
+        let (v4, v6) = match text.split_once('&') {
+            Some((v4, v6)) => (v4, Some(v6)),
+            None => (text, None),
+        };
+        let (addr, len) = split_net::<Ipv4Addr>(v4, MAX_PREFIX).map_err(error)?;
+        let ipv4 = Ipv4Net::new(addr, len).map_err(|_| error("bad IPv4 prefix length"))?;
+        let ipv6 = match v6 {
+            Some(v6) => {
+                let (addr, len) = split_net::<Ipv6Addr>(v6, MAX_PREFIX_V6).map_err(error)?;
+                Some(Ipv6Net::new(addr, len).map_err(|_| error("bad IPv6 prefix length"))?)
+            }
+            None => None,
+        };
+        let key = Self { ipv4: ipv4.trunc(), ipv6: ipv6.map(|net| net.trunc()) };
+        // Two texts for one subnet would be two keys in the store and one here.
+        if key.to_string() != text {
+            return Err(error("not in canonical form"));
+        }
+        Ok(key)
+    }
+}
+
+/// `<address>-<length>`.
+fn split_net<A: FromStr>(text: &str, max_len: u8) -> Result<(A, u8), &'static str> {
+    let (addr, len) = text.rsplit_once('-').ok_or("no prefix length")?;
+    let len = len.parse::<u8>().map_err(|_| "bad prefix length")?;
+    if len > max_len {
+        return Err("prefix length out of range");
+    }
+    Ok((addr.parse().map_err(|_| "bad address")?, len))
+}
+
+impl LeaseAttrs {
+    /// The attributes of a node whose backend tells its peers nothing but where to send.
+    pub fn new(public_ip: Ipv4Addr) -> Self {
+        Self { public_ip, backend_type: None, backend_data: None }
+    }
+
+    /// The value as flannel writes it: fixed order of the fields, no blanks, empty ones left out.
+    pub fn encode(&self, form: ValueForm) -> String {
+        let mut text = format!("{{\"PublicIP\":\"{}\"", self.public_ip);
+        if form == ValueForm::V3 {
+            text.push_str(",\"PublicIPv6\":null");
+        }
+        if let Some(kind) = self.backend_type.as_deref().filter(|kind| !kind.is_empty()) {
+            text.push_str(&format!(",\"BackendType\":{}", Value::from(kind)));
+        }
+        if let Some(data) = &self.backend_data {
+            text.push_str(&format!(",\"BackendData\":{data}"));
+        }
+        text.push('}');
+        text
+    }
+
+    /// Reads a value of either form. Fields that we don't know are ignored.
+    ///
+    /// # Errors
+    /// An empty value, text that is no JSON object, a `PublicIP` that is absent or no IPv4 address, a
+    /// `BackendType` that is no string.
+    pub fn decode(text: &str) -> Result<Self, ValueError> {
+        if text.trim().is_empty() {
+            return Err(ValueError::Empty);
+        }
+        let object: Object = serde_json::from_str(text).map_err(|e| ValueError::Syntax(e.to_string()))?;
+        let error = |field, value: Option<&Value>, reason| ValueError::Field {
+            field,
+            value: value.map_or_else(|| "nothing".to_owned(), Value::to_string),
+            reason,
+        };
+        let public_ip = object.get("PublicIP");
+        let address = public_ip.and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let backend_type = match object.get_non_null("BackendType") {
+            None => None,
+            Some(Value::String(kind)) => Some(kind.clone()).filter(|kind| !kind.is_empty()),
+            other => return Err(error("BackendType", other, "not a string")),
+        };
+        Ok(Self {
+            public_ip: address.ok_or_else(|| error("PublicIP", public_ip, "not an IPv4 address"))?,
+            backend_type,
+            backend_data: object.get_non_null("BackendData").cloned(),
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

@@ -1,6 +1,32 @@
 //! flannel's contract as values: the network config, the lease's key and value, the choice of a free
 //! subnet, and `subnet.env`.
+//!
+//! Theory of operation. Text that other programs wrote (operators, flanneld of any age, CNI plugins)
+//! comes in, a checked value goes out, and back again byte for byte; nothing here talks to a store or
+//! knows the time. JSON is read as Go reads it ([`go_json`]): keys match whatever their case, the last
+//! of several wins, unknown ones are ignored. What flannel wrote and can read back, we can read; what
+//! makes no sense gets an error that names the field and its value.
+//!
+//! | file | text | value |
+//! |---|---|---|
+//! | [`config`] | `<prefix>/config` | [`Config`] |
+//! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
+//! | [`allocate`] | | a free subnet of a [`Config`] |
+//! | [`env_file`] | `/run/flannel/subnet.env` | [`EnvFile`] |
 
+pub mod allocate;
+pub mod config;
+pub mod env_file;
+mod go_json;
 pub mod lease;
 
+pub use config::{BackendConfig, Config, ConfigError};
+pub use env_file::{EnvFile, EnvFileError};
 pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
+
+use ipnet::Ipv4Net;
+
+/// Whether two subnets share an address: then one of them contains the other.
+pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}

@@ -1,0 +1,324 @@
+//! Counters: the only thing that comes up from a worker. One writer each, relaxed, a cache line of their own.
+
+use crossbeam::utils::CachePadded;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a packet was dropped. Every way to lose a packet has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// From the TUN: a frame whose vnet header and packet do not fit together.
+    TunFrame,
+    /// From the TUN: not IPv4 (the kernel sends IPv6 router solicitations into any TUN).
+    TunNotIpv4,
+    /// From the TUN: an IPv4 header that lies about its lengths.
+    TunMalformed,
+    /// From the TUN: for a multicast or broadcast address.
+    TunMulticast,
+    /// From the TUN: no peer has that address (our own subnet included); answered with ICMP.
+    NoRoute,
+    /// From the TUN: TTL 0 or 1; answered with ICMP.
+    TunTtl,
+    /// To a peer: the socket's send buffer is full, or the kernel is out of memory.
+    SendBuffer,
+    /// To a peer: no route to its address, or the link is down.
+    SendUnreachable,
+    /// To a peer: larger than the path allows.
+    SendTooBig,
+    /// To a peer: any other error.
+    SendFailed,
+    /// From the network: longer than any buffer.
+    Truncated,
+    /// From the network: not IPv4.
+    NotIpv4,
+    /// From the network: not exactly one IPv4 packet.
+    Malformed,
+    /// From the network: wrong IPv4 header checksum.
+    HeaderChecksum,
+    /// From the network: the sender's address is no peer's.
+    UnknownPeer,
+    /// From the network: the inner source is not in the sending peer's subnet.
+    InnerSource,
+    /// From the network: the inner destination is not in our subnet.
+    InnerDestination,
+    /// From the network: TTL 0 or 1; answered with ICMP.
+    Ttl,
+    /// To the TUN: the device is down.
+    TunDown,
+    /// To the TUN: the device was deleted.
+    TunGone,
+    /// To the TUN: the kernel refused the write for another reason.
+    TunWrite,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [DropReason; 21] = [
+        DropReason::TunFrame,
+        DropReason::TunNotIpv4,
+        DropReason::TunMalformed,
+        DropReason::TunMulticast,
+        DropReason::NoRoute,
+        DropReason::TunTtl,
+        DropReason::SendBuffer,
+        DropReason::SendUnreachable,
+        DropReason::SendTooBig,
+        DropReason::SendFailed,
+        DropReason::Truncated,
+        DropReason::NotIpv4,
+        DropReason::Malformed,
+        DropReason::HeaderChecksum,
+        DropReason::UnknownPeer,
+        DropReason::InnerSource,
+        DropReason::InnerDestination,
+        DropReason::Ttl,
+        DropReason::TunDown,
+        DropReason::TunGone,
+        DropReason::TunWrite,
+    ];
+
+    /// The name in logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::TunFrame => "tun_frame",
+            DropReason::TunNotIpv4 => "tun_not_ipv4",
+            DropReason::TunMalformed => "tun_malformed",
+            DropReason::TunMulticast => "tun_multicast",
+            DropReason::NoRoute => "no_route",
+            DropReason::TunTtl => "tun_ttl",
+            DropReason::SendBuffer => "send_buffer",
+            DropReason::SendUnreachable => "send_unreachable",
+            DropReason::SendTooBig => "send_too_big",
+            DropReason::SendFailed => "send_failed",
+            DropReason::Truncated => "truncated",
+            DropReason::NotIpv4 => "not_ipv4",
+            DropReason::Malformed => "malformed",
+            DropReason::HeaderChecksum => "header_checksum",
+            DropReason::UnknownPeer => "unknown_peer",
+            DropReason::InnerSource => "inner_source",
+            DropReason::InnerDestination => "inner_destination",
+            DropReason::Ttl => "ttl",
+            DropReason::TunDown => "tun_down",
+            DropReason::TunGone => "tun_gone",
+            DropReason::TunWrite => "tun_write",
+        }
+    }
+}
+
+/// What else is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Frames read from the TUN; one may hold many packets.
+    TunReads,
+    /// Packets taken from the TUN and sent to a peer.
+    TunPackets,
+    /// Their bytes, IPv4 headers included.
+    TunBytes,
+    /// Sends on the socket; one may hold many packets.
+    UdpSends,
+    /// Receives from the socket; one may hold many packets.
+    UdpReceives,
+    /// Packets from peers that passed all checks.
+    UdpPackets,
+    /// Their bytes, IPv4 headers included.
+    UdpBytes,
+    /// Frames written to the TUN; one may hold many packets.
+    TunWrites,
+    /// ICMP errors sent.
+    IcmpSent,
+    /// ICMP errors not sent, to keep below the rate limit.
+    IcmpLimited,
+    /// Segmented sends that the kernel refused and that were resent packet by packet.
+    Resent,
+    /// Turns of the worker: one wait each.
+    Turns,
+    /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
+    Starved,
+    /// Errors of the standing receive.
+    ReceiveErrors,
+    /// Route changes applied.
+    RouteChanges,
+    /// Route changes refused.
+    RouteErrors,
+}
+
+impl Count {
+    /// All counts, in the order of their numbers.
+    pub const ALL: [Count; 16] = [
+        Count::TunReads,
+        Count::TunPackets,
+        Count::TunBytes,
+        Count::UdpSends,
+        Count::UdpReceives,
+        Count::UdpPackets,
+        Count::UdpBytes,
+        Count::TunWrites,
+        Count::IcmpSent,
+        Count::IcmpLimited,
+        Count::Resent,
+        Count::Turns,
+        Count::Starved,
+        Count::ReceiveErrors,
+        Count::RouteChanges,
+        Count::RouteErrors,
+    ];
+
+    /// The name in logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Count::TunReads => "tun_reads",
+            Count::TunPackets => "tun_packets",
+            Count::TunBytes => "tun_bytes",
+            Count::UdpSends => "udp_sends",
+            Count::UdpReceives => "udp_receives",
+            Count::UdpPackets => "udp_packets",
+            Count::UdpBytes => "udp_bytes",
+            Count::TunWrites => "tun_writes",
+            Count::IcmpSent => "icmp_sent",
+            Count::IcmpLimited => "icmp_limited",
+            Count::Resent => "resent",
+            Count::Turns => "turns",
+            Count::Starved => "starved",
+            Count::ReceiveErrors => "receive_errors",
+            Count::RouteChanges => "route_changes",
+            Count::RouteErrors => "route_errors",
+        }
+    }
+}
+
+const DROPS: usize = DropReason::ALL.len();
+const COUNTS: usize = Count::ALL.len();
+
+/// One worker's counters. Only that worker writes, so a load and a store make an addition.
+#[derive(Debug)]
+pub struct Counters {
+    drops: CachePadded<[AtomicU64; DROPS]>,
+    counts: CachePadded<[AtomicU64; COUNTS]>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            drops: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            counts: CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts `packets` dropped for `reason`.
+    #[inline]
+    pub fn drop(&self, reason: DropReason, packets: usize) {
+        add(&self.drops[reason as usize], packets);
+    }
+
+    /// Adds `n` to `count`.
+    #[inline]
+    pub fn add(&self, count: Count, n: usize) {
+        add(&self.counts[count as usize], n);
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Snapshot {
+            drops: std::array::from_fn(|i| read(&self.drops[i])),
+            counts: std::array::from_fn(|i| read(&self.counts[i])),
+        }
+    }
+}
+
+#[inline]
+fn add(counter: &AtomicU64, n: usize) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n as u64), Ordering::Relaxed);
+}
+
+/// Counters at one moment, of one worker or summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    drops: [u64; DROPS],
+    counts: [u64; COUNTS],
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Snapshot { drops: [0; DROPS], counts: [0; COUNTS] }
+    }
+}
+
+impl Snapshot {
+    /// Packets dropped for `reason`.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// All packets dropped.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// The value of `count`.
+    #[must_use]
+    pub fn get(&self, count: Count) -> u64 {
+        self.counts[count as usize]
+    }
+}
+
+impl std::ops::AddAssign for Snapshot {
+    fn add_assign(&mut self, other: Snapshot) {
+        for (mine, theirs) in self.drops.iter_mut().zip(other.drops) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
+            *mine += theirs;
+        }
+    }
+}
+
+impl fmt::Display for Snapshot {
+    /// A line per counter: `count <name> <n>`, then `drop <reason> <n>`; zeros included, so that a reader
+    /// need not know which exist.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for count in Count::ALL {
+            writeln!(f, "count {} {}", count.name(), self.get(count))?;
+        }
+        for reason in DropReason::ALL {
+            writeln!(f, "drop {} {}", reason.name(), self.dropped(reason))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_in_the_order_of_the_enums() {
+        for (i, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, i);
+        }
+        for (i, count) in Count::ALL.into_iter().enumerate() {
+            assert_eq!(count as usize, i);
+        }
+    }
+
+    #[test]
+    fn snapshots_add_up_and_print_a_line_each() {
+        let (one, two) = (Counters::default(), Counters::default());
+        one.drop(DropReason::Ttl, 2);
+        two.drop(DropReason::Ttl, 3);
+        two.add(Count::Turns, 1);
+        let mut sum = one.snapshot();
+        sum += two.snapshot();
+        assert_eq!((sum.dropped(DropReason::Ttl), sum.dropped_total(), sum.get(Count::Turns)), (5, 5, 1));
+        let text = sum.to_string();
+        assert!(text.lines().any(|line| line == "drop ttl 5"));
+        assert_eq!(text.lines().count(), DROPS + COUNTS);
+    }
+}

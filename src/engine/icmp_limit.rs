@@ -1,0 +1,51 @@
+//! How many ICMP errors a worker may send: a token bucket (RFC 1812, section 4.3.2.8).
+
+use std::time::{Duration, Instant};
+
+/// Errors a second in the long run, and at once after a quiet second.
+const RATE: u32 = 100;
+const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
+
+/// The bucket; full at first.
+#[derive(Debug)]
+pub(super) struct IcmpLimit {
+    tokens: u32,
+    filled: Option<Instant>,
+}
+
+impl IcmpLimit {
+    pub(super) fn new() -> IcmpLimit {
+        IcmpLimit { tokens: RATE, filled: None }
+    }
+
+    /// Whether one more may be sent at `now`.
+    pub(super) fn allow(&mut self, now: Instant) -> bool {
+        let since = self.filled.map_or(Duration::ZERO, |filled| now.saturating_duration_since(filled));
+        let earned = u32::try_from(since.as_nanos() / INTERVAL.as_nanos()).unwrap_or(RATE).min(RATE);
+        if earned > 0 || self.filled.is_none() {
+            self.tokens = (self.tokens + earned).min(RATE);
+            self.filled = Some(now);
+        }
+        let allowed = self.tokens > 0;
+        self.tokens -= u32::from(allowed);
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_a_hundred_then_a_hundred_a_second() {
+        let mut limit = IcmpLimit::new();
+        let start = Instant::now();
+        let sent = |limit: &mut IcmpLimit, at: Duration, tries: u32| {
+            (0..tries).filter(|_| limit.allow(start + at)).count()
+        };
+        assert_eq!(sent(&mut limit, Duration::ZERO, 500), 100);
+        assert_eq!(sent(&mut limit, Duration::from_millis(9), 500), 0);
+        assert_eq!(sent(&mut limit, Duration::from_millis(500), 500), 50);
+        assert_eq!(sent(&mut limit, Duration::from_secs(3600), 500), 100);
+    }
+}

@@ -1,0 +1,138 @@
+//! The in-memory carrier: the same pipeline without a kernel, for tests, with faults to order.
+
+use super::{Failure, Outgoing, Port, Received};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddrV4;
+
+/// A datagram to be received: payload, sender, stride, whether it was cut.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// The sender.
+    pub from: SocketAddrV4,
+    /// As `UDP_GRO` would tell it.
+    pub stride: Option<u16>,
+    /// As `MSG_TRUNC` would tell it.
+    pub truncated: bool,
+}
+
+/// A train as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// All bytes.
+    pub bytes: Vec<u8>,
+    /// To whom.
+    pub to: SocketAddrV4,
+    /// How the kernel would cut it; `None` for a train of one.
+    pub segment_size: Option<u16>,
+}
+
+/// Packet input and output in memory. It never waits.
+#[derive(Debug, Default)]
+pub struct MemoryPort {
+    /// Frames to be read from the TUN, vnet header first.
+    pub frames: VecDeque<Vec<u8>>,
+    /// Datagrams to be received.
+    pub arrivals: VecDeque<Arrival>,
+    /// Trains that were sent.
+    pub sent: Vec<Sent>,
+    /// Frames that were written to the TUN, vnet header first.
+    pub written: Vec<Vec<u8>>,
+    /// Packets that were sent again one by one.
+    pub resent: Vec<Vec<u8>>,
+    /// The errno for each coming send, 0 for success; when empty, all succeed.
+    pub send_faults: VecDeque<i32>,
+    /// The errno for each coming write, likewise.
+    pub write_faults: VecDeque<i32>,
+    /// Whether the TUN device is gone.
+    pub gone: bool,
+    given: Vec<Vec<u8>>,
+    failures: Vec<Failure>,
+}
+
+impl MemoryPort {
+    fn fault(faults: &mut VecDeque<i32>) -> Option<i32> {
+        faults.pop_front().filter(|&errno| errno != 0)
+    }
+}
+
+impl Port for MemoryPort {
+    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
+        self.failures.clear();
+        for (index, (to, train)) in out.batcher.trains().enumerate() {
+            if let Some(errno) = Self::fault(&mut self.send_faults) {
+                self.failures.push(Failure::Send(index, errno));
+                continue;
+            }
+            let segment_size = (train.count() > 1).then(|| train.segment_size());
+            self.sent.push(Sent { bytes: train.bytes().to_vec(), to, segment_size });
+        }
+        for (index, frame) in out.coalescer.frames().enumerate() {
+            if let Some(errno) = Self::fault(&mut self.write_faults) {
+                self.failures.push(Failure::Write(index, errno));
+                continue;
+            }
+            let mut bytes = frame.head.to_vec();
+            for piece in frame.pieces {
+                let start = piece.start as usize;
+                bytes.extend(&self.given[usize::from(piece.buffer)][start..start + piece.len as usize]);
+            }
+            self.written.push(bytes);
+        }
+        self.given.clear();
+        Ok(())
+    }
+
+    fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    fn frame(&mut self) -> Option<&mut [u8]> {
+        self.frames.front_mut().map(Vec::as_mut_slice)
+    }
+
+    fn advance(&mut self) {
+        self.frames.pop_front();
+    }
+
+    fn datagram(&mut self) -> Option<Received> {
+        let arrival = self.arrivals.pop_front()?;
+        let received = Received {
+            buffer: u16::try_from(self.given.len()).ok()?,
+            start: 0,
+            len: arrival.payload.len(),
+            from: arrival.from,
+            stride: arrival.stride,
+            truncated: arrival.truncated,
+        };
+        self.given.push(arrival.payload);
+        Some(received)
+    }
+
+    fn payload(&self, received: &Received) -> &[u8] {
+        &self.given[usize::from(received.buffer)][received.start..received.start + received.len]
+    }
+
+    fn resend(&mut self, packet: &[u8], _to: SocketAddrV4) -> io::Result<()> {
+        self.resent.push(packet.to_vec());
+        Ok(())
+    }
+
+    fn take_woken(&mut self) -> bool {
+        false
+    }
+
+    fn tun_gone(&self) -> bool {
+        self.gone
+    }
+
+    fn take_receive_errors(&mut self) -> usize {
+        0
+    }
+
+    fn take_starved(&mut self) -> usize {
+        0
+    }
+}

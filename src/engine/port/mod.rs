@@ -1,0 +1,104 @@
+//! Where packets cross between a worker and the kernel: one trait, and its io_uring, poll and in-memory forms.
+//!
+//! A port reads frames from one TUN queue and datagrams from one socket, and once a turn carries out what the
+//! worker has gathered in [`Outgoing`]. When [`Port::turn`] returns, all of that is done: the worker may reuse
+//! every byte.
+
+mod memory;
+mod poll;
+mod uring;
+
+pub use memory::MemoryPort;
+pub use poll::PollPort;
+pub use uring::UringPort;
+
+use crate::offload::{Batcher, Coalescer};
+use std::io;
+use std::net::SocketAddrV4;
+
+/// What a worker has gathered for the next turn: trains for peers, frames for the TUN.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Packets to peers, by the peer's address.
+    pub batcher: Batcher<SocketAddrV4>,
+    /// Packets for the TUN; their pieces lie in the port's receive buffers.
+    pub coalescer: Coalescer,
+}
+
+impl Outgoing {
+    /// Forgets all, ready for the next turn.
+    pub fn clear(&mut self) {
+        self.batcher.clear();
+        self.coalescer.clear();
+    }
+}
+
+/// A datagram, or several equal ones joined by the kernel, in one of the port's buffers. The buffer stays as it
+/// is until the next turn has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The buffer's number.
+    pub buffer: u16,
+    /// Where the payload starts in it.
+    pub start: usize,
+    /// Bytes of payload.
+    pub len: usize,
+    /// The sender.
+    pub from: SocketAddrV4,
+    /// Length of each datagram but the last, when the kernel joined several.
+    pub stride: Option<u16>,
+    /// Some of it is lost for want of room.
+    pub truncated: bool,
+}
+
+/// Which part of [`Outgoing`] failed, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The n-th train.
+    Send(usize, i32),
+    /// The n-th frame.
+    Write(usize, i32),
+}
+
+/// Packet input and output of one worker.
+pub trait Port {
+    /// Sends every train and writes every frame of `out`, in order; then, if there is nothing to handle yet,
+    /// waits for a frame, a datagram or a wake-up.
+    ///
+    /// # Errors
+    /// Only what makes the port useless.
+    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()>;
+
+    /// What failed in the last turn, oldest first.
+    fn failures(&self) -> &[Failure];
+
+    /// The frame to handle now, vnet header first; the same one until [`Port::advance`].
+    fn frame(&mut self) -> Option<&mut [u8]>;
+
+    /// Done with the current frame.
+    fn advance(&mut self);
+
+    /// The next datagram.
+    fn datagram(&mut self) -> Option<Received>;
+
+    /// The bytes of a datagram that was given out since the last turn.
+    fn payload(&self, received: &Received) -> &[u8];
+
+    /// Sends one packet now, unsegmented, outside the turn.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()>;
+
+    /// Whether the control thread called since the last time.
+    fn take_woken(&mut self) -> bool;
+
+    /// Whether the TUN device is gone for good.
+    fn tun_gone(&self) -> bool;
+
+    /// How many receive errors there were since the last time.
+    fn take_receive_errors(&mut self) -> usize;
+
+    /// How often the kernel found no buffer, since the last time.
+    fn take_starved(&mut self) -> usize;
+}

@@ -1,0 +1,238 @@
+//! The poll carrier: `read` and `writev` on the TUN, `recvmmsg` and `sendmmsg` on the socket, `poll` to wait.
+//!
+//! For hosts that forbid io_uring. It reads until a descriptor runs dry and asks `poll` only then. One buffer
+//! serves all frames, so it stays in the cache.
+
+use super::{Failure, Outgoing, Port, Received};
+use crate::offload::{Batcher, Coalescer, MAX_PIECES};
+use crate::ring::Wake;
+use crate::tun::{Queue, READ_SIZE, is_gone};
+use crate::udp::{ReceiveMany, SendMany, Socket};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{self, IoSlice};
+use std::net::SocketAddrV4;
+
+/// Receives gathered by one `recvmmsg`.
+const RECEIVES: usize = 8;
+/// The largest datagram.
+const DATAGRAM_BYTES: usize = 65_507;
+
+/// A worker's packet input and output by plain system calls.
+pub struct PollPort {
+    queue: Queue,
+    socket: Socket,
+    wake: Wake,
+    frame: Box<[u8]>,
+    /// Bytes of the current frame; 0: none.
+    frame_len: usize,
+    buffers: Vec<Box<[u8]>>,
+    /// Buffers below this one hold datagrams given out since the last turn.
+    given: usize,
+    /// Buffers below this one hold datagrams.
+    filled: usize,
+    /// `received` tells of the buffers from this one on.
+    batch_start: usize,
+    receive_many: ReceiveMany,
+    send_many: SendMany,
+    failures: Vec<Failure>,
+    tun_ready: bool,
+    udp_ready: bool,
+    woken: bool,
+    tun_gone: bool,
+    receive_errors: usize,
+}
+
+impl PollPort {
+    /// Allocates everything: `buffers` receive buffers, and room for `sends` sends and `writes` writes a turn.
+    #[must_use]
+    pub fn new(queue: Queue, socket: Socket, wake: Wake, buffers: u16, sends: usize, writes: usize) -> PollPort {
+        PollPort {
+            queue,
+            socket,
+            wake,
+            frame: vec![0; READ_SIZE].into_boxed_slice(),
+            frame_len: 0,
+            buffers: (0..buffers).map(|_| vec![0; DATAGRAM_BYTES].into_boxed_slice()).collect(),
+            given: 0,
+            filled: 0,
+            batch_start: 0,
+            receive_many: ReceiveMany::new(RECEIVES),
+            send_many: SendMany::new(sends),
+            failures: Vec::with_capacity(sends + writes),
+            tun_ready: true,
+            udp_ready: true,
+            woken: false,
+            tun_gone: false,
+            receive_errors: 0,
+        }
+    }
+
+    fn send_all(&mut self, batcher: &Batcher<SocketAddrV4>) {
+        let mut done = 0;
+        while done < batcher.open() {
+            let rest = batcher.trains().skip(done).map(|(to, train)| {
+                let segment_size = (train.count() > 1).then(|| train.segment_size());
+                (train.bytes(), to, segment_size)
+            });
+            match self.socket.send_many(&mut self.send_many, rest) {
+                Ok(sent) => done += sent.max(1),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.failures.push(Failure::Send(done, error.raw_os_error().unwrap_or(0)));
+                    done += 1;
+                }
+            }
+        }
+    }
+
+    fn write_all(&mut self, coalescer: &mut Coalescer) {
+        let mut parts = [IoSlice::new(&[]); MAX_PIECES + 1];
+        for (index, frame) in coalescer.frames().enumerate() {
+            parts[0] = IoSlice::new(frame.head);
+            for (part, piece) in parts[1..].iter_mut().zip(frame.pieces) {
+                let start = piece.start as usize;
+                let bytes = &self.buffers[usize::from(piece.buffer)][start..start + piece.len as usize];
+                *part = IoSlice::new(bytes);
+            }
+            if let Err(error) = self.queue.write_vectored(&parts[..=frame.pieces.len()]) {
+                self.failures.push(Failure::Write(index, error.raw_os_error().unwrap_or(0)));
+            }
+        }
+    }
+
+    fn read_frame(&mut self) {
+        match self.queue.read(&mut self.frame) {
+            Ok(len) => self.frame_len = len,
+            Err(error) => {
+                self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
+                self.tun_gone |= is_gone(&error);
+            }
+        }
+    }
+
+    fn receive_batch(&mut self) {
+        let offered = (self.buffers.len() - self.filled).min(RECEIVES);
+        let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
+        match self.socket.receive_many(&mut self.receive_many, free) {
+            Ok(0) => {}
+            Ok(count) => {
+                self.batch_start = self.filled;
+                self.filled += count;
+                self.udp_ready = count == offered;
+            }
+            Err(error) => {
+                self.udp_ready = false;
+                let expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                self.receive_errors += usize::from(!expected);
+            }
+        }
+    }
+
+    fn nothing_to_handle(&self) -> bool {
+        let quiet = self.frame_len == 0 && self.given == self.filled && self.failures.is_empty();
+        quiet && !(self.tun_ready && !self.tun_gone) && !self.udp_ready
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        // A deleted device would report an error for ever: leave it out.
+        let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
+        let (tun, udp, wake) = {
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.wake, PollFlags::IN),
+                PollFd::new(&self.queue, tun_events),
+            ];
+            let watched = if self.tun_gone { 2 } else { 3 };
+            match poll(&mut fds[..watched], None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+            (ready(&fds[2]), ready(&fds[0]), ready(&fds[1]))
+        };
+        self.tun_ready = tun;
+        self.udp_ready = udp;
+        if wake {
+            self.wake.drain();
+            self.woken = true;
+        }
+        Ok(())
+    }
+}
+
+impl Port for PollPort {
+    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
+        self.failures.clear();
+        self.send_all(&out.batcher);
+        self.write_all(&mut out.coalescer);
+        if self.given == self.filled {
+            self.given = 0;
+            self.filled = 0;
+        }
+        if self.nothing_to_handle() {
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    fn frame(&mut self) -> Option<&mut [u8]> {
+        if self.frame_len == 0 && self.tun_ready && !self.tun_gone {
+            self.read_frame();
+        }
+        (self.frame_len > 0).then(|| &mut self.frame[..self.frame_len])
+    }
+
+    fn advance(&mut self) {
+        self.frame_len = 0;
+    }
+
+    fn datagram(&mut self) -> Option<Received> {
+        if self.given == self.filled && self.udp_ready && self.filled < self.buffers.len() {
+            self.receive_batch();
+        }
+        if self.given == self.filled {
+            return None;
+        }
+        let received = self.receive_many.received().get(self.given - self.batch_start)?;
+        let buffer = u16::try_from(self.given).ok()?;
+        self.given += 1;
+        Some(Received {
+            buffer,
+            start: 0,
+            len: received.len,
+            from: received.from,
+            stride: received.stride,
+            truncated: received.truncated,
+        })
+    }
+
+    fn payload(&self, received: &Received) -> &[u8] {
+        let end = received.start + received.len;
+        self.buffers[usize::from(received.buffer)].get(received.start..end).unwrap_or_default()
+    }
+
+    fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()> {
+        self.socket.send(packet, to, None).map(drop)
+    }
+
+    fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
+    }
+
+    fn tun_gone(&self) -> bool {
+        self.tun_gone
+    }
+
+    fn take_receive_errors(&mut self) -> usize {
+        std::mem::take(&mut self.receive_errors)
+    }
+
+    fn take_starved(&mut self) -> usize {
+        // Nothing waits for a buffer here: what is not read stays in the kernel's queues.
+        0
+    }
+}

@@ -1,0 +1,125 @@
+//! The io_uring carrier: see [`crate::ring`] for how a turn works.
+
+use super::{Failure, Outgoing, Port, Received};
+use crate::ring::{Descriptors, Operation, Ring, RingError, Sizes, Wake};
+use crate::tun::{Queue, is_gone};
+use crate::udp::{SegmentControl, Socket, control};
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+
+/// A worker's packet input and output on one io_uring.
+pub struct UringPort {
+    /// Closed before the descriptors it works on.
+    ring: Ring,
+    /// Kept open for as long as the ring reads it; the device goes with its last queue.
+    _queue: Queue,
+    socket: Socket,
+    wake: Wake,
+    failures: Vec<Failure>,
+    receive_errors: usize,
+    starved: u64,
+}
+
+impl UringPort {
+    /// Makes the ring on the current thread, which must be the worker's.
+    ///
+    /// # Errors
+    /// [`RingError`] names the remedy.
+    pub fn new(queue: Queue, socket: Socket, wake: Wake, sizes: Sizes) -> Result<UringPort, RingError> {
+        let descriptors = Descriptors { tun: queue.as_fd(), udp: socket.as_fd(), wake: wake.as_fd() };
+        let ring = Ring::new(descriptors, sizes)?;
+        let failures = Vec::with_capacity(sizes.sends + sizes.writes);
+        Ok(UringPort { ring, _queue: queue, socket, wake, failures, receive_errors: 0, starved: 0 })
+    }
+}
+
+impl Port for UringPort {
+    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
+        let Outgoing { batcher, coalescer } = out;
+        let mut control = SegmentControl::new(1);
+        self.ring.turn(|stage| {
+            for (to, train) in batcher.trains() {
+                let message: &[u8] = match train.count() {
+                    0 | 1 => &[],
+                    _ => {
+                        control.set(train.segment_size());
+                        control.as_bytes()
+                    }
+                };
+                let staged = stage.send(train.bytes(), to, message);
+                debug_assert!(staged, "the stage is as large as the batcher");
+            }
+            for frame in coalescer.frames() {
+                let pieces =
+                    frame.pieces.iter().map(|p| (p.buffer, p.start as usize, p.len as usize));
+                let staged = stage.write(frame.head, pieces);
+                debug_assert!(staged, "the stage is as large as the coalescer");
+            }
+        })?;
+        self.failures.clear();
+        self.failures.extend(self.ring.failures().iter().map(|failure| match failure.operation {
+            Operation::Send(index) => Failure::Send(index, failure.errno),
+            Operation::Write(index) => Failure::Write(index, failure.errno),
+        }));
+        if self.ring.take_udp_error().is_some() {
+            self.receive_errors += 1;
+        }
+        Ok(())
+    }
+
+    fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    fn frame(&mut self) -> Option<&mut [u8]> {
+        self.ring.frame()
+    }
+
+    fn advance(&mut self) {
+        self.ring.advance();
+    }
+
+    fn datagram(&mut self) -> Option<Received> {
+        let datagram = self.ring.datagram()?;
+        Some(Received {
+            buffer: datagram.buffer,
+            start: datagram.start,
+            len: datagram.len,
+            from: datagram.from,
+            stride: control::stride(self.ring.control(&datagram)),
+            truncated: datagram.truncated,
+        })
+    }
+
+    fn payload(&self, received: &Received) -> &[u8] {
+        self.ring.payload(received.buffer, received.start, received.len)
+    }
+
+    fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()> {
+        self.socket.send(packet, to, None).map(drop)
+    }
+
+    fn take_woken(&mut self) -> bool {
+        let woken = self.ring.take_woken();
+        if woken {
+            self.wake.drain();
+        }
+        woken
+    }
+
+    fn tun_gone(&self) -> bool {
+        self.ring.tun_error().is_some_and(|errno| is_gone(&io::Error::from_raw_os_error(errno)))
+    }
+
+    fn take_receive_errors(&mut self) -> usize {
+        std::mem::take(&mut self.receive_errors)
+    }
+
+    fn take_starved(&mut self) -> usize {
+        let total = self.ring.starved();
+        let new = total - self.starved;
+        self.starved = total;
+        usize::try_from(new).unwrap_or(usize::MAX)
+    }
+}

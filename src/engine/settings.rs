@@ -1,0 +1,145 @@
+//! What the operator may set about the packet path.
+
+use std::fmt;
+
+/// Settings of the engine; the command line fills them in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How many workers; `None` lets the engine choose. At most [`MAX_WORKERS`].
+    pub workers: Option<usize>,
+    /// Cores to pin workers to, worker `i` to `cores[i % cores.len()]`; empty: no pinning.
+    pub cores: Vec<usize>,
+    /// How many reads a worker takes from one descriptor before it turns to the next.
+    pub batch: usize,
+    /// Receive buffers per direction and worker.
+    pub buffers: usize,
+    /// How system calls are made.
+    pub carrier: Carrier,
+    /// Offloads at the TUN device.
+    pub tun_offload: TunOffload,
+    /// Offloads at the UDP socket.
+    pub udp_offload: UdpOffload,
+    /// Which packets from the network are let in.
+    pub peer_filter: PeerFilter,
+    /// `SO_RCVBUF` wished for, in bytes; the kernel may give less.
+    pub receive_buffer: usize,
+    /// `SO_SNDBUF` wished for, in bytes; the kernel may give less.
+    pub send_buffer: usize,
+}
+
+/// A TUN device has at most this many queues (`MAX_TAP_QUEUES`, Linux `drivers/net/tun.c`).
+pub const MAX_WORKERS: usize = 256;
+/// Range of [`Settings::batch`].
+pub const BATCH_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
+/// Range of [`Settings::buffers`].
+pub const BUFFERS_RANGE: std::ops::RangeInclusive<usize> = 4..=256;
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            cores: Vec::new(),
+            batch: 64,
+            buffers: 16,
+            carrier: Carrier::default(),
+            tun_offload: TunOffload::default(),
+            udp_offload: UdpOffload::default(),
+            peer_filter: PeerFilter::default(),
+            receive_buffer: 8 << 20,
+            send_buffer: 8 << 20,
+        }
+    }
+}
+
+/// How packets cross between this process and the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Carrier {
+    /// io_uring where the kernel allows it, else poll.
+    #[default]
+    Auto,
+    /// io_uring; an error at start where it is not to be had.
+    Uring,
+    /// `poll(2)` and plain reads and writes.
+    Poll,
+}
+
+/// Offloads at the TUN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TunOffload {
+    /// All that the kernel takes: checksum, TSO, USO.
+    #[default]
+    Auto,
+    /// Checksum and TSO, no USO.
+    Tso,
+    /// None: one read or write a packet.
+    Off,
+}
+
+/// Offloads at the UDP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UdpOffload {
+    /// `UDP_SEGMENT` when sending and `UDP_GRO` when receiving.
+    #[default]
+    Auto,
+    /// `UDP_SEGMENT` only.
+    Send,
+    /// `UDP_GRO` only.
+    Receive,
+    /// Neither.
+    Off,
+}
+
+/// Which packets from the network are let in. A looser filter suits peers behind NAT or routers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PeerFilter {
+    /// The outer source is a peer, the inner source lies in that peer's subnet, the inner
+    /// destination in ours.
+    #[default]
+    Strict,
+    /// The inner source lies in some peer's subnet and the inner destination in ours; the outer
+    /// source may be anything (a peer behind NAT).
+    Inner,
+    /// Everything, as flannel does.
+    Off,
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Poll => "poll",
+        })
+    }
+}
+
+impl fmt::Display for TunOffload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tso => "tso",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl fmt::Display for UdpOffload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl fmt::Display for PeerFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::Inner => "inner",
+            Self::Off => "off",
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! Frames from the TUN become trains for peers: header check → route → TTL → segment → batch.
+//!
+//! The mirror image of [`super::udp_to_tun`].
+
+use super::counters::{Count, Counters, DropReason};
+use super::icmp_limit::IcmpLimit;
+use super::port::Outgoing;
+use crate::offload::segment::{Plan, plan};
+use crate::packet::icmp::{self, Kind};
+use crate::packet::ipv4::{Ipv4, Malformed, decrement_ttl};
+use crate::packet::vnet::{VNET_LEN, VnetHeader};
+use crate::route::RouteTable;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is handled: the next one, please.
+    Whole,
+    /// The trains are full: the same one again after the next turn.
+    InPart,
+}
+
+/// A frame whose packets did not all find room: its plan, its peer and its first packet without a place.
+#[derive(Debug)]
+struct Rest {
+    plan: Plan,
+    to: SocketAddrV4,
+    next: usize,
+}
+
+/// The direction from the TUN to the peers.
+#[derive(Debug)]
+pub(super) struct TunToUdp {
+    /// Our own address on the TUN: the source of our ICMP errors.
+    address: Ipv4Addr,
+    limit: IcmpLimit,
+    rest: Option<Rest>,
+}
+
+impl TunToUdp {
+    pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
+        TunToUdp { address, limit: IcmpLimit::new(), rest: None }
+    }
+
+    /// Takes the current frame, or the rest of it.
+    pub(super) fn take(
+        &mut self,
+        frame: &mut [u8],
+        routes: &RouteTable,
+        out: &mut Outgoing,
+        counters: &Counters,
+    ) -> Taken {
+        let rest = match self.rest.take() {
+            Some(rest) => rest,
+            None => {
+                counters.add(Count::TunReads, 1);
+                match self.begin(frame, routes, out, counters) {
+                    Ok(rest) => rest,
+                    Err(reason) => {
+                        counters.drop(reason, 1);
+                        return Taken::Whole;
+                    }
+                }
+            }
+        };
+        self.place(&frame[VNET_LEN..], rest, out, counters)
+    }
+
+    /// Whether a frame waits for room.
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    fn begin(
+        &mut self,
+        frame: &mut [u8],
+        routes: &RouteTable,
+        out: &mut Outgoing,
+        counters: &Counters,
+    ) -> Result<Rest, DropReason> {
+        let vnet = VnetHeader::decode(frame).ok_or(DropReason::TunFrame)?;
+        let packet = frame.get_mut(VNET_LEN..).ok_or(DropReason::TunFrame)?;
+        let ip = Ipv4::parse(packet).map_err(|error| match error {
+            Malformed::NotIpv4 => DropReason::TunNotIpv4,
+            _ => DropReason::TunMalformed,
+        })?;
+        if ip.to_many() {
+            return Err(DropReason::TunMulticast);
+        }
+        // Look-up before TTL, as flannel does: an unroutable packet is unreachable, whatever its TTL.
+        let Some(peer) = routes.lookup(ip.destination) else {
+            self.answer(Kind::NetUnreachable, packet, out, counters);
+            return Err(DropReason::NoRoute);
+        };
+        if decrement_ttl(packet).is_err() {
+            self.answer(Kind::TimeExceeded, packet, out, counters);
+            return Err(DropReason::TunTtl);
+        }
+        let plan = plan(&vnet, packet).map_err(|_| DropReason::TunFrame)?;
+        Ok(Rest { plan, to: routes.address(peer), next: 0 })
+    }
+
+    fn place(&mut self, packet: &[u8], mut rest: Rest, out: &mut Outgoing, counters: &Counters) -> Taken {
+        let (first, count) = (rest.next, rest.plan.count());
+        let mut bytes = 0;
+        while rest.next < count {
+            let len = rest.plan.packet_len(rest.next);
+            let Some(room) = out.batcher.place(rest.to, len) else { break };
+            rest.plan.write(packet, rest.next, room);
+            rest.next += 1;
+            bytes += len;
+        }
+        counters.add(Count::TunPackets, rest.next - first);
+        counters.add(Count::TunBytes, bytes);
+        if rest.next == count {
+            return Taken::Whole;
+        }
+        self.rest = Some(rest);
+        Taken::InPart
+    }
+
+    /// An ICMP error for the local sender, written back to the TUN.
+    fn answer(&mut self, kind: Kind, packet: &[u8], out: &mut Outgoing, counters: &Counters) {
+        let mut reply = [0; icmp::MAX_REPLY];
+        let Some(len) = icmp::error_reply(kind, packet, self.address, &mut reply) else { return };
+        let sent = self.limit.allow(Instant::now()) && out.coalescer.push_owned(&reply[..len]);
+        counters.add(if sent { Count::IcmpSent } else { Count::IcmpLimited }, 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! Several endpoints: which one to ask, and when to ask the next.
+
+use super::{Error, Settings};
+use std::cell::Cell;
+use std::time::Duration;
+
+/// The endpoints of one store. Calls stay with the one that answered last.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    urls: Vec<String>,
+    current: Cell<usize>,
+    generation: Cell<u64>,
+    timeout: Duration,
+}
+
+/// What an attempt at one endpoint tells its caller when it fails.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No answer from there: another endpoint may serve the call, unless it was a write that may
+    /// have happened.
+    Unreached(Error),
+    /// An answer, and every endpoint would give it.
+    Answered(Error),
+}
+
+/// One attempt at one endpoint.
+#[derive(Debug)]
+pub(super) struct Attempt<'a> {
+    /// The endpoint.
+    pub(super) url: &'a str,
+    /// Set just before a write leaves: from then on silence does not mean that nothing happened.
+    writing: Cell<bool>,
+}
+
+impl Attempt<'_> {
+    /// A write is about to leave.
+    pub(super) fn write_leaves(&self) {
+        self.writing.set(true);
+    }
+
+    /// The write was refused or never left: nothing happened.
+    pub(super) fn write_undone(&self) {
+        self.writing.set(false);
+    }
+}
+
+impl Endpoints {
+    /// Refuses an empty list, and URLs that are not `http://host:port` or `https://host:port`. A bare
+    /// `host:port` is taken as `http`.
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        let urls: Vec<String> = settings
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.trim())
+            .filter(|endpoint| !endpoint.is_empty())
+            .map(normalised)
+            .collect::<Result<_, _>>()?;
+        if urls.is_empty() {
+            return Err(Error::Invalid("no etcd endpoint is given".to_owned()));
+        }
+        Ok(Self { urls, current: Cell::new(0), generation: Cell::new(0), timeout: settings.timeout })
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with
+    /// the default deadline.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeout * 6
+    }
+
+    /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
+    /// that the next one reads certificates and keys anew.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    /// Something is wrong with the current endpoint: the next call starts at its neighbour.
+    pub(super) fn turn(&self) {
+        self.current.set((self.current.get() + 1) % self.urls.len());
+        self.generation.set(self.generation.get().wrapping_add(1));
+    }
+
+    /// Tries one endpoint after the other, each once and within the time limit, until one answers.
+    pub(super) async fn ask<T>(
+        &self,
+        call: impl AsyncFn(&Attempt<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let mut failures = Vec::with_capacity(self.urls.len());
+        for _ in 0..self.urls.len() {
+            let url = &self.urls[self.current.get()];
+            let attempt = Attempt { url, writing: Cell::new(false) };
+            let error = match tokio::time::timeout(self.timeout, call(&attempt)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(Failure::Answered(error))) => return Err(error),
+                Ok(Err(Failure::Unreached(error))) => error,
+                Err(_) => Error::Unavailable(format!("no answer within {:?}", self.timeout)),
+            };
+            self.turn();
+            tracing::debug!(endpoint = %url, %error, "etcd endpoint failed");
+            failures.push((url, error));
+            if attempt.writing.get() {
+                break;
+            }
+        }
+        Err(combined(&failures))
+    }
+}
+
+/// One error that names every endpoint's. A refusal outweighs silence: it is what can be mended.
+fn combined(failures: &[(&String, Error)]) -> Error {
+    let reason = |error: &Error| match error {
+        Error::Unavailable(reason) | Error::Denied(reason) | Error::Invalid(reason) => reason.clone(),
+        other => other.to_string(),
+    };
+    let text = failures
+        .iter()
+        .map(|(url, error)| format!("{url}: {}", reason(error)))
+        .collect::<Vec<_>>()
+        .join("; ");
+    if failures.iter().any(|(_, error)| matches!(error, Error::Denied(_))) {
+        Error::Denied(text)
+    } else {
+        Error::Unavailable(text)
+    }
+}
+
+fn normalised(endpoint: &str) -> Result<String, Error> {
+    let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+    let url = reqwest::Url::parse(&full)
+        .map_err(|error| Error::Invalid(format!("etcd endpoint {endpoint:?}: {error}")))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        // Not repeated in the message: it holds a password.
+        return Err(Error::Invalid("an etcd endpoint must not hold a user or a password".to_owned()));
+    }
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(Error::Invalid(format!("etcd endpoint {endpoint:?} is not http://host:port")));
+    }
+    Ok(full.trim_end_matches('/').to_owned())
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The failure of a connection. A certificate that one side does not accept is a refusal, not silence.
+pub(super) fn unreached(reason: String) -> Failure {
+    let lower = reason.to_lowercase();
+    let refused = ["certificate", "unknownca", "unknownissuer", "alert: handshakefailure"];
+    if refused.iter().any(|word| lower.contains(word)) {
+        Failure::Unreached(Error::Denied(reason))
+    } else {
+        Failure::Unreached(Error::Unavailable(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_checked() {
+        assert_eq!(normalised("10.0.0.1:2379").as_deref(), Ok("http://10.0.0.1:2379"));
+        assert_eq!(normalised("https://[::1]:2379/").as_deref(), Ok("https://[::1]:2379"));
+        for bad in ["ftp://a:1", "unix:///x", "http://"] {
+            assert!(matches!(normalised(bad), Err(Error::Invalid(_))), "{bad}");
+        }
+        let Err(Error::Invalid(text)) = normalised("http://me:secret@host:1") else { panic!("taken") };
+        assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn a_refusal_outweighs_silence() {
+        let (a, b) = ("http://a".to_owned(), "http://b".to_owned());
+        let failures = [(&a, Error::Denied("no".to_owned())), (&b, Error::Unavailable("slow".to_owned()))];
+        assert_eq!(combined(&failures), Error::Denied("http://a: no; http://b: slow".to_owned()));
+        assert_eq!(combined(&failures[1..]), Error::Unavailable("http://b: slow".to_owned()));
+    }
+}

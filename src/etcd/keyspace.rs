@@ -1,0 +1,78 @@
+//! Where things lie in the store, and what a key and its value mean.
+
+use super::{Entry, Revision, Skipped};
+use crate::subnet::lease::KeyError;
+use crate::subnet::{LeaseAttrs, SubnetKey};
+
+/// The keys of one network: `<prefix>/config` and `<prefix>/subnets/<subnet>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Keyspace {
+    prefix: String,
+}
+
+impl Keyspace {
+    /// Blanks around the prefix, empty elements and slashes at either end do not matter, as in flannel
+    /// (Go's `path.Join`).
+    pub(super) fn new(prefix: &str) -> Self {
+        let mut clean = String::new();
+        for element in prefix.trim().split('/').filter(|element| !element.is_empty()) {
+            clean.push('/');
+            clean.push_str(element);
+        }
+        Self { prefix: clean }
+    }
+
+    pub(super) fn config(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
+    /// The directory of all leases, without a trailing slash.
+    pub(super) fn leases(&self) -> String {
+        format!("{}/subnets", self.prefix)
+    }
+
+    pub(super) fn lease(&self, key: &SubnetKey) -> String {
+        format!("{}/subnets/{key}", self.prefix)
+    }
+
+    /// What follows `<prefix>/subnets/`; `None` for any other key.
+    pub(super) fn name<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.prefix)?.strip_prefix("/subnets/")
+    }
+}
+
+/// The subnet that a key's last element names.
+pub(super) fn subnet(name: &str) -> Result<SubnetKey, Skipped> {
+    name.parse().map_err(|error: KeyError| Skipped { key: name.to_owned(), reason: error.reason.to_owned() })
+}
+
+/// The lease that a key's last element and its value make.
+pub(super) fn entry(
+    name: &str,
+    value: &str,
+    revision: Revision,
+    lease: Option<u64>,
+) -> Result<Entry, Skipped> {
+    let key = subnet(name)?;
+    let attrs = LeaseAttrs::decode(value)
+        .map_err(|error| Skipped { key: name.to_owned(), reason: error.to_string() })?;
+    Ok(Entry { key, attrs, revision, lease })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_normalised() {
+        for prefix in ["/coreos.com/network", "coreos.com/network/", " //coreos.com//network// "] {
+            let keys = Keyspace::new(prefix);
+            assert_eq!(keys.config(), "/coreos.com/network/config");
+            assert_eq!(keys.leases(), "/coreos.com/network/subnets");
+            assert_eq!(keys.name("/coreos.com/network/subnets/10.1.5.0-24"), Some("10.1.5.0-24"));
+            assert_eq!(keys.name("/coreos.com/network/subnets-x/10.1.5.0-24"), None);
+            assert_eq!(keys.name("/coreos.com/network/config"), None);
+        }
+        assert_eq!(Keyspace::new(" / ").config(), "/config");
+    }
+}

@@ -1,0 +1,272 @@
+//! A store inside this process: for tests, and for a host that is alone.
+//!
+//! It keeps the whole contract of the others (revisions, conditional writes, TTLs, a bounded history
+//! that a watch can fall out of), on a clock that stands still until [`Memory::advance`] moves it.
+
+use super::keyspace::{self, Keyspace};
+use super::{Change, Entry, Error, Listing, Registry, Revision, Watch};
+use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How many events are remembered, as in etcd v2.
+const HISTORY: usize = 1000;
+
+/// A store inside this process. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    state: Arc<Mutex<State>>,
+    changed: Arc<Notify>,
+}
+
+/// Keys are what follows `<prefix>/subnets/`.
+#[derive(Debug, Default)]
+struct State {
+    now: Duration,
+    revision: Revision,
+    /// The newest revision whose event is forgotten.
+    forgotten: Revision,
+    next_lease: u64,
+    config: Option<String>,
+    keys: BTreeMap<String, Stored>,
+    history: VecDeque<Event>,
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    value: String,
+    revision: Revision,
+    /// The lease's id and the time at which it expires.
+    lease: Option<(u64, Duration)>,
+}
+
+/// A write; no value means that the key has gone.
+#[derive(Debug, Clone)]
+struct Event {
+    revision: Revision,
+    name: String,
+    stored: Option<Stored>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self { state: Arc::default(), changed: Arc::new(Notify::new()) }
+    }
+
+    /// Moves the clock; leases whose time has come expire in order.
+    pub fn advance(&self, by: Duration) {
+        let mut state = self.lock();
+        state.now = state.now.saturating_add(by);
+        state.expire();
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Writes the network config.
+    pub fn put_config(&self, text: &str) {
+        let mut state = self.lock();
+        state.revision += 1;
+        state.config = Some(text.to_owned());
+    }
+
+    /// Writes any key below `subnets/`, without asking what was there; no TTL makes a reservation.
+    pub fn put_raw(&self, name: &str, value: &str, ttl: Option<Duration>) -> Revision {
+        let revision = self.lock().put(name, value.to_owned(), ttl).revision;
+        self.changed.notify_waiters();
+        revision
+    }
+
+    /// Deletes any key below `subnets/`, if it is there.
+    pub fn delete_raw(&self, name: &str) {
+        self.lock().remove(name);
+        self.changed.notify_waiters();
+    }
+
+    /// Forgets all events up to `revision`.
+    pub fn compact(&self, revision: Revision) {
+        self.lock().forget(revision);
+        self.changed.notify_waiters();
+    }
+
+    /// A poisoned lock means that a test has failed elsewhere; the state is sound between statements.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn put(&mut self, name: &str, value: String, ttl: Option<Duration>) -> Stored {
+        self.revision += 1;
+        let lease = ttl.map(|ttl| {
+            self.next_lease += 1;
+            (self.next_lease, self.now.saturating_add(ttl))
+        });
+        let stored = Stored { value, revision: self.revision, lease };
+        self.keys.insert(name.to_owned(), stored.clone());
+        self.remember(name, Some(stored.clone()));
+        stored
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.keys.remove(name).is_some() {
+            self.revision += 1;
+            self.remember(name, None);
+        }
+    }
+
+    fn remember(&mut self, name: &str, stored: Option<Stored>) {
+        self.history.push_back(Event { revision: self.revision, name: name.to_owned(), stored });
+        if let Some(oldest) = self.history.front().filter(|_| self.history.len() > HISTORY) {
+            self.forget(oldest.revision);
+        }
+    }
+
+    fn forget(&mut self, revision: Revision) {
+        self.forgotten = self.forgotten.max(revision.min(self.revision));
+        let forgotten = self.forgotten;
+        self.history.retain(|event| event.revision > forgotten);
+    }
+
+    fn expire(&mut self) {
+        let mut due: Vec<(Duration, String)> = self
+            .keys
+            .iter()
+            .filter_map(|(name, stored)| stored.lease.map(|(_, at)| (at, name.clone())))
+            .filter(|(at, _)| *at <= self.now)
+            .collect();
+        due.sort();
+        for (_, name) in due {
+            self.remove(&name);
+        }
+    }
+
+    /// The key, if it is still at that revision.
+    fn held(&self, held: &Entry) -> Result<String, Error> {
+        let name = held.key.to_string();
+        match self.keys.get(&name) {
+            Some(stored) if stored.revision == held.revision => Ok(name),
+            _ => Err(Error::Conflict),
+        }
+    }
+}
+
+fn lease_id(stored: &Stored) -> Option<u64> {
+    stored.lease.map(|(id, _)| id)
+}
+
+impl Registry for Memory {
+    type Watch = MemoryWatch;
+
+    async fn config(&self) -> Result<String, Error> {
+        self.lock().config.clone().ok_or_else(|| Error::NotFound(Keyspace::new("").config()))
+    }
+
+    async fn list(&self) -> Result<Listing, Error> {
+        let state = self.lock();
+        let mut listing = Listing { revision: state.revision, ..Listing::default() };
+        for (name, stored) in &state.keys {
+            match keyspace::entry(name, &stored.value, stored.revision, lease_id(stored)) {
+                Ok(entry) => listing.entries.push(entry),
+                Err(skipped) => listing.skipped.push(skipped),
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        let name = key.to_string();
+        let mut state = self.lock();
+        if state.keys.contains_key(&name) {
+            return Err(Error::Exists);
+        }
+        let stored = state.put(&name, attrs.encode(ValueForm::V3), Some(ttl));
+        self.changed.notify_waiters();
+        Ok(Entry { key, attrs: attrs.clone(), revision: stored.revision, lease: lease_id(&stored) })
+    }
+
+    async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        let mut state = self.lock();
+        let name = state.held(held)?;
+        let stored = state.put(&name, attrs.encode(ValueForm::V3), held.lease.map(|_| ttl));
+        self.changed.notify_waiters();
+        Ok(Entry {
+            attrs: attrs.clone(),
+            revision: stored.revision,
+            lease: lease_id(&stored),
+            ..held.clone()
+        })
+    }
+
+    async fn delete(&self, held: &Entry) -> Result<(), Error> {
+        let mut state = self.lock();
+        let name = state.held(held)?;
+        state.remove(&name);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn watch(&self, revision: Revision) -> Result<MemoryWatch, Error> {
+        if revision < self.lock().forgotten {
+            return Err(Error::Compacted);
+        }
+        Ok(MemoryWatch { store: self.clone(), seen: revision })
+    }
+}
+
+/// A running watch over a [`Memory`].
+#[derive(Debug)]
+pub struct MemoryWatch {
+    store: Memory,
+    seen: Revision,
+}
+
+impl MemoryWatch {
+    fn changes(&mut self) -> Result<Vec<Change>, Error> {
+        let state = self.store.lock();
+        if self.seen < state.forgotten {
+            return Err(Error::Compacted);
+        }
+        let changes = state
+            .history
+            .iter()
+            .filter(|event| event.revision > self.seen)
+            .filter_map(|event| match &event.stored {
+                Some(stored) => Some(
+                    keyspace::entry(&event.name, &stored.value, stored.revision, lease_id(stored))
+                        .map_or_else(Change::Skipped, Change::Set),
+                ),
+                None => keyspace::subnet(&event.name)
+                    .ok()
+                    .map(|key| Change::Gone { key, revision: event.revision }),
+            })
+            .collect();
+        // A store that was made anew counts from 0 again; the watch then waits until it is past that.
+        self.seen = self.seen.max(state.revision);
+        Ok(changes)
+    }
+}
+
+impl Watch for MemoryWatch {
+    async fn next(&mut self) -> Result<Vec<Change>, Error> {
+        let changed = Arc::clone(&self.store.changed);
+        loop {
+            // Registered before the look, or a change in between would be slept through.
+            let mut notified = std::pin::pin!(changed.notified());
+            notified.as_mut().enable();
+            let changes = self.changes()?;
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+            notified.await;
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The store of the daemon: whichever API the settings name, or whichever holds the config.
+
+use super::{
+    Api, Change, Entry, Error, Listing, Memory, MemoryWatch, Registry, Revision, Settings, V2, V2Watch, V3,
+    V3Watch, Watch,
+};
+use crate::subnet::{LeaseAttrs, SubnetKey};
+use std::cell::Cell;
+use std::time::Duration;
+
+/// A store over any API.
+#[derive(Debug)]
+pub enum Store {
+    /// The keys API.
+    V2(V2),
+    /// gRPC.
+    V3(V3),
+    /// Undecided between the two until one of them shows a config.
+    Auto(Auto),
+    /// In this process.
+    Memory(Memory),
+}
+
+/// Checks the settings and makes the store they describe. Nobody is contacted before the first call.
+///
+/// # Errors
+/// [`Error::Invalid`] for settings that can never work: no or bad endpoints, a certificate without a
+/// key, certificate files that cannot be read.
+pub fn connect(settings: &Settings) -> Result<Store, Error> {
+    super::tls::Pem::read(settings).map_err(|error| match error {
+        Error::Unavailable(reason) => Error::Invalid(reason),
+        other => other,
+    })?;
+    Ok(match settings.api {
+        Api::V2 => Store::V2(V2::new(settings)?),
+        Api::V3 => Store::V3(V3::new(settings)?),
+        Api::Auto => Store::Auto(Auto::new(settings)?),
+    })
+}
+
+/// Both APIs of one etcd, whose keys are two worlds: what is written through one is not seen through
+/// the other. The one that holds `<prefix>/config` is taken, v3 if both do, and then kept.
+///
+/// Until then every call asks anew. v2 is taken only when v3 has said for certain that it holds no
+/// config, or when the server is older than etcd 3: two nodes that guess differently would not see each
+/// other's leases.
+#[derive(Debug)]
+pub struct Auto {
+    v2: V2,
+    v3: V3,
+    chosen: Cell<Option<Api>>,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Copy)]
+enum Chosen<'a> {
+    V2(&'a V2),
+    V3(&'a V3),
+}
+
+impl Auto {
+    fn new(settings: &Settings) -> Result<Self, Error> {
+        Ok(Self { v2: V2::new(settings)?, v3: V3::new(settings)?, chosen: Cell::new(None) })
+    }
+
+    /// Which API was taken, if one was.
+    pub fn chosen(&self) -> Option<Api> {
+        self.chosen.get()
+    }
+
+    async fn store(&self) -> Result<Chosen<'_>, Error> {
+        if self.chosen.get().is_none() {
+            self.choose().await?;
+        }
+        Ok(match self.chosen.get() {
+            Some(Api::V2) => Chosen::V2(&self.v2),
+            _ => Chosen::V3(&self.v3),
+        })
+    }
+
+    async fn choose(&self) -> Result<(), Error> {
+        let api = match self.v3.config().await {
+            Ok(_) => Api::V3,
+            Err(Error::NotFound(key)) => match self.v2.config().await {
+                Ok(_) => Api::V2,
+                // Not there, or no such API: then there is no config.
+                Err(Error::NotFound(_) | Error::Invalid(_)) => return Err(Error::NotFound(key)),
+                Err(error) => return Err(error),
+            },
+            Err(error @ Error::Unavailable(_)) => {
+                if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
+                    return Err(error);
+                }
+                self.v2.config().await?;
+                Api::V2
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::info!(?api, "the network config is here; this etcd API is used from now on");
+        self.chosen.set(Some(api));
+        Ok(())
+    }
+}
+
+/// The same call on whichever store it is.
+macro_rules! each {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            Store::V2($store) => $call,
+            Store::V3($store) => $call,
+            Store::Memory($store) => $call,
+            Store::Auto(auto) => match auto.store().await? {
+                Chosen::V2($store) => $call,
+                Chosen::V3($store) => $call,
+            },
+        }
+    };
+}
+
+impl Registry for Store {
+    type Watch = StoreWatch;
+
+    async fn config(&self) -> Result<String, Error> {
+        each!(self, store => store.config().await)
+    }
+
+    async fn list(&self) -> Result<Listing, Error> {
+        each!(self, store => store.list().await)
+    }
+
+    async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        each!(self, store => store.create(key, attrs, ttl).await)
+    }
+
+    async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        each!(self, store => store.update(held, attrs, ttl).await)
+    }
+
+    async fn delete(&self, held: &Entry) -> Result<(), Error> {
+        each!(self, store => store.delete(held).await)
+    }
+
+    async fn watch(&self, revision: Revision) -> Result<StoreWatch, Error> {
+        each!(self, store => store.watch(revision).await.map(StoreWatch::from))
+    }
+}
+
+/// A running watch over any API.
+#[derive(Debug)]
+pub enum StoreWatch {
+    /// The keys API.
+    V2(V2Watch),
+    /// gRPC.
+    V3(V3Watch),
+    /// In this process.
+    Memory(MemoryWatch),
+}
+
+impl From<V2Watch> for StoreWatch {
+    fn from(watch: V2Watch) -> Self {
+        Self::V2(watch)
+    }
+}
+
+impl From<V3Watch> for StoreWatch {
+    fn from(watch: V3Watch) -> Self {
+        Self::V3(watch)
+    }
+}
+
+impl From<MemoryWatch> for StoreWatch {
+    fn from(watch: MemoryWatch) -> Self {
+        Self::Memory(watch)
+    }
+}
+
+impl Watch for StoreWatch {
+    async fn next(&mut self) -> Result<Vec<Change>, Error> {
+        match self {
+            Self::V2(watch) => watch.next().await,
+            Self::V3(watch) => watch.next().await,
+            Self::Memory(watch) => watch.next().await,
+        }
+    }
+}

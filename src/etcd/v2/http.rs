@@ -1,0 +1,258 @@
+//! Requests of the keys API: URLs, authentication, TLS, fail-over.
+
+use super::answer::{self, Answer, Fault};
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, chain, unreached};
+use crate::etcd::tls::Pem;
+use crate::etcd::{Error, Revision, Settings};
+use reqwest::{Certificate, Client, Identity, Method, Response, Url};
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// The largest answer taken: some 10^5 leases.
+const MOST_BYTES: usize = 64 << 20;
+
+/// TCP keep-alive of a long poll: first probe, spacing, count.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
+
+/// One request.
+#[derive(Debug)]
+pub(super) struct Request {
+    method: Method,
+    key: String,
+    query: Vec<(&'static str, String)>,
+    form: Vec<(&'static str, String)>,
+}
+
+impl Request {
+    /// A linearizable read.
+    pub(super) fn get(key: String, recursive: bool) -> Self {
+        let query = vec![
+            ("quorum", "true".to_owned()),
+            ("recursive", recursive.to_string()),
+            ("sorted", "false".to_owned()),
+        ];
+        Self { method: Method::GET, key, query, form: Vec::new() }
+    }
+
+    /// A long poll for the first event at or after `index`.
+    pub(super) fn wait(key: String, index: Revision) -> Self {
+        let query = vec![
+            ("recursive", "true".to_owned()),
+            ("wait", "true".to_owned()),
+            ("waitIndex", index.to_string()),
+        ];
+        Self { method: Method::GET, key, query, form: Vec::new() }
+    }
+
+    pub(super) fn put(
+        key: String,
+        condition: (&'static str, String),
+        form: Vec<(&'static str, String)>,
+    ) -> Self {
+        Self { method: Method::PUT, key, query: vec![condition], form }
+    }
+
+    pub(super) fn delete(key: String, index: Revision) -> Self {
+        Self { method: Method::DELETE, key, query: vec![("prevIndex", index.to_string())], form: Vec::new() }
+    }
+}
+
+/// The endpoints and the client that talks to them.
+pub(super) struct Http {
+    settings: Settings,
+    endpoints: Endpoints,
+    /// The client and the generation of endpoints that it was made in.
+    client: RefCell<Option<(u64, Client)>>,
+}
+
+impl std::fmt::Debug for Http {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl Http {
+    pub(super) fn new(settings: Settings) -> Result<Self, Error> {
+        let endpoints = Endpoints::new(&settings)?;
+        Ok(Self { settings, endpoints, client: RefCell::new(None) })
+    }
+
+    /// The connection has turned out to be dead: the next request starts elsewhere if it can.
+    pub(super) fn turn(&self) {
+        self.endpoints.turn();
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.endpoints.timeout()
+    }
+
+    /// How long one poll may bring nothing.
+    pub(super) fn patience(&self) -> Duration {
+        self.endpoints.patience()
+    }
+
+    /// Sends a request to the first endpoint that answers.
+    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        self.endpoints.ask(async |attempt| whole(self.start(request, attempt).await?).await).await
+    }
+
+    /// Starts a long poll; the body comes later. A refusal comes at once.
+    pub(super) async fn poll(&self, request: &Request) -> Result<Result<Response, Fault>, Error> {
+        self.endpoints
+            .ask(async |attempt| {
+                let response = self.start(request, attempt).await?;
+                if response.status().is_success() {
+                    return Ok(Ok(response));
+                }
+                match whole(response).await? {
+                    Answer::Failed(fault) => Ok(Err(fault)),
+                    Answer::Done { .. } => Err(unreached("a watch without an answer".to_owned())),
+                }
+            })
+            .await
+    }
+
+    pub(super) async fn server_major(&self) -> Result<u64, Error> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            etcdserver: String,
+        }
+        let body = self
+            .endpoints
+            .ask(async |attempt| {
+                let request = self.client()?.get(format!("{}/version", attempt.url));
+                let response = request.send().await.map_err(|error| unreached(text(error)))?;
+                body(response).await
+            })
+            .await?;
+        let version: Option<Version> = serde_json::from_slice(&body).ok();
+        version
+            .and_then(|version| version.etcdserver.split('.').next()?.parse().ok())
+            .ok_or_else(|| Error::Invalid("the server does not tell its version".to_owned()))
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    async fn start(&self, request: &Request, attempt: &Attempt<'_>) -> Result<Response, Failure> {
+        let url = url(attempt.url, &request.key).map_err(Failure::Answered)?;
+        let mut http = self.client()?.request(request.method.clone(), url).query(&request.query);
+        if !request.form.is_empty() {
+            http = http.form(&request.form);
+        }
+        if let Some(user) = &self.settings.credentials {
+            http = http.basic_auth(&user.username, Some(&user.password));
+        }
+        if request.method != Method::GET {
+            attempt.write_leaves();
+        }
+        http.send().await.map_err(|error| {
+            if error.is_connect() {
+                attempt.write_undone();
+            }
+            unreached(text(error))
+        })
+    }
+
+    /// The client, a new one if an endpoint has failed since it was made.
+    fn client(&self) -> Result<Client, Failure> {
+        let generation = self.endpoints.generation();
+        if let Some((made, client)) = &*self.client.borrow()
+            && *made == generation
+        {
+            return Ok(client.clone());
+        }
+        let client = client(&self.settings).map_err(Failure::Unreached)?;
+        *self.client.borrow_mut() = Some((generation, client.clone()));
+        Ok(client)
+    }
+}
+
+/// No proxy: a control plane's store is near, and gRPC does not use one either.
+fn client(settings: &Settings) -> Result<Client, Error> {
+    // Fails when there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (first, spacing, count) = KEEP_ALIVE;
+    let mut builder = Client::builder()
+        .no_proxy()
+        .connect_timeout(settings.timeout / 2)
+        .tcp_keepalive(first)
+        .tcp_keepalive_interval(spacing)
+        .tcp_keepalive_retries(count);
+    let pem = Pem::read(settings)?;
+    let invalid = |error: reqwest::Error| Error::Invalid(format!("etcd certificates: {}", text(error)));
+    if let Some(ca) = pem.ca {
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&ca).map_err(invalid)?);
+    }
+    if let Some((mut cert, key)) = pem.identity {
+        cert.push(b'\n');
+        cert.extend(key);
+        builder = builder.identity(Identity::from_pem(&cert).map_err(invalid)?);
+    }
+    builder.build().map_err(invalid)
+}
+
+/// `<endpoint>/v2/keys<key>`; what a URL cannot hold is escaped.
+fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
+    let invalid = || Error::Invalid(format!("{endpoint} is no HTTP URL"));
+    let mut url = Url::parse(endpoint).map_err(|_| invalid())?;
+    url.path_segments_mut()
+        .map_err(|()| invalid())?
+        .pop_if_empty()
+        .extend(["v2", "keys"])
+        .extend(key.split('/').filter(|element| !element.is_empty()));
+    Ok(url)
+}
+
+async fn whole(response: Response) -> Result<Answer, Failure> {
+    let status = response.status();
+    let index = index(&response);
+    let body = body(response).await?;
+    match answer::read(status, index, &body) {
+        Ok(Answer::Failed(fault)) if status.is_server_error() => {
+            Err(Failure::Unreached(Error::Unavailable(Error::from(fault).to_string())))
+        }
+        Ok(answer) => Ok(answer),
+        Err(error @ Error::Unavailable(_)) => Err(Failure::Unreached(error)),
+        Err(error) => Err(Failure::Answered(error)),
+    }
+}
+
+/// The store's index when it began to answer.
+pub(super) fn index(response: &Response) -> Option<Revision> {
+    response.headers().get("x-etcd-index")?.to_str().ok()?.parse().ok()
+}
+
+async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unreached(text(error)))? {
+        append(&mut body, &chunk).map_err(Failure::Answered)?;
+    }
+    Ok(body)
+}
+
+/// Adds to a body, within its limit.
+pub(super) fn append(body: &mut Vec<u8>, chunk: &[u8]) -> Result<(), Error> {
+    if body.len() + chunk.len() > MOST_BYTES {
+        return Err(Error::Invalid(format!("an answer of more than {MOST_BYTES} bytes")));
+    }
+    body.extend_from_slice(chunk);
+    Ok(())
+}
+
+/// The error with its causes; the URL is said elsewhere.
+pub(super) fn text(error: reqwest::Error) -> String {
+    chain(&error.without_url())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn urls_hold_any_key() {
+        let url = |endpoint, key| super::url(endpoint, key).map(String::from);
+        let dual = url("http://h:1", "/a/subnets/10.1.5.0-24&fc00::-64");
+        assert_eq!(dual.as_deref(), Ok("http://h:1/v2/keys/a/subnets/10.1.5.0-24&fc00::-64"));
+        assert_eq!(
+            url("http://h:1/", "/a b/%?/config").as_deref(),
+            Ok("http://h:1/v2/keys/a%20b/%25%3F/config")
+        );
+    }
+}

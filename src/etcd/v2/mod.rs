@@ -1,0 +1,157 @@
+//! The keys API over HTTP (etcd 0.4 to 3.5; since 3.4 only with `--enable-v2=true`).
+//!
+//! | operation | request |
+//! |---|---|
+//! | config | `GET …/config?quorum=true` |
+//! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 is an empty list |
+//! | create | `PUT …/subnets/<key>?prevExist=false` with `ttl` and `value` |
+//! | update | `PUT …/subnets/<key>?prevIndex=<held>` with `ttl` and `value`; no `ttl` for a reservation |
+//! | delete | `DELETE …/subnets/<key>?prevIndex=<held>` |
+//! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>`, one event each |
+//!
+//! The same requests as flannel's, except that every write is conditional.
+
+mod answer;
+mod http;
+mod watch;
+
+pub use watch::V2Watch;
+
+use super::keyspace::{self, Keyspace};
+use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
+use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use answer::{Answer, Fault, Node, fault};
+use http::{Http, Request};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The store over the keys API.
+#[derive(Debug)]
+pub struct V2 {
+    http: Rc<Http>,
+    keys: Keyspace,
+}
+
+impl V2 {
+    /// Checks the settings; contacts nobody yet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for settings that can never work.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let http = Rc::new(Http::new(settings.clone())?);
+        Ok(Self { http, keys: Keyspace::new(&settings.prefix) })
+    }
+
+    /// The server's major version by its own word (`/version`).
+    pub(super) async fn server_major(&self) -> Result<u64, Error> {
+        self.http.server_major().await
+    }
+
+    async fn put(
+        &self,
+        key: SubnetKey,
+        attrs: &LeaseAttrs,
+        ttl: Option<Duration>,
+        condition: (&'static str, String),
+    ) -> Result<Result<Entry, Fault>, Error> {
+        let mut form = vec![("value", attrs.encode(ValueForm::V2))];
+        form.extend(ttl.map(|ttl| ("ttl", seconds(ttl).to_string())));
+        let request = Request::put(self.keys.lease(&key), condition, form);
+        Ok(match self.http.send(&request).await? {
+            Answer::Done { node, .. } => {
+                let revision = node.modified_index;
+                Ok(Entry { key, attrs: attrs.clone(), revision, lease: ttl.map(|_| 0) })
+            }
+            Answer::Failed(fault) => Err(fault),
+        })
+    }
+}
+
+impl Registry for V2 {
+    type Watch = V2Watch;
+
+    async fn config(&self) -> Result<String, Error> {
+        let key = self.keys.config();
+        match self.http.send(&Request::get(key.clone(), false)).await? {
+            Answer::Done { node, .. } => Ok(node.value.unwrap_or_default()),
+            Answer::Failed(Fault { code: fault::NO_KEY, .. }) => Err(Error::NotFound(key)),
+            Answer::Failed(other) => Err(other.into()),
+        }
+    }
+
+    async fn list(&self) -> Result<Listing, Error> {
+        match self.http.send(&Request::get(self.keys.leases(), true)).await? {
+            Answer::Done { node, index, .. } => {
+                let revision =
+                    index.ok_or_else(|| Error::Invalid("an answer without X-Etcd-Index".to_owned()))?;
+                Ok(listing(&self.keys, node.nodes, revision))
+            }
+            Answer::Failed(Fault { code: fault::NO_KEY, index, .. }) => {
+                Ok(Listing { revision: index, ..Listing::default() })
+            }
+            Answer::Failed(other) => Err(other.into()),
+        }
+    }
+
+    async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        self.put(key, attrs, Some(ttl), ("prevExist", "false".to_owned())).await?.map_err(|fault| match fault
+            .code
+        {
+            fault::EXISTS => Error::Exists,
+            _ => fault.into(),
+        })
+    }
+
+    async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        let condition = ("prevIndex", held.revision.to_string());
+        self.put(held.key, attrs, held.lease.map(|_| ttl), condition).await?.map_err(conflict)
+    }
+
+    async fn delete(&self, held: &Entry) -> Result<(), Error> {
+        match self.http.send(&Request::delete(self.keys.lease(&held.key), held.revision)).await? {
+            Answer::Done { .. } => Ok(()),
+            Answer::Failed(fault) => Err(conflict(fault)),
+        }
+    }
+
+    async fn watch(&self, revision: Revision) -> Result<V2Watch, Error> {
+        V2Watch::open(Rc::clone(&self.http), self.keys.clone(), revision).await
+    }
+}
+
+/// A compare-and-swap finds the key changed or gone.
+fn conflict(fault: Fault) -> Error {
+    match fault.code {
+        fault::NO_KEY | fault::COMPARE_FAILED => Error::Conflict,
+        _ => fault.into(),
+    }
+}
+
+/// The children of `subnets`, in the order of their keys: etcd gives them in none.
+fn listing(keys: &Keyspace, nodes: Vec<Node>, revision: Revision) -> Listing {
+    let mut listing = Listing { revision, ..Listing::default() };
+    for node in nodes {
+        match decoded(keys, &node) {
+            Ok(entry) => listing.entries.push(entry),
+            Err(skipped) => listing.skipped.push(skipped),
+        }
+    }
+    listing.entries.sort_by_key(|entry| entry.key);
+    listing.skipped.sort_by(|a, b| a.key.cmp(&b.key));
+    listing
+}
+
+/// The lease that a node makes.
+fn decoded(keys: &Keyspace, node: &Node) -> Result<Entry, Skipped> {
+    let name = keys.name(&node.key).unwrap_or(&node.key);
+    if node.dir {
+        return Err(Skipped { key: name.to_owned(), reason: "a directory".to_owned() });
+    }
+    let lease = node.expiration.is_some().then_some(0);
+    keyspace::entry(name, node.value.as_deref().unwrap_or_default(), node.modified_index, lease)
+}
+
+/// A TTL in whole seconds; never 0, which would make a permanent key.
+fn seconds(ttl: Duration) -> u64 {
+    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
+}

@@ -1,0 +1,221 @@
+//! One gRPC connection at a time: connect, authenticate, re-authenticate, tell errors apart.
+//!
+//! `etcd-client` can hold several endpoints, but it balances over them blindly and its own token
+//! refresh does not know "revision of auth store is old". So it gets one endpoint, and a failure
+//! replaces the whole client: certificates are read and the user is authenticated anew.
+
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, chain, unreached};
+use crate::etcd::tls::Pem;
+use crate::etcd::{Error, Settings};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
+    TlsOptions,
+};
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// The largest answer taken: some 10^5 leases.
+pub(super) const MOST_BYTES: usize = 64 << 20;
+
+/// HTTP/2 pings: one after this much silence on the connection …
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// … which is dead if no answer comes within this.
+const PING_ANSWER: Duration = Duration::from_secs(5);
+
+/// gRPC status codes (grpc.io, "Status codes and their use in gRPC").
+mod code {
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const NOT_FOUND: i32 = 5;
+    pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const FAILED_PRECONDITION: i32 = 9;
+    pub(super) const OUT_OF_RANGE: i32 = 11;
+    pub(super) const UNIMPLEMENTED: i32 = 12;
+    pub(super) const UNAUTHENTICATED: i32 = 16;
+}
+
+pub(super) struct Connection {
+    settings: Settings,
+    /// A key that we may read: a get of it shows that a new connection works.
+    probe: String,
+    endpoints: Endpoints,
+    /// The client and the generation of endpoints that it was made in.
+    client: RefCell<Option<(u64, Client)>>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
+        let endpoints = Endpoints::new(&settings)?;
+        Ok(Self { settings, probe, endpoints, client: RefCell::new(None) })
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.endpoints.timeout()
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.endpoints.patience()
+    }
+
+    /// The connection has turned out to be dead: the next call makes a new one, elsewhere if it can.
+    pub(super) fn turn(&self) {
+        self.endpoints.turn();
+    }
+
+    /// Makes a call at the first endpoint that answers. A refused token is replaced once, and the call
+    /// repeated: etcd refuses before it writes, so that this is safe for writes too.
+    pub(super) async fn call<T>(
+        &self,
+        call: impl AsyncFn(&mut Client, &Attempt<'_>) -> Result<T, ClientError>,
+    ) -> Result<T, Error> {
+        self.endpoints
+            .ask(async |attempt| {
+                let mut client = self.client(attempt.url).await?;
+                match call(&mut client, attempt).await {
+                    Err(error) if is_stale_token(&error) => {
+                        attempt.write_undone();
+                        self.client.borrow_mut().take();
+                        let mut client = self.client(attempt.url).await?;
+                        call(&mut client, attempt).await
+                    }
+                    other => other,
+                }
+                .map_err(failure)
+            })
+            .await
+    }
+
+    /// Revokes a lease that no key hangs on.
+    pub(super) async fn revoke_if_unused(&self, id: i64) -> Result<(), Error> {
+        self.call(async |client, _| {
+            let options = LeaseTimeToLiveOptions::new().with_keys();
+            let lease = client.lease_time_to_live(id, Some(options)).await?;
+            if lease.ttl() > 0 && lease.keys().is_empty() {
+                client.lease_revoke(id).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The client at this endpoint, a new one if there is none.
+    async fn client(&self, url: &str) -> Result<Client, Failure> {
+        let generation = self.endpoints.generation();
+        let present = self.client.borrow().clone();
+        if let Some((made, client)) = present
+            && made == generation
+        {
+            return Ok(client);
+        }
+        let mut client = connect(url, &self.settings).await?;
+        // The client connects with its first request: better with one that may be repeated.
+        let options = GetOptions::new().with_keys_only();
+        if let Err(error) = client.get(self.probe.clone(), Some(options)).await
+            && let unreached @ Failure::Unreached(_) = failure(error)
+        {
+            return Err(unreached);
+        }
+        *self.client.borrow_mut() = Some((generation, client.clone()));
+        Ok(client)
+    }
+}
+
+async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(settings.timeout / 2)
+        .with_keep_alive(PING_AFTER, PING_ANSWER)
+        .with_require_leader(true);
+    if url.starts_with("https://") {
+        let pem = Pem::read(settings).map_err(Failure::Unreached)?;
+        options = options.with_tls(tls(pem));
+    }
+    let Some(credentials) = &settings.credentials else {
+        return Client::connect([url], Some(options)).await.map_err(failure);
+    };
+    let with_user = options.clone().with_user(&credentials.username, &credentials.password);
+    match Client::connect([url], Some(with_user)).await {
+        // Like etcd's own client: a user is no error where authentication is off.
+        Err(error) if error.to_string().contains("authentication is not enabled") => {
+            Client::connect([url], Some(options)).await.map_err(failure)
+        }
+        other => other.map_err(failure),
+    }
+}
+
+fn tls(pem: Pem) -> TlsOptions {
+    let options = match pem.ca {
+        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
+        None => TlsOptions::new().with_native_roots(),
+    };
+    match pem.identity {
+        Some((cert, key)) => options.identity(Identity::from_pem(cert, key)),
+        None => options,
+    }
+}
+
+/// A TTL in whole seconds, as etcd takes it; never 0.
+pub(super) fn seconds(ttl: Duration) -> i64 {
+    let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+    i64::try_from(whole.max(1)).unwrap_or(i64::MAX)
+}
+
+/// The token has expired, or the users or roles have changed since it was issued. A watch reports a bad
+/// token as "permission denied", so that case is tried once more as well.
+fn is_stale_token(error: &ClientError) -> bool {
+    let text = error.to_string();
+    let stale = text.contains("invalid auth token") || text.contains("revision of auth store is old");
+    stale || (matches!(error, ClientError::WatchError(_)) && text.contains("permission denied"))
+}
+
+/// What an error of `etcd-client` means for a call.
+pub(super) fn failure(error: ClientError) -> Failure {
+    match &error {
+        ClientError::GRpcStatus(status) => {
+            let text = status.message().to_owned();
+            match i32::from(status.code()) {
+                code::UNAUTHENTICATED | code::PERMISSION_DENIED => Failure::Answered(Error::Denied(text)),
+                code::INVALID_ARGUMENT if text.contains("auth") || text.contains("user") => {
+                    Failure::Answered(Error::Denied(text))
+                }
+                code::OUT_OF_RANGE if text.contains("compacted") => Failure::Answered(Error::Compacted),
+                code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::UNIMPLEMENTED => {
+                    Failure::Answered(Error::Invalid(text))
+                }
+                // The lease has gone between grant and put: nothing was written.
+                code::NOT_FOUND => Failure::Answered(Error::Unavailable(text)),
+                _ => unreached(chain(status)),
+            }
+        }
+        ClientError::WatchError(text) if text.contains("permission denied") || text.contains("auth") => {
+            Failure::Answered(Error::Denied(text.clone()))
+        }
+        ClientError::InvalidArgs(text) => Failure::Answered(Error::Invalid(text.clone())),
+        ClientError::TransportError(error) => unreached(chain(error)),
+        other => unreached(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ttl_is_rounded_up_to_a_second() {
+        assert_eq!(seconds(Duration::ZERO), 1);
+        assert_eq!(seconds(Duration::from_millis(1500)), 2);
+        assert_eq!(seconds(Duration::from_secs(86_400)), 86_400);
+    }
+
+    #[test]
+    fn refusals_are_told_from_silence() {
+        let denied = failure(ClientError::WatchError("etcdserver: permission denied".to_owned()));
+        assert!(matches!(denied, Failure::Answered(Error::Denied(_))));
+        let lost = failure(ClientError::WatchError("channel closed".to_owned()));
+        assert!(matches!(lost, Failure::Unreached(Error::Unavailable(_))));
+    }
+}

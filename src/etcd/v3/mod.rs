@@ -1,0 +1,187 @@
+//! The gRPC API (etcd 3.0 and newer).
+//!
+//! | operation | requests |
+//! |---|---|
+//! | config, list | one linearizable range; a key without an etcd lease is a reservation |
+//! | create | grant; txn { version = 0 → put with the lease } |
+//! | update | grant; txn { mod revision = held → put with the new lease }; the old lease is let go |
+//! | update of a reservation | txn { mod revision = held → put without a lease } |
+//! | delete | txn { mod revision = held → delete }; its lease is let go |
+//! | watch | prefix watch from revision + 1, leader required |
+//!
+//! etcd leases that hold no key any more do not pile up: see [`loose`].
+
+mod connection;
+mod loose;
+mod watch;
+
+pub use watch::V3Watch;
+
+use super::keyspace::{self, Keyspace};
+use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
+use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use connection::{Connection, seconds};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use loose::LooseLeases;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The store over gRPC.
+#[derive(Debug)]
+pub struct V3 {
+    connection: Rc<Connection>,
+    keys: Keyspace,
+    loose: LooseLeases,
+}
+
+impl V3 {
+    /// Checks the settings and the certificate files; contacts nobody yet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for settings that can never work.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let keys = Keyspace::new(&settings.prefix);
+        let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
+        Ok(Self { connection, keys, loose: LooseLeases::default() })
+    }
+
+    /// Puts the value if `compare` holds, with a new lease if there is a TTL. `None`: it did not hold.
+    async fn put(
+        &self,
+        key: SubnetKey,
+        attrs: &LeaseAttrs,
+        ttl: Option<Duration>,
+        compare: impl Fn(String) -> Compare,
+    ) -> Result<Option<Entry>, Error> {
+        let name = self.keys.lease(&key);
+        let value = attrs.encode(ValueForm::V3);
+        self.connection
+            .call(async |client, attempt| {
+                let granted = match ttl {
+                    Some(ttl) => Some(self.loose.guard(client.lease_grant(seconds(ttl), None).await?.id())),
+                    None => None,
+                };
+                let options = granted.as_ref().map(|lease| PutOptions::new().with_lease(lease.id()));
+                let txn = Txn::new().when([compare(name.clone())]).and_then([TxnOp::put(
+                    name.clone(),
+                    value.clone(),
+                    options,
+                )]);
+                attempt.write_leaves();
+                let answer = client.txn(txn).await?;
+                if !answer.succeeded() {
+                    return Ok(None);
+                }
+                let revision = answer.header().map_or(0, |header| unsigned(header.revision()));
+                let lease = granted.map(|lease| unsigned(lease.attached()));
+                Ok(Some(Entry { key, attrs: attrs.clone(), revision, lease }))
+            })
+            .await
+    }
+
+    /// Lets go of the leases that hold nothing, in what is left of this call's time.
+    async fn tidy(&self, started: Instant) {
+        let until = started + self.connection.timeout();
+        if tokio::time::timeout_at(until, self.loose.revoke(&self.connection)).await.is_err() {
+            tracing::debug!("no time left to revoke unused etcd leases; the next write does it");
+        }
+    }
+}
+
+impl Registry for V3 {
+    type Watch = V3Watch;
+
+    async fn config(&self) -> Result<String, Error> {
+        let key = self.keys.config();
+        let answer =
+            self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
+        let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
+        String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
+    }
+
+    async fn list(&self) -> Result<Listing, Error> {
+        let directory = format!("{}/", self.keys.leases());
+        let answer = self
+            .connection
+            .call(async |client, _| {
+                let mut kv = client.kv_client().max_decoding_message_size(connection::MOST_BYTES);
+                kv.get(directory.clone(), Some(GetOptions::new().with_prefix())).await
+            })
+            .await?;
+        let revision = answer.header().map_or(0, |header| unsigned(header.revision()));
+        let mut listing = Listing { revision, ..Listing::default() };
+        for kv in answer.kvs() {
+            match decoded(&self.keys, kv) {
+                Ok(entry) => listing.entries.push(entry),
+                Err(skipped) => listing.skipped.push(skipped),
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        let started = Instant::now();
+        let absent = |name| Compare::version(name, CompareOp::Equal, 0);
+        let made = self.put(key, attrs, Some(ttl), absent).await?;
+        self.tidy(started).await;
+        made.ok_or(Error::Exists)
+    }
+
+    async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
+        let started = Instant::now();
+        let revision = signed(held.revision);
+        let unchanged = |name| Compare::mod_revision(name, CompareOp::Equal, revision);
+        let made = self.put(held.key, attrs, held.lease.map(|_| ttl), unchanged).await?;
+        if made.is_some() {
+            self.loose.push(held.lease.map(signed));
+        }
+        self.tidy(started).await;
+        made.ok_or(Error::Conflict)
+    }
+
+    async fn delete(&self, held: &Entry) -> Result<(), Error> {
+        let started = Instant::now();
+        let name = self.keys.lease(&held.key);
+        let answer = self
+            .connection
+            .call(async |client, attempt| {
+                let txn = Txn::new()
+                    .when([Compare::mod_revision(name.clone(), CompareOp::Equal, signed(held.revision))])
+                    .and_then([TxnOp::delete(name.clone(), None)]);
+                attempt.write_leaves();
+                client.txn(txn).await
+            })
+            .await?;
+        if !answer.succeeded() {
+            return Err(Error::Conflict);
+        }
+        self.loose.push(held.lease.map(signed));
+        self.tidy(started).await;
+        Ok(())
+    }
+
+    async fn watch(&self, revision: Revision) -> Result<V3Watch, Error> {
+        V3Watch::open(Rc::clone(&self.connection), self.keys.clone(), revision).await
+    }
+}
+
+/// The lease that a key-value pair of etcd makes.
+fn decoded(keys: &Keyspace, kv: &KeyValue) -> Result<Entry, Skipped> {
+    let key = String::from_utf8_lossy(kv.key());
+    let name = keys.name(&key).unwrap_or(&key);
+    let Ok(value) = kv.value_str() else {
+        return Err(Skipped { key: name.to_owned(), reason: "the value is not UTF-8".to_owned() });
+    };
+    let lease = (kv.lease() != 0).then(|| unsigned(kv.lease()));
+    keyspace::entry(name, value, unsigned(kv.mod_revision()), lease)
+}
+
+/// Revisions and lease ids are never negative, but protobuf has them as `int64`.
+fn unsigned(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
+fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}

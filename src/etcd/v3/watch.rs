@@ -1,0 +1,153 @@
+//! The watch over gRPC.
+//!
+//! A dead connection is noticed by HTTP/2 pings (15 s). A server that is alive but stuck is noticed by
+//! progress requests: once a server has answered one, a later one without an answer ends the watch.
+//! etcd before 3.4 does not know them and is left to the pings.
+
+use super::connection::{Connection, MOST_BYTES, failure};
+use super::{decoded, unsigned};
+use crate::etcd::endpoints::Failure;
+use crate::etcd::keyspace::{self, Keyspace};
+use crate::etcd::{Change, Error, Revision, Watch};
+use etcd_client::{Client, Error as ClientError, Event, EventType, WatchOptions, WatchResponse, WatchStream};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A running watch over gRPC.
+#[derive(Debug)]
+pub struct V3Watch {
+    connection: Rc<Connection>,
+    keys: Keyspace,
+    stream: WatchStream,
+    /// When to act on silence.
+    deadline: Instant,
+    /// A progress request is out.
+    asked: bool,
+    /// This server has answered one before.
+    answers: bool,
+    /// What ended the watch.
+    over: Option<Error>,
+}
+
+impl V3Watch {
+    pub(super) async fn open(
+        connection: Rc<Connection>,
+        keys: Keyspace,
+        revision: Revision,
+    ) -> Result<Self, Error> {
+        let directory = format!("{}/", keys.leases());
+        let from = super::signed(revision.saturating_add(1));
+        let stream = connection.call(async |client, _| start(client, &directory, from).await).await??;
+        Ok(Self {
+            connection,
+            keys,
+            stream,
+            deadline: Instant::now(),
+            asked: false,
+            answers: false,
+            over: None,
+        })
+    }
+
+    /// Nothing came for a while: ask for a sign of life, or give up on one that was asked for.
+    async fn silent(&mut self) -> Result<(), Error> {
+        if self.asked && self.answers {
+            return Err(Error::Unavailable("the watch gives no sign of life".to_owned()));
+        }
+        self.stream.request_progress().await.map_err(ended)?;
+        self.asked = true;
+        self.deadline = Instant::now() + self.grace();
+        Ok(())
+    }
+
+    /// How long an answer to that may take.
+    fn grace(&self) -> Duration {
+        if self.answers { self.connection.timeout() } else { self.connection.patience() }
+    }
+
+    /// The changes that a message brings, none for a sign of life.
+    fn changes(&mut self, response: &WatchResponse) -> Result<Vec<Change>, Error> {
+        if response.compact_revision() != 0 {
+            return Err(Error::Compacted);
+        }
+        if response.canceled() {
+            let reason = response.cancel_reason().to_owned();
+            return Err(ended(ClientError::WatchError(reason)));
+        }
+        self.answers |= self.asked && response.events().is_empty();
+        self.asked = false;
+        self.deadline = Instant::now() + self.connection.patience();
+        Ok(response.events().iter().filter_map(|event| change(&self.keys, event)).collect())
+    }
+
+    async fn step(&mut self) -> Result<Vec<Change>, Error> {
+        match tokio::time::timeout_at(self.deadline, self.stream.message()).await {
+            Err(_) => self.silent().await.map(|()| Vec::new()),
+            Ok(Ok(Some(response))) => self.changes(&response),
+            Ok(Ok(None)) => Err(Error::Unavailable("etcd ended the watch".to_owned())),
+            Ok(Err(error)) => Err(ended(error)),
+        }
+    }
+}
+
+impl Watch for V3Watch {
+    async fn next(&mut self) -> Result<Vec<Change>, Error> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        loop {
+            match self.step().await {
+                Ok(changes) if changes.is_empty() => {}
+                Ok(changes) => return Ok(changes),
+                Err(error) => {
+                    if matches!(error, Error::Unavailable(_)) {
+                        self.connection.turn();
+                    }
+                    self.over = Some(error.clone());
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Starts the watch and waits for etcd to confirm it. The inner error is the store's last word; the
+/// outer one may be mended by a new token or another endpoint.
+async fn start(
+    client: &mut Client,
+    directory: &str,
+    from: i64,
+) -> Result<Result<WatchStream, Error>, ClientError> {
+    let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
+    let mut watch = client.watch_client().max_decoding_message_size(MOST_BYTES);
+    let mut stream = watch.watch(directory, Some(options)).await?;
+    let Some(first) = stream.message().await? else {
+        return Err(ClientError::WatchError("etcd ended the watch at once".to_owned()));
+    };
+    if first.compact_revision() != 0 {
+        return Ok(Err(Error::Compacted));
+    }
+    if first.canceled() {
+        return Err(ClientError::WatchError(first.cancel_reason().to_owned()));
+    }
+    Ok(Ok(stream))
+}
+
+/// What an event means, if anything.
+fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
+    let kv = event.kv()?;
+    if event.event_type() == EventType::Put {
+        return Some(decoded(keys, kv).map_or_else(Change::Skipped, Change::Set));
+    }
+    let key = String::from_utf8_lossy(kv.key());
+    let revision = unsigned(kv.mod_revision());
+    // Nobody followed a key that names no subnet, so nobody misses it.
+    keyspace::subnet(keys.name(&key)?).ok().map(|key| Change::Gone { key, revision })
+}
+
+fn ended(error: ClientError) -> Error {
+    match failure(error) {
+        Failure::Unreached(error) | Failure::Answered(error) => error,
+    }
+}

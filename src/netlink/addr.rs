@@ -1,0 +1,144 @@
+//! IPv4 addresses of devices.
+
+use super::{Changes, Error, Netlink};
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// How far an address is valid (`RT_SCOPE_*`, rtnetlink(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Everywhere.
+    Global,
+    /// On this link.
+    Link,
+    /// On this host.
+    Host,
+    /// A number that the administrator defined.
+    Other(u8),
+}
+
+/// An IPv4 address of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The device.
+    pub link_index: u32,
+    /// The local address.
+    pub address: Ipv4Addr,
+    /// Length of its on-link prefix, 0 to 32.
+    pub prefix_len: u8,
+    /// How far it is valid.
+    pub scope: Scope,
+    /// Has no end of life; false for an address from DHCP.
+    pub permanent: bool,
+    /// Not to be used for anything new.
+    pub deprecated: bool,
+    /// Another address of the same prefix came first, and takes this one along when it goes.
+    pub secondary: bool,
+}
+
+impl Address {
+    pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
+        let mut local = None;
+        let mut peer = None;
+        let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(IpAddr::V4(ip)) => local = Some(*ip),
+                AddressAttribute::Address(IpAddr::V4(ip)) => peer = Some(*ip),
+                AddressAttribute::Flags(all) => flags = *all,
+                _ => {}
+            }
+        }
+        Some(Self {
+            link_index: message.header.index,
+            // On a point-to-point device IFA_ADDRESS is the far end.
+            address: local.or(peer)?,
+            prefix_len: message.header.prefix_len,
+            scope: match message.header.scope {
+                AddressScope::Universe => Scope::Global,
+                AddressScope::Link => Scope::Link,
+                AddressScope::Host => Scope::Host,
+                other => Scope::Other(other.into()),
+            },
+            permanent: flags.contains(AddressFlags::Permanent),
+            deprecated: flags.contains(AddressFlags::Deprecated),
+            secondary: flags.contains(AddressFlags::Secondary),
+        })
+    }
+
+    fn is(&self, wanted: Ipv4Net) -> bool {
+        self.address == wanted.addr() && self.prefix_len == wanted.prefix_len()
+    }
+}
+
+impl Netlink {
+    /// IPv4 addresses in the kernel's order, of one device or of all.
+    pub async fn addresses(&self, link_index: Option<u32>) -> Result<Vec<Address>, Error> {
+        let messages = self.address_messages(link_index).await?;
+        Ok(messages.iter().filter_map(Address::from_message).collect())
+    }
+
+    async fn address_messages(&self, link_index: Option<u32>) -> Result<Vec<AddressMessage>, Error> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet;
+        let all: Vec<_> =
+            request.execute().try_collect().await.map_err(|e| Error::request("list IPv4 addresses", e))?;
+        Ok(all.into_iter().filter(|m| link_index.is_none_or(|index| m.header.index == index)).collect())
+    }
+
+    /// Makes `wanted` the one IPv4 address of a device of ours: adds it if absent and removes all
+    /// others.
+    pub async fn ensure_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        let present = self.address_messages(Some(link_index)).await?;
+        let is_wanted = |m: &AddressMessage| Address::from_message(m).is_some_and(|a| a.is(wanted));
+        // Add before removing: with its last address a device loses all its routes.
+        if !present.iter().any(is_wanted) {
+            changes.push(self.add_address(link_index, wanted).await?);
+        }
+        let mut removed = false;
+        for message in present.into_iter().filter(|m| !is_wanted(m)) {
+            changes.extend(self.remove_address(message).await?);
+            removed = true;
+        }
+        // A primary address takes its secondaries along, and ours may have been one.
+        if removed && !self.addresses(Some(link_index)).await?.iter().any(|a| a.is(wanted)) {
+            changes.push(self.add_address(link_index, wanted).await?);
+        }
+        Ok(changes)
+    }
+
+    async fn add_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<String, Error> {
+        let what = format!("add address {wanted} to link {link_index}");
+        self.handle
+            .address()
+            .add(link_index, wanted.addr().into(), wanted.prefix_len())
+            .execute()
+            .await
+            .map_err(|e| Error::request(&what, e))?;
+        Ok(what)
+    }
+
+    async fn remove_address(&self, message: AddressMessage) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        let Some(address) = Address::from_message(&message) else { return Ok(changes) };
+        let what = format!(
+            "remove address {}/{} of link {}",
+            address.address, address.prefix_len, address.link_index
+        );
+        match self.handle.address().del(message).execute().await {
+            Ok(()) => changes.push(what),
+            Err(e) => {
+                let e = Error::request(what, e);
+                // It went with the primary that was removed before it.
+                if e.errno() != Some(libc::EADDRNOTAVAIL) {
+                    return Err(e);
+                }
+            }
+        }
+        Ok(changes)
+    }
+}

@@ -1,0 +1,149 @@
+//! Network devices.
+
+use super::{Changes, Error, Netlink};
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::LinkUnspec;
+use std::fs;
+use std::path::Path;
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Largest IP packet it carries, in bytes; 0 if the kernel does not say.
+    pub mtu: u32,
+    /// Set up by the administrator (`IFF_UP`).
+    pub up: bool,
+    /// Able to carry packets (`IFF_RUNNING`).
+    pub running: bool,
+    /// The driver's kind, such as `tun` or `veth`; absent for plain hardware.
+    pub kind: Option<String>,
+}
+
+impl Link {
+    pub(super) fn from_message(message: &LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::Running),
+            kind: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl Netlink {
+    /// All links, in the kernel's order.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let messages: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::request("list links", e))?;
+        Ok(messages.iter().map(Link::from_message).collect())
+    }
+
+    /// The link of that name, if there is one.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, Error> {
+        let request = self.handle.link().get().match_name(name);
+        self.one_link(request, &format!("look up link {name}")).await
+    }
+
+    /// The link of that index, if there is one.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
+        let request = self.handle.link().get().match_index(index);
+        self.one_link(request, &format!("look up link {index}")).await
+    }
+
+    async fn one_link(
+        &self,
+        request: rtnetlink::LinkGetRequest,
+        operation: &str,
+    ) -> Result<Option<Link>, Error> {
+        let mut answers = std::pin::pin!(request.execute());
+        match answers.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(Link::from_message)),
+            Err(e) => match Error::request(operation, e) {
+                e if e.is_not_found() => Ok(None),
+                e => Err(e),
+            },
+        }
+    }
+
+    /// Gives the link that MTU (bytes) and that administrative state, if it has not got them.
+    pub async fn ensure_link(&self, index: u32, mtu: u32, up: bool) -> Result<Changes, Error> {
+        let link = self.link_by_index(index).await?.ok_or_else(|| {
+            Error::new(format!("set up link {index}"), std::io::Error::from_raw_os_error(libc::ENODEV))
+        })?;
+        let name = &link.name;
+        let mut changes = Changes::default();
+        if link.mtu != mtu {
+            let request = LinkUnspec::new_with_index(index).mtu(mtu);
+            let what = format!("set MTU of {name} to {mtu}");
+            self.set_link(request.build(), &what).await?;
+            changes.push(what);
+        }
+        if link.up != up {
+            let request = LinkUnspec::new_with_index(index);
+            let request = if up { request.up() } else { request.down() };
+            let what = format!("set {name} {}", if up { "up" } else { "down" });
+            self.set_link(request.build(), &what).await?;
+            changes.push(what);
+        }
+        Ok(changes)
+    }
+
+    async fn set_link(&self, message: LinkMessage, operation: &str) -> Result<(), Error> {
+        self.handle.link().set(message).execute().await.map_err(|e| Error::request(operation, e))
+    }
+
+    /// Deletes the link; false if it was gone already.
+    pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
+        match self.handle.link().del(index).execute().await {
+            Ok(()) => Ok(true),
+            Err(e) => match Error::request(format!("delete link {index}"), e) {
+                e if e.is_not_found() => Ok(false),
+                e => Err(e),
+            },
+        }
+    }
+
+    /// Keeps IPv6 off a device of ours: no link-local address, no router solicitations into the
+    /// overlay. Tells what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
+    /// error: packets other than IPv4 are dropped later anyway.
+    pub fn disable_ipv6(&self, name: &str) -> Changes {
+        let mut changes = Changes::default();
+        // addr_gen_mode 1 is IN6_ADDR_GEN_MODE_NONE (Linux include/uapi/linux/if_link.h).
+        for key in ["addr_gen_mode", "disable_ipv6"] {
+            let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
+            let present = fs::read_to_string(&path).unwrap_or_default();
+            if present.trim() == "0" && fs::write(&path, "1").is_ok() {
+                changes.push(format!("set {key} of {name}"));
+            }
+        }
+        changes
+    }
+}

@@ -1,0 +1,198 @@
+//! IPv4 routes of the main table.
+
+use super::{Changes, Error, Netlink};
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::RouteMessageBuilder;
+use std::io;
+use std::net::Ipv4Addr;
+
+/// The protocol number (`rtm_protocol`) of our routes. Numbers above 4 (`RTPROT_STATIC`) are free to
+/// user programs; neither the kernel's `rtnetlink.h` nor iproute2's `rt_protos` names 78.
+/// `ip route show proto 78` lists what we installed.
+pub const ROUTE_PROTOCOL: u8 = 78;
+
+/// A route that we want, in the main table, with global scope and no metric (as flannel sets it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to; host bits are ignored.
+    pub destination: Ipv4Net,
+    /// Through which device.
+    pub link_index: u32,
+    /// Next hop, if not directly at the device.
+    pub gateway: Option<Ipv4Addr>,
+    /// The next hop counts as on-link although no prefix of the device covers it.
+    pub onlink: bool,
+}
+
+/// How the kernel would reach an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteTo {
+    /// Through which device.
+    pub link_index: u32,
+    /// The source address that it would pick.
+    pub source: Option<Ipv4Addr>,
+    /// Next hop, if the address is not on-link.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A route as the kernel holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Present {
+    pub(super) destination: Ipv4Net,
+    pub(super) link_index: Option<u32>,
+    pub(super) protocol: u8,
+    pub(super) main_table: bool,
+    gateway: Option<Ipv4Addr>,
+    source: Option<Ipv4Addr>,
+    onlink: bool,
+    metric: u32,
+    tos: u8,
+    kind: RouteType,
+    scope: RouteScope,
+}
+
+impl Present {
+    pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let mut table = u32::from(header.table);
+        let (mut link_index, mut gateway, mut source, mut metric) = (None, None, None, 0);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = *ip,
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
+                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(*ip),
+                RouteAttribute::Oif(index) => link_index = Some(*index),
+                RouteAttribute::MultiPath(hops) => {
+                    link_index = link_index.or(hops.first().map(|hop| hop.interface_index));
+                }
+                RouteAttribute::Priority(value) => metric = *value,
+                RouteAttribute::Table(value) => table = *value,
+                _ => {}
+            }
+        }
+        Some(Self {
+            destination: Ipv4Net::new(destination, header.destination_prefix_length).ok()?,
+            link_index,
+            protocol: header.protocol.into(),
+            main_table: table == u32::from(RouteHeader::RT_TABLE_MAIN),
+            gateway,
+            source,
+            onlink: header.flags.contains(RouteFlags::Onlink),
+            metric,
+            tos: header.tos,
+            kind: header.kind,
+            scope: header.scope,
+        })
+    }
+
+    /// The kernel keeps one route for each destination, TOS and metric.
+    fn holds_the_place_of(&self, wanted: &Route) -> bool {
+        self.main_table && self.destination == wanted.destination.trunc() && self.tos == 0 && self.metric == 0
+    }
+
+    /// Sends packets where `wanted` would.
+    fn leads_like(&self, wanted: &Route) -> bool {
+        self.kind == RouteType::Unicast
+            && self.link_index == Some(wanted.link_index)
+            && self.gateway == wanted.gateway
+            && self.onlink == wanted.onlink
+    }
+}
+
+impl Netlink {
+    async fn routes(&self) -> Result<Vec<Present>, Error> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let messages: Vec<_> = self
+            .handle
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| Error::request("list IPv4 routes", e))?;
+        Ok(messages.iter().filter_map(Present::from_message).collect())
+    }
+
+    /// The device of the first IPv4 default route in the kernel's dump (of several, the one with the
+    /// least metric).
+    pub async fn default_route_link(&self) -> Result<Option<u32>, Error> {
+        let routes = self.routes().await?;
+        Ok(routes
+            .iter()
+            .filter(|r| r.main_table && r.kind == RouteType::Unicast && r.destination.prefix_len() == 0)
+            .find_map(|r| r.link_index))
+    }
+
+    /// Asks the kernel how it would reach `ip`.
+    pub async fn route_to(&self, ip: Ipv4Addr) -> Result<RouteTo, Error> {
+        let operation = format!("look up the route to {ip}");
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
+        let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
+        let answer = answers.try_next().await.map_err(|e| Error::request(&operation, e))?;
+        let route = answer.as_ref().and_then(Present::from_message);
+        route
+            .and_then(|r| Some(RouteTo { link_index: r.link_index?, source: r.source, gateway: r.gateway }))
+            .ok_or_else(|| Error::new(operation, io::Error::from_raw_os_error(libc::ENETUNREACH)))
+    }
+
+    /// Installs the route if it is absent, and corrects one of ours that leads elsewhere. A foreign
+    /// route to the same destination that leads the same way will do; one that leads elsewhere is
+    /// left alone and reported as an error (`EEXIST`).
+    pub async fn ensure_route(&self, wanted: Route) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        let hop = wanted.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+        let what = format!("add route {} dev {}{hop}", wanted.destination, wanted.link_index);
+        let routes = self.routes().await?;
+        let mut rivals = routes.iter().filter(|r| r.holds_the_place_of(&wanted)).peekable();
+        let is_new = rivals.peek().is_none();
+        for present in rivals {
+            let ours = present.protocol == ROUTE_PROTOCOL;
+            if present.leads_like(&wanted) && (!ours || present.scope == RouteScope::Universe) {
+                return Ok(changes);
+            }
+            if !ours {
+                let reason = format!(
+                    "a route of protocol {} by link {} is in its place and not ours to replace",
+                    present.protocol,
+                    present.link_index.unwrap_or_default()
+                );
+                return Err(Error::new(
+                    format!("{what}: {reason}"),
+                    io::Error::from_raw_os_error(libc::EEXIST),
+                ));
+            }
+        }
+        let request = self.handle.route().add(wanted.message());
+        let request = if is_new { request } else { request.replace() };
+        request.execute().await.map_err(|e| Error::request(&what, e))?;
+        changes.push(what);
+        Ok(changes)
+    }
+}
+
+impl Route {
+    fn message(&self) -> RouteMessage {
+        let destination = self.destination.trunc();
+        let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(destination.addr(), destination.prefix_len())
+            .output_interface(self.link_index)
+            .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+            .scope(RouteScope::Universe);
+        if let Some(gateway) = self.gateway {
+            builder = builder.gateway(gateway);
+        }
+        if self.onlink {
+            builder = builder.onlink();
+        }
+        builder.build()
+    }
+}

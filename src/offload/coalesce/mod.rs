@@ -1,0 +1,282 @@
+//! Packets that came from a peer → frames for the TUN: neighbours of one flow become one super-packet again.
+//!
+//! # Theory of operation
+//!
+//! Packets lie in numbered receive buffers and are only read. A frame is a *head*, bytes of our own (vnet header, IP
+//! and transport header of its first packet, with the TTL taken down by one), and *pieces*, ranges of the receive
+//! buffers: one `writev`.
+//!
+//! A packet can merge if it is plain data of TCP or UDP: no IP options, no fragment, for TCP only ACK, PSH and ECE
+//! among the flags, and some payload. Before that its IP header checksum and its transport checksum are verified, since
+//! a frame written with `NEEDS_CSUM` is believed by the kernel: merging unverified bytes would launder corruption.
+//! It joins the newest frame of its flow if the super-packet, cut again by the kernel's rules, gives back the same
+//! packets: contiguous sequence numbers; same acknowledgement, window, TOS, TTL, fragment word, header length and
+//! options; no payload longer than the first; with DF clear, counting identifications. (With DF set the
+//! identification means nothing, RFC 6864, and is not kept.) A PSH or a shorter payload closes the frame.
+//!
+//! Everything else of a flow passes as a frame of its own and closes the flow's open frame, pure ACKs included, so that
+//! a flow's packets leave in the order in which they came. A verified packet that stayed alone is written with
+//! `NEEDS_CSUM` too: the kernel need not sum it a second time.
+//!
+//! The look-up asks first the frame that was touched last (a peer's GRO buffer is mostly one flow), then a hash
+//! table over the flows of this flush, which a generation number empties at no cost.
+
+mod flow;
+mod item;
+
+#[cfg(test)]
+mod tests;
+
+use crate::packet::ipv4::{Ipv4, decrement_ttl};
+use crate::packet::vnet::VNET_LEN;
+use flow::{Flow, FlowIndex};
+use item::{Arrival, Item, low32};
+
+/// Most pieces in a frame. With the head they stay far below the 1024 of `IOV_MAX`.
+pub const MAX_PIECES: usize = 130;
+
+/// A packet up to this length is copied to its frame's head whole: cheaper than a piece. Also the longest header that
+/// a head holds (60 bytes of IPv4 and 60 of TCP).
+const INLINE: usize = 120;
+
+/// Header bytes that one more packet can need.
+const HEAD_ROOM: usize = VNET_LEN + INLINE;
+
+/// What to merge, and how much memory to allocate for one flush.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Merge TCP. False: TCP packets pass as they are, not verified.
+    pub tcp: bool,
+    /// Merge UDP; needs a kernel that knows `VIRTIO_NET_HDR_GSO_UDP_L4` (6.2). False: they pass as they are.
+    pub udp: bool,
+    /// Most frames in a flush.
+    pub frames: usize,
+    /// Most pieces in a flush: each packet takes one at most.
+    pub pieces: usize,
+    /// Bytes for heads. A new frame needs up to 130 free; an [owned](Coalescer::push_owned) packet 10 and itself.
+    pub header_bytes: usize,
+}
+
+/// A range of a receive buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Number of the buffer, as given to [`Coalescer::push`].
+    pub buffer: u16,
+    /// First byte.
+    pub start: u32,
+    /// Number of bytes.
+    pub len: u32,
+}
+
+/// One write to the TUN: `head`, then the bytes of each piece.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The 10-byte vnet header, then the IP header and what follows it as far as it was copied.
+    pub head: &'a [u8],
+    /// The rest, at most [`MAX_PIECES`].
+    pub pieces: &'a [Piece],
+    /// How many packets the frame stands for.
+    pub packets: u32,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Pushed {
+    /// It joined a frame.
+    Merged,
+    /// It opened a frame that others may join.
+    Opened,
+    /// It is a frame of its own.
+    Alone,
+    /// Storage is used up. Nothing was recorded: write the frames, clear, push again.
+    NoRoom,
+    /// Its TTL is 0 or 1. Nothing was recorded.
+    Expired,
+}
+
+/// Collects the packets of one flush. See the module's theory of operation.
+#[derive(Debug)]
+pub struct Coalescer {
+    settings: Settings,
+    items: Vec<Item>,
+    /// Pieces in order of arrival, each with its item.
+    arrived: Vec<(u32, Piece)>,
+    /// Pieces by frame, filled by [`Coalescer::frames`].
+    by_frame: Vec<Piece>,
+    heads: Box<[u8]>,
+    heads_used: usize,
+    index: FlowIndex,
+    last: usize,
+}
+
+impl Coalescer {
+    /// Allocates all storage.
+    #[must_use]
+    pub fn new(settings: Settings) -> Coalescer {
+        Coalescer {
+            settings,
+            items: Vec::with_capacity(settings.frames),
+            arrived: Vec::with_capacity(settings.pieces),
+            by_frame: vec![Piece::default(); settings.pieces],
+            heads: vec![0; settings.header_bytes].into_boxed_slice(),
+            heads_used: 0,
+            index: FlowIndex::new(settings.frames),
+            last: 0,
+        }
+    }
+
+    /// Changes what is merged. Call it on an empty coalescer, right after [`Coalescer::clear`]: in the middle of a
+    /// flush a flow could overtake itself.
+    pub fn set_offloads(&mut self, tcp: bool, udp: bool) {
+        self.settings.tcp = tcp;
+        self.settings.udp = udp;
+    }
+
+    /// Takes the packet that lies at `start` in `buffer`. `packet` is exactly one IPv4 packet and `ip` its header as
+    /// [`Ipv4::parse`] gives it. The buffer must stay as it is until the frames are written.
+    ///
+    /// # Panics
+    /// If `packet` is shorter than `ip.header_len`: then `ip` belongs to other bytes.
+    pub fn push(&mut self, buffer: u16, start: usize, packet: &[u8], ip: &Ipv4) -> Pushed {
+        if !self.has_room_for(1) {
+            return Pushed::NoRoom;
+        }
+        if ip.ttl <= 1 {
+            return Pushed::Expired;
+        }
+        let arrival = Arrival::classify(packet, ip, self.settings.tcp, self.settings.udp);
+        if let Some(newest) = arrival.flow.and_then(|flow| self.newest_open(flow)) {
+            let item = &mut self.items[newest];
+            self.last = newest;
+            if item.accepts(&arrival, packet, &self.heads) {
+                item.append(&arrival, packet, &mut self.heads);
+                self.add_piece(newest, buffer, start + arrival.header_len, packet.len() - arrival.header_len);
+                return Pushed::Merged;
+            }
+            item.open = false;
+        }
+        if arrival.later_fragment {
+            self.close_all_between(ip);
+        }
+        self.open(&arrival, buffer, start, packet)
+    }
+
+    /// Takes a whole packet that this daemon made (an ICMP error). It is copied and becomes a plain frame as it is, TTL
+    /// included. False if there is no room.
+    pub fn push_owned(&mut self, packet: &[u8]) -> bool {
+        let room = self.items.len() < self.settings.frames
+            && self.heads_used + VNET_LEN + packet.len() <= self.heads.len();
+        if room {
+            let head_start = self.store_head(packet);
+            self.items.push(Item::plain(head_start, VNET_LEN + packet.len()));
+        }
+        room
+    }
+
+    /// True if any `packets` further packets of [`Coalescer::push`] find room.
+    #[must_use]
+    pub fn has_room_for(&self, packets: usize) -> bool {
+        self.items.len() + packets <= self.settings.frames
+            && self.arrived.len() + packets <= self.settings.pieces
+            && self.heads_used + packets * HEAD_ROOM <= self.heads.len()
+    }
+
+    /// True if there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The frames in the order in which they were opened, finished: lengths, checksums and vnet headers are set here,
+    /// once a frame.
+    pub fn frames(&mut self) -> impl ExactSizeIterator<Item = Frame<'_>> {
+        self.order_pieces();
+        for item in &self.items {
+            item.finish(&mut self.heads);
+        }
+        let (heads, pieces) = (&self.heads, &self.by_frame);
+        self.items.iter().map(move |item| Frame {
+            head: &heads[item.head_start..item.head_start + item.head_len],
+            pieces: &pieces[item.first_piece..item.first_piece + item.pieces],
+            packets: item.packets,
+        })
+    }
+
+    /// Forgets all frames; the receive buffers may be used again.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.arrived.clear();
+        self.heads_used = 0;
+        self.index.clear();
+        self.last = 0;
+    }
+
+    /// The frame of `flow` that may still grow.
+    #[inline]
+    fn newest_open(&self, flow: Flow) -> Option<usize> {
+        match self.items.get(self.last) {
+            Some(item) if item.open && item.flow == flow => Some(self.last),
+            _ => self.index.get(flow, &self.items).filter(|at| self.items[*at].open),
+        }
+    }
+
+    /// A new frame with `packet` in it.
+    fn open(&mut self, arrival: &Arrival, buffer: u16, start: usize, packet: &[u8]) -> Pushed {
+        let copied = item::bytes_to_copy(arrival, packet);
+        let head_start = self.store_head(&packet[..copied]);
+        // The TTL is at least 2, as `push` checked.
+        let _ = decrement_ttl(&mut self.heads[head_start + VNET_LEN..][..copied]);
+        let at = self.items.len();
+        self.items.push(Item::new(arrival, packet, head_start, VNET_LEN + copied));
+        if copied < packet.len() {
+            self.add_piece(at, buffer, start + copied, packet.len() - copied);
+        }
+        match arrival.flow {
+            Some(flow) if self.items[at].open => {
+                self.index.set(flow, at, &self.items);
+                self.last = at;
+                Pushed::Opened
+            }
+            _ => Pushed::Alone,
+        }
+    }
+
+    /// Copies `bytes` behind room for a vnet header; where that room starts.
+    fn store_head(&mut self, bytes: &[u8]) -> usize {
+        let start = self.heads_used;
+        self.heads_used += VNET_LEN + bytes.len();
+        self.heads[start + VNET_LEN..self.heads_used].copy_from_slice(bytes);
+        start
+    }
+
+    #[inline]
+    fn add_piece(&mut self, item: usize, buffer: u16, start: usize, len: usize) {
+        self.items[item].pieces += 1;
+        let piece = Piece { buffer, start: low32(start), len: low32(len) };
+        self.arrived.push((low32(item), piece));
+    }
+
+    /// A later fragment carries no ports, so it closes every flow that it could be part of. Linear in the frames, but
+    /// fragments are rare inside an overlay.
+    fn close_all_between(&mut self, ip: &Ipv4) {
+        for item in self.items.iter_mut().filter(|item| item.flow.is_between(ip)) {
+            item.open = false;
+        }
+    }
+
+    /// Sorts the pieces by frame (a counting sort: arrival order stays within a frame).
+    fn order_pieces(&mut self) {
+        let mut next = 0;
+        for item in &mut self.items {
+            item.first_piece = next;
+            next += item.pieces;
+            item.pieces = 0;
+        }
+        for (item, piece) in &self.arrived {
+            let item = &mut self.items[*item as usize];
+            self.by_frame[item.first_piece + item.pieces] = *piece;
+            item.pieces += 1;
+        }
+    }
+}

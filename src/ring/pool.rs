@@ -1,0 +1,171 @@
+//! Provided buffers: memory that the kernel picks from when a frame or a datagram arrives.
+
+use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// One buffer: the largest frame (10 bytes of vnet header and 65 535 of packet) or the largest datagram
+/// (65 507) with the 64 bytes that multishot `recvmsg` puts in front, rounded up to whole pages.
+pub(super) const BUFFER_BYTES: usize = 17 * PAGE;
+const PAGE: usize = 4096;
+
+/// A buffer that the kernel has filled and lent to us. It is neither `Clone` nor `Copy`: giving it back
+/// consumes it, so nobody can look at a buffer that the kernel may be writing.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub(super) index: u16,
+    pub(super) len: usize,
+}
+
+/// A group of equal buffers and the ring of entries through which the kernel is told which are free.
+pub(super) struct Pool {
+    memory: NonNull<u8>,
+    entries: NonNull<BufRingEntry>,
+    slots: u16,
+    count: u16,
+    tail: u16,
+    group: u16,
+    lent: Vec<bool>,
+}
+
+impl Pool {
+    /// Allocates `count` buffers; the kernel knows nothing of them before [`Pool::register`].
+    pub(super) fn new(group: u16, count: u16) -> Pool {
+        let slots = count.next_power_of_two();
+        let pool = Pool {
+            memory: allocate(memory_layout(count)),
+            entries: allocate(entries_layout(slots)).cast(),
+            slots,
+            count,
+            tail: 0,
+            group,
+            lent: vec![true; usize::from(count)],
+        };
+        debug_assert!(pool.entries.is_aligned());
+        pool
+    }
+
+    /// Registers the ring of entries and hands every buffer to the kernel.
+    pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> io::Result<()> {
+        // SAFETY: the entries live in this pool's own allocation of `slots` entries, page-aligned; the pool
+        // outlives the io_uring (field order in `Ring`), or is leaked with it.
+        unsafe {
+            submitter.register_buf_ring_with_flags(
+                self.entries.as_ptr() as u64,
+                self.slots,
+                self.group,
+                0,
+            )?;
+        }
+        for index in 0..self.count {
+            self.give(index);
+        }
+        Ok(())
+    }
+
+    /// The kernel has filled buffer `index` with `len` bytes: it is ours until [`Pool::release`].
+    /// `None` if the index is not one that the kernel holds, which would be a kernel bug.
+    pub(super) fn take(&mut self, index: u16, len: usize) -> Option<Filled> {
+        let lent = self.lent.get_mut(usize::from(index))?;
+        if *lent || len > BUFFER_BYTES {
+            return None;
+        }
+        *lent = true;
+        Some(Filled { index, len })
+    }
+
+    /// Gives a buffer back to the kernel.
+    pub(super) fn release(&mut self, filled: Filled) {
+        self.give(filled.index);
+    }
+
+    /// How many buffers the kernel holds.
+    pub(super) fn free(&self) -> usize {
+        self.lent.iter().filter(|lent| !**lent).count()
+    }
+
+    /// What the kernel wrote.
+    pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
+        let start = self.start(filled.index);
+        // SAFETY: `start` is the first of BUFFER_BYTES initialised bytes (zeroed at allocation), `len` was
+        // checked in `take`, and a `Filled` exists only while the kernel does not hold the buffer.
+        unsafe { std::slice::from_raw_parts(start, filled.len) }
+    }
+
+    /// As [`Pool::bytes`], to change.
+    pub(super) fn bytes_mut(&mut self, filled: &Filled) -> &mut [u8] {
+        let start = self.start(filled.index);
+        // SAFETY: as in `bytes`; `&mut self` excludes every other reference into the pool.
+        unsafe { std::slice::from_raw_parts_mut(start, filled.len) }
+    }
+
+    /// The address of `len` bytes at `offset` in a buffer that is lent to us; `None` for a buffer that is
+    /// not, or for a range outside it.
+    pub(super) fn piece(&self, index: u16, offset: usize, len: usize) -> Option<*const u8> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= BUFFER_BYTES);
+        let lent = self.lent.get(usize::from(index)).copied().unwrap_or(false);
+        if !(inside && lent) {
+            return None;
+        }
+        Some(self.start(index).wrapping_add(offset))
+    }
+
+    fn start(&self, index: u16) -> *mut u8 {
+        debug_assert!(index < self.count);
+        self.memory.as_ptr().wrapping_add(usize::from(index) * BUFFER_BYTES)
+    }
+
+    fn give(&mut self, index: u16) {
+        self.lent[usize::from(index)] = false;
+        let slot = usize::from(self.tail & (self.slots - 1));
+        let entry = self.entries.as_ptr().wrapping_add(slot);
+        // SAFETY: `slot < slots`, so the entry lies in the allocation, which is zeroed and thus initialised;
+        // the kernel reads an entry only after the tail below has passed it.
+        let entry = unsafe { &mut *entry };
+        entry.set_addr(self.start(index) as u64);
+        // BUFFER_BYTES is far below 4 GiB.
+        #[allow(clippy::cast_possible_truncation)]
+        entry.set_len(BUFFER_BYTES as u32);
+        entry.set_bid(index);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the first entry is valid and initialised, and its `resv` field is the ring's tail.
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY: the field is aligned (offset 14 of a page), lives as long as the pool, and only this
+        // thread writes it; the kernel reads it atomically.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout, freed once.
+        unsafe { dealloc(self.memory.as_ptr(), memory_layout(self.count)) };
+        // SAFETY: as above.
+        unsafe { dealloc(self.entries.as_ptr().cast(), entries_layout(self.slots)) };
+    }
+}
+
+fn memory_layout(count: u16) -> Layout {
+    const ONE: Layout = match Layout::from_size_align(BUFFER_BYTES, PAGE) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!(),
+    };
+    // At most 65 535 × 68 KiB: it cannot overflow on a 64-bit machine.
+    Layout::from_size_align(ONE.size() * usize::from(count), PAGE).unwrap_or(ONE)
+}
+
+fn entries_layout(slots: u16) -> Layout {
+    let size = usize::from(slots) * size_of::<BufRingEntry>();
+    Layout::from_size_align(size, PAGE).unwrap_or(Layout::new::<[u8; PAGE]>())
+}
+
+fn allocate(layout: Layout) -> NonNull<u8> {
+    debug_assert!(layout.size() > 0);
+    // SAFETY: the layout's size is not zero: callers ask for at least one buffer or entry.
+    let start = unsafe { alloc_zeroed(layout) };
+    NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))
+}

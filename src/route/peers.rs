@@ -1,0 +1,83 @@
+//! The peers that routes point at, each held as long as a route refers to it.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// A peer in one [`RouteTable`](super::RouteTable): two routes to the same address and port give equal ids.
+///
+/// An id stays valid while a route refers to its peer; after that it may be given to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerId(pub(super) u32);
+
+impl PeerId {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    address: SocketAddrV4,
+    /// Rules that point here; 0 means that the entry is on the free list.
+    rules: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Peers {
+    entries: Vec<Entry>,
+    free: Vec<PeerId>,
+    by_address: HashMap<SocketAddrV4, PeerId>,
+    /// How many live entries have this outer address (they differ in port).
+    hosts: HashMap<Ipv4Addr, usize>,
+}
+
+impl Peers {
+    /// Counts one more rule on `address`, or `None` when ids above `last` would be needed.
+    pub(super) fn acquire(&mut self, address: SocketAddrV4, last: u32) -> Option<PeerId> {
+        if let Some(&id) = self.by_address.get(&address) {
+            self.entries[id.index()].rules += 1;
+            return Some(id);
+        }
+        let entry = Entry { address, rules: 1 };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.entries[id.index()] = entry;
+                id
+            }
+            None => {
+                let id = u32::try_from(self.entries.len()).ok().filter(|&n| n <= last).map(PeerId)?;
+                self.entries.push(entry);
+                id
+            }
+        };
+        self.by_address.insert(address, id);
+        *self.hosts.entry(*address.ip()).or_insert(0) += 1;
+        Some(id)
+    }
+
+    /// Counts one rule less; the last one frees the id.
+    pub(super) fn release(&mut self, id: PeerId) {
+        let entry = &mut self.entries[id.index()];
+        entry.rules -= 1;
+        if entry.rules > 0 {
+            return;
+        }
+        let address = entry.address;
+        self.free.push(id);
+        self.by_address.remove(&address);
+        if let Some(count) = self.hosts.get_mut(address.ip()) {
+            *count -= 1;
+            if *count == 0 {
+                self.hosts.remove(address.ip());
+            }
+        }
+    }
+
+    pub(super) fn address(&self, id: PeerId) -> SocketAddrV4 {
+        self.entries[id.index()].address
+    }
+
+    pub(super) fn has_host(&self, address: Ipv4Addr) -> bool {
+        self.hosts.contains_key(&address)
+    }
+}

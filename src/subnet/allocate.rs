@@ -1,0 +1,70 @@
+//! The choice of a free subnet.
+//!
+//! As flannel does: walk from `SubnetMin` in steps of one subnet, collect the first hundred that
+//! overlap no lease, take one of them at random. A small bag keeps a network's leases together; the
+//! random pick keeps hosts that start at once from all wanting the same one.
+
+use super::Config;
+use ipnet::Ipv4Net;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+/// flannel's bag: so many candidates at most.
+pub const MAX_CANDIDATES: usize = 100;
+
+/// No subnet is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("out of subnets: {leases} leases take all {pool} subnets")]
+pub struct OutOfSubnets {
+    /// How many leases the store holds.
+    pub leases: usize,
+    /// How many subnets the config has.
+    pub pool: u64,
+}
+
+/// One of the first [`MAX_CANDIDATES`] free subnets of `config`, all equally likely.
+///
+/// # Errors
+/// `taken` leaves none.
+pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ipv4Net, OutOfSubnets> {
+    let free = candidates(config, taken);
+    free.choose(rng).copied().ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })
+}
+
+/// The first [`MAX_CANDIDATES`] subnets from `SubnetMin` on that overlap nothing in `taken`.
+///
+/// One sort and one pass: a run of leases is stepped over at once, however short the subnets are.
+pub fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    let mut spans: Vec<(u64, u64)> =
+        taken.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
+    spans.sort_unstable();
+    let size = config.subnet_size();
+    let last = number(config.subnet_max);
+    let mut free = Vec::new();
+    let mut base = number(config.subnet_min);
+    let mut spans = spans.into_iter().peekable();
+    while base <= last && free.len() < MAX_CANDIDATES {
+        match spans.peek() {
+            // Behind us. A span that starts later ends later or lies inside this one.
+            Some(&(_, end)) if end < base => drop(spans.next()),
+            Some(&(start, end)) if start < base + size => base += ((end - base) / size + 1) * size,
+            _ => {
+                free.extend(subnet(config, base));
+                base += size;
+            }
+        }
+    }
+    free
+}
+
+fn number(address: std::net::Ipv4Addr) -> u64 {
+    u64::from(u32::from(address))
+}
+
+fn subnet(config: &Config, base: u64) -> Option<Ipv4Net> {
+    Ipv4Net::new(u32::try_from(base).ok()?.into(), config.subnet_len).ok()
+}
+
+#[cfg(test)]
+#[path = "allocate_tests.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+//! The network config: the JSON text at `<prefix>/config`.
+
+use super::go_json::Object;
+use ipnet::Ipv4Net;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use std::net::Ipv4Addr;
+
+/// The port of flannel's udp backend.
+pub const DEFAULT_UDP_PORT: u16 = 8285;
+
+/// flannel leases /24 subnets wherever the network has room for four of them.
+const DEFAULT_SUBNET_LEN: u8 = 24;
+/// A longer prefix leaves no two host addresses beside base and broadcast.
+const MAX_SUBNET_LEN: u8 = 30;
+/// Every network must hold at least four subnets: two bits.
+const SUBNET_BITS: u8 = 2;
+
+/// A network config, checked, with every default worked out.
+///
+/// The rules are those of flannel since v0.14. v0.6.2 took some configs that these refuse (a network of
+/// fewer than four subnets, `SubnetLen` 31 and 32, bounds that are not on a subnet's boundary); those
+/// get an error that says so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The whole overlay, masked.
+    pub network: Ipv4Net,
+    /// Prefix length of every host's subnet.
+    pub subnet_len: u8,
+    /// Base address of the first subnet that may be leased.
+    pub subnet_min: Ipv4Addr,
+    /// Base address of the last subnet that may be leased.
+    pub subnet_max: Ipv4Addr,
+    /// How packets travel.
+    pub backend: BackendConfig,
+    /// `EnableIPv4`; always true for now.
+    pub enable_ipv4: bool,
+    /// `EnableIPv6`; always false for now.
+    pub enable_ipv6: bool,
+    /// `EnableNFTables`: masquerade with nftables rather than iptables.
+    pub enable_nftables: bool,
+}
+
+/// The `Backend` object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendConfig {
+    /// `Type`, in lower case.
+    pub kind: String,
+    /// All fields, `Type` among them, spelt as in the text. Read them through [`BackendConfig::get`].
+    pub fields: Map<String, Value>,
+}
+
+/// Why a config cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not a JSON object.
+    #[error("the network config is not a JSON object: {0}")]
+    Syntax(String),
+    /// A field that is wrong or missing.
+    #[error("network config: {field} {value}: {reason}")]
+    Field {
+        /// Its name as flannel spells it.
+        field: String,
+        /// Its value as JSON, `(absent)`, or `(derived)` and the value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A part of flannel that this daemon does not have yet.
+    #[error("network config: {0} is not served yet")]
+    NotServed(&'static str),
+}
+
+fn bad(field: &str, value: impl ToString, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Field { field: field.to_owned(), value: value.to_string(), reason: reason.into() }
+}
+
+impl Config {
+    /// Reads a config, derives what it leaves out and checks all of it.
+    ///
+    /// # Errors
+    /// The first field that is wrong, with its value.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let object: Object = serde_json::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        let enable_ipv4 = boolean(&object, "EnableIPv4", true)?;
+        let enable_ipv6 = boolean(&object, "EnableIPv6", false)?;
+        match (enable_ipv4, enable_ipv6) {
+            (true, false) => {}
+            (true, true) => return Err(ConfigError::NotServed("EnableIPv6 (dual stack)")),
+            (false, true) => return Err(ConfigError::NotServed("an IPv6-only network")),
+            (false, false) => return Err(bad("EnableIPv4", "false", "EnableIPv6 is false too")),
+        }
+        let network = network(&object)?;
+        let subnet_len = subnet_len(&object, network)?;
+        let (subnet_min, subnet_max) = bounds(&object, network, subnet_len)?;
+        Ok(Self {
+            network,
+            subnet_len,
+            subnet_min,
+            subnet_max,
+            backend: backend(text)?,
+            enable_ipv4,
+            enable_ipv6,
+            enable_nftables: boolean(&object, "EnableNFTables", false)?,
+        })
+    }
+
+    /// Addresses in one subnet.
+    pub fn subnet_size(&self) -> u64 {
+        1 << (32 - u32::from(self.subnet_len))
+    }
+
+    /// How many subnets there are to lease.
+    pub fn pool(&self) -> u64 {
+        (u64::from(u32::from(self.subnet_max)) - u64::from(u32::from(self.subnet_min))) / self.subnet_size()
+            + 1
+    }
+
+    /// Whether `subnet` is one that this config leases.
+    pub fn fits(&self, subnet: Ipv4Net) -> bool {
+        subnet.prefix_len() == self.subnet_len
+            && subnet.addr() == subnet.network()
+            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+    }
+}
+
+fn boolean(object: &Object, field: &str, default: bool) -> Result<bool, ConfigError> {
+    match object.get_non_null(field) {
+        None => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(bad(field, other, "must be true or false")),
+    }
+}
+
+fn network(object: &Object) -> Result<Ipv4Net, ConfigError> {
+    const FIELD: &str = "Network";
+    let value = object.get(FIELD).ok_or_else(|| bad(FIELD, "(absent)", "is required"))?;
+    let text = value.as_str().ok_or_else(|| bad(FIELD, value, "must be a string like \"10.1.0.0/16\""))?;
+    let net: Ipv4Net = text.parse().map_err(|_| {
+        let reason = match text.parse::<ipnet::Ipv6Net>() {
+            Ok(_) => "is an IPv6 network; IPv6 belongs into IPv6Network",
+            Err(_) => "is not an IPv4 network like \"10.1.0.0/16\"",
+        };
+        bad(FIELD, value, reason)
+    })?;
+    if net.prefix_len() == 0 {
+        return Err(bad(FIELD, value, "must not be the whole address space"));
+    }
+    Ok(net.trunc())
+}
+
+fn subnet_len(object: &Object, network: Ipv4Net) -> Result<u8, ConfigError> {
+    const FIELD: &str = "SubnetLen";
+    let prefix = network.prefix_len();
+    let given = match object.get_non_null(FIELD) {
+        None => 0,
+        Some(value) => value.as_u64().ok_or_else(|| bad(FIELD, value, "must be an integer of 0 or more"))?,
+    };
+    if given == 0 {
+        return match prefix {
+            p if p > MAX_SUBNET_LEN - SUBNET_BITS => {
+                Err(bad("Network", network, "is too small: a network must have room for four /30 subnets"))
+            }
+            p if p <= DEFAULT_SUBNET_LEN - SUBNET_BITS => Ok(DEFAULT_SUBNET_LEN),
+            p => Ok(p + SUBNET_BITS),
+        };
+    }
+    if given > u64::from(MAX_SUBNET_LEN) {
+        return Err(bad(FIELD, given, format!("must be {MAX_SUBNET_LEN} or less")));
+    }
+    if given < u64::from(prefix + SUBNET_BITS) {
+        let least = prefix + SUBNET_BITS;
+        return Err(bad(FIELD, given, format!("must be {least} or more: {network} must hold four subnets")));
+    }
+    u8::try_from(given).map_err(|_| bad(FIELD, given, "is out of range"))
+}
+
+/// `SubnetMin` and `SubnetMax`. The default skips the first subnet, as flannel does.
+fn bounds(object: &Object, network: Ipv4Net, len: u8) -> Result<(Ipv4Addr, Ipv4Addr), ConfigError> {
+    let size = 1_u32 << (32 - u32::from(len));
+    let first = Ipv4Addr::from(u32::from(network.network()) + size);
+    let last = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
+    let min = bound(object, "SubnetMin", network, size)?.unwrap_or(first);
+    let max = bound(object, "SubnetMax", network, size)?.unwrap_or(last);
+    if min > max {
+        return Err(bad("SubnetMin", min, format!("is above SubnetMax {max}")));
+    }
+    Ok((min, max))
+}
+
+fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option<Ipv4Addr>, ConfigError> {
+    let Some(value) = object.get(field) else { return Ok(None) };
+    let address: Ipv4Addr = value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad(field, value, "must be a string like \"10.1.5.0\""))?;
+    if address.is_unspecified() {
+        return Ok(None);
+    }
+    if !net.contains(&address) {
+        return Err(bad(field, value, format!("is not in the range of Network {net}")));
+    }
+    let base = u32::from(address) & !(size - 1);
+    if base != u32::from(address) {
+        let len = size.leading_zeros() + 1;
+        let nearest = Ipv4Addr::from(base);
+        return Err(bad(
+            field,
+            value,
+            format!("is not on a /{len} boundary; the subnet starts at {nearest}"),
+        ));
+    }
+    Ok(Some(address))
+}
+
+/// No `Backend` means udp, whatever flannel's documentation says.
+fn backend(text: &str) -> Result<BackendConfig, ConfigError> {
+    const TYPE: &str = "Backend.Type";
+    let members: Object<&RawValue> =
+        serde_json::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+    let Some(value) = members.get("Backend") else {
+        return Ok(BackendConfig { kind: "udp".to_owned(), fields: Map::new() });
+    };
+    let fields: Object = serde_json::from_str(value.get())
+        .map_err(|_| bad("Backend", value, "must be an object like {\"Type\": \"udp\"}"))?;
+    let kind = match fields.get_non_null("Type") {
+        Some(Value::String(kind)) if !kind.is_empty() => kind.to_lowercase(),
+        Some(other) => return Err(bad(TYPE, other, "must name a backend, like \"udp\"")),
+        None => return Err(bad(TYPE, "(absent)", "a Backend must have a Type, like \"udp\"")),
+    };
+    Ok(BackendConfig { kind, fields: fields.into_map() })
+}
+
+impl BackendConfig {
+    /// A field, whatever the case of its key; `null` counts as absent.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        let found = self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value).filter(|value| !value.is_null())
+    }
+
+    /// A field as a `T`; `None` if absent.
+    ///
+    /// # Errors
+    /// It is there and is no `T`.
+    pub fn field<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        T::deserialize(value).map(Some).map_err(|e| bad(&format!("Backend.{name}"), value, e.to_string()))
+    }
+
+    /// `Port`: where every host of a udp network listens and sends to; 8285 if absent.
+    ///
+    /// # Errors
+    /// Not an integer from 1 to 65535.
+    pub fn port(&self) -> Result<u16, ConfigError> {
+        let Some(value) = self.get("Port") else { return Ok(DEFAULT_UDP_PORT) };
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        port.ok_or_else(|| bad("Backend.Port", value, "must be an integer from 1 to 65535"))
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

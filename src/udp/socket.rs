@@ -1,0 +1,179 @@
+//! Binding the socket.
+
+use super::max_segments;
+use socket2::{Domain, Protocol, SockAddr, Type};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// How to bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SocketOptions {
+    /// Share the port with other sockets that say so too (`SO_REUSEPORT`); the kernel spreads flows over them.
+    pub reuse_port: bool,
+    /// Bytes of receive buffer to ask for; 0 leaves the kernel's default. The kernel doubles what it grants.
+    pub receive_buffer: usize,
+    /// Bytes of send buffer to ask for; 0 leaves the kernel's default.
+    pub send_buffer: usize,
+    /// Ask for joined datagrams (`UDP_GRO`).
+    pub gro: bool,
+}
+
+/// Why the socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// Somebody else has the port.
+    #[error("UDP port {} on {} is in use; another flanneld may be running", .address.port(), .address.ip())]
+    InUse {
+        /// The address asked for.
+        address: SocketAddrV4,
+    },
+    /// No interface of this host has the address.
+    #[error("cannot bind UDP port {} to {}: no interface of this host has that address", .address.port(), .address.ip())]
+    NotAvailable {
+        /// The address asked for.
+        address: SocketAddrV4,
+    },
+    /// A port below 1024 without CAP_NET_BIND_SERVICE.
+    #[error("no permission to bind UDP port {} on {}", .address.port(), .address.ip())]
+    Permission {
+        /// The address asked for.
+        address: SocketAddrV4,
+    },
+    /// Anything else.
+    #[error("UDP socket {address}: {step}: {source}")]
+    System {
+        /// The call that failed.
+        step: &'static str,
+        /// The address asked for.
+        address: SocketAddrV4,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A bound, unconnected, non-blocking IPv4 UDP socket.
+#[derive(Debug)]
+pub struct Socket {
+    pub(super) inner: socket2::Socket,
+    gro: bool,
+}
+
+impl Socket {
+    /// Binds to `address`; port 0 takes any free one.
+    ///
+    /// # Errors
+    /// [`UdpError`]. Buffer sizes and `UDP_GRO` are wishes: a kernel that grants less is no error.
+    pub fn bind(address: SocketAddrV4, options: SocketOptions) -> Result<Self, UdpError> {
+        let failed = |step| move |source| UdpError::System { step, address, source };
+        let inner =
+            socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).map_err(failed("socket"))?;
+        inner.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
+        if options.reuse_port {
+            inner.set_reuse_port(true).map_err(failed("SO_REUSEPORT"))?;
+        }
+        if options.receive_buffer > 0 {
+            let size = clamp(options.receive_buffer);
+            set_option(&inner, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size)
+                .or_else(|_| set_option(&inner, libc::SOL_SOCKET, libc::SO_RCVBUF, size))
+                .map_err(failed("SO_RCVBUF"))?;
+        }
+        if options.send_buffer > 0 {
+            let size = clamp(options.send_buffer);
+            set_option(&inner, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size)
+                .or_else(|_| set_option(&inner, libc::SOL_SOCKET, libc::SO_SNDBUF, size))
+                .map_err(failed("SO_SNDBUF"))?;
+        }
+        // ENOPROTOOPT before Linux 5.0: datagrams then come one by one, which is only slower.
+        let gro = options.gro && set_option(&inner, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        inner.bind(&SockAddr::from(address)).map_err(|source| match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => UdpError::InUse { address },
+            Some(libc::EADDRNOTAVAIL) => UdpError::NotAvailable { address },
+            Some(libc::EACCES) => UdpError::Permission { address },
+            _ => UdpError::System { step: "bind", address, source },
+        })?;
+        Ok(Self { inner, gro })
+    }
+
+    /// Whether the kernel took `UDP_GRO`: a receive may then give joined datagrams.
+    pub fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// Whether the kernel cuts sends by `UDP_SEGMENT` (Linux 4.18); tried once, at start, away from this
+    /// socket. See [`max_segments`] for how many.
+    pub fn probe_segmentation(&self) -> bool {
+        max_segments().is_some()
+    }
+
+    /// Where the socket is bound.
+    ///
+    /// # Errors
+    /// What `getsockname` says.
+    pub fn local_addr(&self) -> io::Result<SocketAddrV4> {
+        let address = self.inner.local_addr()?;
+        Ok(address.as_socket_ipv4().unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)))
+    }
+
+    /// Bytes of receive buffer, as the kernel counts them (twice what was asked for).
+    ///
+    /// # Errors
+    /// What `getsockopt` says.
+    pub fn receive_buffer(&self) -> io::Result<usize> {
+        self.inner.recv_buffer_size()
+    }
+
+    /// Bytes of send buffer, as the kernel counts them (twice what was asked for).
+    ///
+    /// # Errors
+    /// What `getsockopt` says.
+    pub fn send_buffer(&self) -> io::Result<usize> {
+        self.inner.send_buffer_size()
+    }
+
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// What `fcntl` says, such as EMFILE.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { inner: self.inner.try_clone()?, gro: self.gro })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+/// The kernel halves the range itself and bounds plain sizes by `net.core.{r,w}mem_max`.
+fn clamp(size: usize) -> libc::c_int {
+    libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX)
+}
+
+/// Length of an int option.
+#[expect(clippy::cast_possible_truncation, reason = "4 bytes")]
+const INT_LEN: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+
+fn set_option(
+    socket: &socket2::Socket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let value = (&raw const value).cast();
+    // SAFETY: setsockopt reads INT_LEN bytes through the pointer, which is to an int that outlives the call;
+    // the descriptor is open for as long as `socket` is borrowed.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, INT_LEN) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads an int option.
+pub(super) fn option(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let (mut value, mut len) = (0, INT_LEN);
+    let pointer = (&raw mut value).cast();
+    // SAFETY: getsockopt writes at most `len` bytes through the first pointer, which is to an int of that size,
+    // and the new length through the second; both are exclusively ours and outlive the call.
+    let result = unsafe { libc::getsockopt(socket.inner.as_raw_fd(), level, name, pointer, &raw mut len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
