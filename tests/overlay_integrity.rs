@@ -13,10 +13,12 @@ fn tool_entry() {
 
 const URING: &str = "--engine=uring";
 const POLL: &str = "--engine=poll";
-const ON: [&str; 2] = ["--tun-offload=true", "--udp-offload=true"];
-const OFF: [&str; 2] = ["--tun-offload=false", "--udp-offload=false"];
-const MIXED: [&str; 2] = ["--tun-offload=true", "--udp-offload=false"];
-const MIXED2: [&str; 2] = ["--tun-offload=false", "--udp-offload=true"];
+const ON: [&str; 2] = ["--tun-offload=auto", "--udp-offload=auto"];
+const OFF: [&str; 2] = ["--tun-offload=off", "--udp-offload=off"];
+const TUN_ONLY: [&str; 2] = ["--tun-offload=auto", "--udp-offload=off"];
+const UDP_ONLY: [&str; 2] = ["--tun-offload=off", "--udp-offload=auto"];
+const TSO_SEND: [&str; 2] = ["--tun-offload=tso", "--udp-offload=send"];
+const TSO_RECEIVE: [&str; 2] = ["--tun-offload=tso", "--udp-offload=receive"];
 
 /// One end: its engine and its offloads at the TUN and at the UDP socket.
 type End = (&'static str, [&'static str; 2]);
@@ -24,8 +26,10 @@ type End = (&'static str, [&'static str; 2]);
 /// Every engine meets every engine, every offload setting every other; the long form takes all pairs.
 fn pairs() -> Vec<(End, End)> {
     if long() {
-        let ends: Vec<End> =
-            [URING, POLL].into_iter().flat_map(|e| [ON, OFF, MIXED, MIXED2].map(|o| (e, o))).collect();
+        let ends: Vec<End> = [URING, POLL]
+            .into_iter()
+            .flat_map(|e| [ON, OFF, TUN_ONLY, UDP_ONLY, TSO_SEND].map(|o| (e, o)))
+            .collect();
         return ends.iter().flat_map(|a| ends.iter().map(move |b| (*a, *b))).collect();
     }
     vec![
@@ -35,8 +39,8 @@ fn pairs() -> Vec<(End, End)> {
         ((POLL, OFF), (URING, ON)),
         ((URING, OFF), (URING, OFF)),
         ((POLL, OFF), (POLL, OFF)),
-        ((URING, MIXED), (POLL, MIXED2)),
-        ((POLL, MIXED), (URING, MIXED2)),
+        ((URING, TUN_ONLY), (POLL, UDP_ONLY)),
+        ((POLL, TSO_SEND), (URING, TSO_RECEIVE)),
     ]
 }
 

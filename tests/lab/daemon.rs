@@ -1,6 +1,6 @@
 //! flanneld as a user starts it, and what its subnet file says.
 
-use super::{FLANNELD, Lab, Proc, eventually, ms, secs};
+use super::{Lab, Proc, eventually, flanneld, ms, secs};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -67,7 +67,8 @@ impl Daemon {
     /// Starts it in a namespace. The log is `flanneld-<namespace>-<n>.log` in the lab's directory.
     pub fn start(lab: &Lab, ns: &str, file: &Path, args: &[&str], envs: &[(&str, &str)]) -> Self {
         let file_arg = format!("--subnet-file={}", file.display());
-        let head = [FLANNELD, "--etcd-endpoints=http://10.77.0.254:2379", &file_arg];
+        let program = flanneld();
+        let head = [&*program, "--etcd-endpoints=http://10.77.0.254:2379", &file_arg];
         let log = (0..).map(|n| lab.path(&format!("flanneld-{ns}-{n}.log"))).find(|p| !p.exists()).unwrap();
         let proc = Proc::start(ns, &[&head, args].concat(), envs, &log);
         Self { proc, subnet_file: file.to_owned() }

@@ -30,8 +30,11 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The binary under test.
-pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
+/// The binary under test: this build's, or the one that `FLANNELD_TEST_BIN` names.
+pub fn flanneld() -> String {
+    std::env::var("FLANNELD_TEST_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_flanneld").to_owned())
+}
+
 /// flannel's tutorial, verbatim.
 pub const TUTORIAL: &str = r#"{ "Network": "10.0.0.0/8", "SubnetLen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0", "Backend": { "Type": "udp", "Port": 7890 } }"#;
 
