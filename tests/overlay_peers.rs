@@ -57,9 +57,9 @@ fn peers_come_and_go(api: Api, engine: &str) {
 
 /// iperf3 in both directions at once, as fast as it goes, for longer than the test.
 fn full_load(lab: &Lab, ends: &[lab::Container; 2]) -> (Proc, Proc) {
-    let server = lab.spawn(&ends[1].ns, "iperf3-server", &["iperf3", "-s"]);
+    let server = lab.spawn(&ends[1].ns, "iperf3-server", &["iperf3", "-s", "--forceflush"]);
     server.wait_text("Server listening", secs(5));
-    let line = format!("iperf3 -c {} -t 60 --bidir -P2 -i1", ends[1].addr);
+    let line = format!("iperf3 -c {} -t 60 --bidir -P2 -i1 --forceflush", ends[1].addr);
     let client = lab.spawn(&ends[0].ns, "iperf3-client", &lab::words(&line));
     client.wait_text("[SUM]", secs(10));
     (server, client)
