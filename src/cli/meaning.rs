@@ -234,12 +234,14 @@ fn lease_options(given: &Given<'_>) -> Result<LeaseOptions, Refusal> {
     let minutes = u64::try_from(minutes).ok().filter(|m| (1..=1439).contains(m));
     let minutes = minutes.ok_or_else(|| given.setting(flag, "must be between 1 and 1439 minutes"))?;
     let ttl = given.duration("lease-ttl", Duration::from_secs(24 * 3600));
+    if ttl.subsec_nanos() != 0 {
+        return Err(given.setting("lease-ttl", "etcd counts whole seconds"));
+    }
     let mut renew_margin = Duration::from_secs(minutes * 60);
-    if renew_margin >= ttl {
-        if given.is_explicit(flag) {
-            return Err(given.setting(flag, format!("must be shorter than the lease ({ttl:?})")));
-        }
-        renew_margin = ttl / 2;
+    if !given.is_explicit(flag) {
+        renew_margin = renew_margin.min(ttl / 2);
+    } else if renew_margin >= ttl {
+        return Err(given.setting(flag, format!("must be shorter than the lease ({ttl:?})")));
     }
     let on_lost = match given.text("on-lease-lost") {
         "keep" => OnLeaseLost::Keep,
