@@ -5,21 +5,22 @@ use flanneld::etcd::{Api, Error, Settings, Store, connect};
 use flanneld::subnet::{LeaseAttrs, SubnetKey};
 use std::future::Future;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How to start it.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// More flags.
-    pub flags: Vec<String>,
+    pub(crate) flags: Vec<String>,
     /// Serve clients over TLS; the flags name the files.
-    pub tls: bool,
+    pub(crate) tls: bool,
+    /// More arguments for every curl, such as a client certificate.
+    pub(crate) curl: Vec<String>,
 }
 
 /// A running etcd.
-pub struct Etcd {
+pub(crate) struct Etcd {
     child: Option<Child>,
     directory: tempfile::TempDir,
     options: Options,
@@ -28,29 +29,29 @@ pub struct Etcd {
 }
 
 /// A port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Etcd {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(Options::default())
     }
 
-    pub fn with(options: Options) -> Self {
+    pub(crate) fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut etcd = Self { child: None, directory, options, port: free_port(), peer_port: free_port() };
         etcd.run();
         etcd
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let scheme = if self.options.tls { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// Starts the process (again, on the same data and ports) and waits until it listens.
-    pub fn run(&mut self) {
+    /// Starts the process (again, on the same data and ports) and waits until it serves.
+    pub(crate) fn run(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let child = Command::new("etcd")
@@ -68,10 +69,23 @@ impl Etcd {
             .expect("etcd does not start: install the Debian packages etcd-server and etcd-client");
         self.child = Some(child);
         let since = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(since.elapsed() < Duration::from_secs(20), "etcd does not listen: {}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
+        while !self.is_healthy() {
+            assert!(since.elapsed() < Duration::from_secs(20), "etcd does not serve: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn is_healthy(&self) -> bool {
+        let output = self.curl_command("/health").output();
+        let output = output.expect("curl does not start: install the Debian package curl");
+        String::from_utf8_lossy(&output.stdout).contains("\"true\"")
+    }
+
+    fn curl_command(&self, path: &str) -> Command {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "10"]).args(&self.options.curl);
+        curl.arg(format!("{}{path}", self.url()));
+        curl
     }
 
     fn log(&self) -> String {
@@ -79,7 +93,7 @@ impl Etcd {
     }
 
     /// Kills the process; its data stay.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -87,13 +101,13 @@ impl Etcd {
     }
 
     /// Freezes or thaws the process.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("etcd runs").id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
     /// Runs etcdctl on it.
-    pub fn etcdctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.url()))
@@ -107,18 +121,13 @@ impl Etcd {
     }
 
     /// Runs curl on a path of it, and returns the body.
-    pub fn curl(&self, path: &str, arguments: &[&str]) -> String {
-        let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--max-time", "10"])
-            .args(arguments)
-            .arg(format!("{}{path}", self.url()))
-            .output()
-            .expect("curl does not start: install the Debian package curl");
+    pub(crate) fn curl(&self, path: &str, arguments: &[&str]) -> String {
+        let output = self.curl_command(path).args(arguments).output().unwrap();
         assert!(output.status.success(), "curl {path}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub fn settings(&self, api: Api, prefix: &str) -> Settings {
+    pub(crate) fn settings(&self, api: Api, prefix: &str) -> Settings {
         settings(vec![self.url()], api, prefix)
     }
 }
@@ -129,7 +138,7 @@ impl Drop for Etcd {
     }
 }
 
-pub fn settings(endpoints: Vec<String>, api: Api, prefix: &str) -> Settings {
+pub(crate) fn settings(endpoints: Vec<String>, api: Api, prefix: &str) -> Settings {
     Settings {
         endpoints,
         prefix: prefix.to_owned(),
@@ -142,20 +151,20 @@ pub fn settings(endpoints: Vec<String>, api: Api, prefix: &str) -> Settings {
     }
 }
 
-pub fn store(settings: &Settings) -> Store {
+pub(crate) fn store(settings: &Settings) -> Store {
     connect(settings).unwrap()
 }
 
-pub fn key(text: &str) -> SubnetKey {
+pub(crate) fn key(text: &str) -> SubnetKey {
     text.parse().unwrap()
 }
 
-pub fn attrs(last: u8) -> LeaseAttrs {
+pub(crate) fn attrs(last: u8) -> LeaseAttrs {
     LeaseAttrs::new([192, 0, 2, last].into())
 }
 
 /// Runs a future on a runtime like the daemon's, for at most a minute.
-pub fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(60), future).await.expect("the test takes over a minute")
@@ -163,7 +172,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Repeats a call while it fails as `Unavailable`, for at most ten seconds.
-pub async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
+pub(crate) async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
     let since = Instant::now();
     loop {
         match call().await {
@@ -175,11 +184,4 @@ pub async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, Error>)
             Err(error) => panic!("{error:?}"),
         }
     }
-}
-
-/// Writes a file of the test.
-pub fn write(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
-    let path = directory.join(name);
-    std::fs::write(&path, text).unwrap();
-    path
 }
