@@ -129,7 +129,7 @@ impl PollPort {
 
     fn nothing_to_handle(&self) -> bool {
         let quiet = self.frame_len == 0 && self.given == self.filled && self.failures.is_empty();
-        quiet && !(self.tun_ready && !self.tun_gone) && !self.udp_ready
+        quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
     fn wait(&mut self) -> io::Result<()> {

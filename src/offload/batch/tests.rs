@@ -10,7 +10,7 @@ fn trains(limits: Limits, lengths: &[usize]) -> Vec<(u16, usize, usize)> {
     for len in lengths {
         batcher.place(1u8, *len).unwrap().fill(1);
     }
-    batcher.flush().map(|(_, train)| (train.segment_size(), train.count(), train.bytes().len())).collect()
+    batcher.trains().map(|(_, train)| (train.segment_size(), train.count(), train.bytes().len())).collect()
 }
 
 #[test]
@@ -38,21 +38,26 @@ fn trains_come_home() {
     assert!(batcher.place(3, 20).is_none(), "both are used");
     assert!(batcher.place(1, 20).is_some(), "an open train still takes more");
     assert_eq!((batcher.open(), batcher.available()), (2, 0));
-    let flushed: Vec<_> = batcher.flush().collect();
+    let open: Vec<_> = batcher.trains().map(|(key, train)| (key, train.count())).collect();
+    assert_eq!(open, [(1, 2), (2, 1)]);
+    batcher.clear();
     assert!(batcher.is_empty());
-    assert_eq!(
-        flushed.iter().map(|(key, train)| (*key, train.count())).collect::<Vec<_>>(),
-        [(1, 2), (2, 1)]
-    );
-    assert!(batcher.place(3, 20).is_none(), "both are in flight");
-    for (_, train) in flushed {
-        batcher.give_back(train);
-    }
     let room = batcher.place(3, 20).unwrap();
     room.fill(9);
-    let (key, train) = batcher.flush().next().unwrap();
+    let (key, train) = batcher.trains().next().unwrap();
     assert_eq!((key, train.bytes()), (3, &[9u8; 20][..]));
     assert!(batcher.place(1, 70_000).is_none());
+}
+
+#[test]
+fn a_packet_placed_alone_stays_alone() {
+    let mut batcher = Batcher::new(3, LIMITS);
+    batcher.place(1u8, 100).unwrap().fill(1);
+    batcher.place_alone(1, 100).unwrap().fill(2);
+    batcher.place(1, 100).unwrap().fill(3);
+    let trains: Vec<_> = batcher.trains().map(|(_, train)| (train.bytes()[0], train.count())).collect();
+    assert_eq!(trains, [(1, 1), (2, 1), (3, 1)]);
+    assert!(batcher.place_alone(1, 100).is_none(), "all are used");
 }
 
 #[test]
@@ -95,16 +100,15 @@ proptest! {
         let mut expected: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
         let mut sent: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
         let mut flush = |batcher: &mut Batcher<u8>| {
-            let trains: Vec<_> = batcher.flush().collect();
-            for (key, train) in trains {
+            for (key, train) in batcher.trains() {
                 let size = usize::from(train.segment_size());
                 assert!(train.count() == 1 || enabled && size <= usize::from(max_segment_size));
                 assert!(train.bytes().len() <= TRAIN_BYTES && train.count() <= usize::from(max_segments));
                 let packets: Vec<_> = train.bytes().chunks(size).map(<[u8]>::to_vec).collect();
                 assert_eq!(packets.len(), train.count());
                 sent.entry(key).or_default().extend(packets);
-                batcher.give_back(train);
             }
+            batcher.clear();
         };
         for (i, (key, len)) in steps.iter().enumerate() {
             let fill = (i % 256) as u8;
