@@ -1,5 +1,169 @@
 //! What was typed and what it means.
+//!
+//! Theory of operation: `go_syntax` rewrites the words that Go's `flag` package would take
+//! (`-flag=value`, `--flag value`, bare booleans) to the one form `--flag=value`; the environment
+//! supplies `FLANNELD_*` for flags that were not typed; clap, fed from the table in `flags`, checks
+//! names and values; `meaning` turns the values into the [`Options`] of the rooms below.
+//!
+//! Exit codes follow flannel: 2 for what Go's `flag` package would refuse (unknown flag, bad value, a
+//! word that is no flag) and for flags that are not served; 1 for values that only make sense of
+//! themselves later (an address that is none, a certificate that cannot be read).
+//!
+//! Two deliberate differences. A stray word is refused (flannel v0.6.2 printed its usage and exited
+//! 0, later ones ignored the rest of the line in silence). A bad value in a `FLANNELD_*` variable is
+//! refused by the variable's name (flannel ignored it).
+//!
+//! A password never reaches an error text: texts of errors name flags and positions, and quote values
+//! only of flags that have a form to violate.
 
+mod flags;
+mod go_syntax;
+mod meaning;
 mod options;
+#[cfg(test)]
+mod tests;
+mod value;
 
 pub use options::{LeaseOptions, LogOptions, OnLeaseLost, Options};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use flags::FLAGS;
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::ffi::OsString;
+
+/// Printed by `-version`.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+/// What to do after parsing.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Run with these settings.
+    Run(Box<Options>),
+    /// Print and end.
+    Exit {
+        /// The process's exit code: 0, 1 or 2.
+        code: u8,
+        /// For stderr, as in flannel even for `-version` and `-help`; ends with a newline.
+        stderr: String,
+    },
+}
+
+/// A refusal: its exit code and one line.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    code: u8,
+    line: String,
+}
+
+impl Refusal {
+    /// The command line itself is wrong.
+    fn usage(line: impl Into<String>) -> Self {
+        Self { code: 2, line: line.into() }
+    }
+
+    /// The command line is well formed, but its settings cannot work.
+    fn setting(line: impl Into<String>) -> Self {
+        Self { code: 1, line: line.into() }
+    }
+}
+
+/// Parses the command line, whose first word is the program's name, and the environment. It reads
+/// the files that flags name (password) and checks that others can be read (certificates).
+pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<String>) -> Parsed {
+    let mut args = args;
+    let program = args.next().map_or_else(|| "flanneld".to_owned(), |s| s.to_string_lossy().into_owned());
+    match parse_words(args, env) {
+        Ok(Outcome::Run(options)) => Parsed::Run(options),
+        Ok(Outcome::Help) => Parsed::Exit { code: 0, stderr: usage(&program) },
+        Ok(Outcome::Version) => Parsed::Exit { code: 0, stderr: format!("{VERSION}\n") },
+        Err(Refusal { code, line }) => Parsed::Exit { code, stderr: format!("{program}: {line}\n") },
+    }
+}
+
+enum Outcome {
+    Run(Box<Options>),
+    Help,
+    Version,
+}
+
+fn parse_words(
+    args: impl Iterator<Item = OsString>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Outcome, Refusal> {
+    let words = go_syntax::read(args)?;
+    let typed: BTreeSet<&str> = words.iter().map(|word| word.name.as_str()).collect();
+    let asked = |name: &str| words.iter().rev().find(|word| word.name == name).map(go_syntax::Word::is_true);
+    if asked("help") == Some(true) {
+        return Ok(Outcome::Help);
+    }
+    // All that was typed must be right before -version or the environment counts.
+    match_words(words.iter().map(go_syntax::Word::canonical), &BTreeSet::new())?;
+    if asked("version") == Some(true) {
+        return Ok(Outcome::Version);
+    }
+    let mut from_env = BTreeSet::new();
+    let mut all = Vec::new();
+    for flag in FLAGS.iter().filter(|flag| flag.takes_env() && !typed.contains(flag.name)) {
+        let Some(text) = env(&variable(flag.name)) else { continue };
+        if text.trim().is_empty() {
+            continue;
+        }
+        // A password may begin or end with a blank; all else is trimmed, since people quote blanks.
+        let text = if flag.is_secret() { text.as_str() } else { text.trim() };
+        all.push(OsString::from(format!("--{}={text}", flag.name)));
+        from_env.insert(flag.name);
+    }
+    all.extend(words.iter().map(go_syntax::Word::canonical));
+    let matches = match_words(all.into_iter(), &from_env)?;
+    meaning::options(&meaning::Given::new(&matches, &from_env)).map(|o| Outcome::Run(Box::new(o)))
+}
+
+/// The environment variable of a flag.
+fn variable(flag: &str) -> String {
+    format!("FLANNELD_{}", flag.to_uppercase().replace('-', "_"))
+}
+
+/// How the operator named this flag: `-flag`, or its variable.
+fn spelled(flag: &str, from_env: &BTreeSet<&str>) -> String {
+    if from_env.contains(flag) { variable(flag) } else { format!("-{flag}") }
+}
+
+fn match_words(
+    words: impl Iterator<Item = OsString>,
+    from_env: &BTreeSet<&str>,
+) -> Result<clap::ArgMatches, Refusal> {
+    let argv = std::iter::once(OsString::from("flanneld")).chain(words);
+    flags::command().try_get_matches_from(argv).map_err(|error| explain(&error, from_env))
+}
+
+/// One line for clap's error.
+fn explain(error: &clap::Error, from_env: &BTreeSet<&str>) -> Refusal {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        _ => None,
+    };
+    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
+    let name = argument.trim_start_matches('-').split([' ', '=', '[']).next().unwrap_or_default();
+    let shown = spelled(name, from_env);
+    Refusal::usage(match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let suggestion = context(ContextKind::SuggestedArg).map(|s| s.trim_start_matches('-'));
+            let hint = suggestion.map_or("try -help".to_owned(), |s| format!("did you mean -{s}?"));
+            format!("flag provided but not defined: {shown}; {hint}")
+        }
+        ErrorKind::ValueValidation => {
+            let value = context(ContextKind::InvalidValue).unwrap_or_default();
+            let reason = error.source().map(ToString::to_string).unwrap_or_default();
+            format!("invalid value {value:?} for {shown}: {reason}")
+        }
+        ErrorKind::InvalidUtf8 => "a flag's value is not valid UTF-8".to_owned(),
+        kind => format!("{shown}: {kind}"),
+    })
+}
+
+fn usage(program: &str) -> String {
+    let help = flags::command().render_help().to_string();
+    format!("Usage: {program} [OPTION]...\n\n{help}")
+}

@@ -210,7 +210,7 @@ impl Default for Counters {
 impl Counters {
     /// Counts `packets` dropped for `reason`.
     #[inline]
-    pub fn drop(&self, reason: DropReason, packets: usize) {
+    pub fn dropped(&self, reason: DropReason, packets: usize) {
         add(&self.drops[reason as usize], packets);
     }
 
@@ -311,8 +311,8 @@ mod tests {
     #[test]
     fn snapshots_add_up_and_print_a_line_each() {
         let (one, two) = (Counters::default(), Counters::default());
-        one.drop(DropReason::Ttl, 2);
-        two.drop(DropReason::Ttl, 3);
+        one.dropped(DropReason::Ttl, 2);
+        two.dropped(DropReason::Ttl, 3);
         two.add(Count::Turns, 1);
         let mut sum = one.snapshot();
         sum += two.snapshot();

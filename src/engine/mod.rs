@@ -1,5 +1,167 @@
-//! The engine room.
+//! The engine carries packets: it joins the rooms of the packet path and runs them, one worker a core.
+//!
+//! A worker owns a TUN queue, a UDP socket, a [`port`] (io_uring or poll), its buffers and its own copy of the
+//! routes; workers share nothing. Its loop is [`worker`]: obey the control thread, take datagrams and frames
+//! from the port, push them through [`udp_to_tun`] and [`tun_to_udp`] into one [`port::Outgoing`], and hand that
+//! back to the port in one turn.
+//!
+//! The control thread holds an [`Engine`]. Down go [`RouteCommand`]s and a stop, over a bounded channel and a
+//! wake-up; up come [`counters`], which only the worker writes. Nothing else crosses, and no worker ever waits
+//! for the control thread.
+//!
+//! A turn is bounded in bytes and in packets, so route changes and the stop are seen within one turn also under
+//! full load.
 
+pub mod counters;
+mod icmp_limit;
+pub mod port;
 pub mod settings;
+mod start;
+mod tun_to_udp;
+mod udp_to_tun;
+mod worker;
 
+pub use counters::{Count, Counters, DropReason, Snapshot};
+pub use port::Link;
 pub use settings::*;
+pub use start::Setup;
+
+use crate::ring::{RingError, Wake};
+use crate::route::RouteCommand;
+use crossbeam::channel::{SendTimeoutError, Sender};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use worker::Command;
+
+/// How long the control thread waits for a worker to take a command before it gives the worker up. A turn
+/// takes well under a millisecond.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the engine did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// `--engine=uring` on a host that cannot.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// No thread, no event descriptor.
+    #[error("cannot start worker {0}: {1}")]
+    Start(usize, io::Error),
+    /// There must be one socket pair for each queue.
+    #[error("{queues} TUN queues and {sockets} sockets do not pair up")]
+    Unpaired {
+        /// Queues given.
+        queues: usize,
+        /// Sockets given.
+        sockets: usize,
+    },
+    /// A worker has ended or hangs.
+    #[error("worker {0} does not answer")]
+    Worker(usize),
+}
+
+/// A running engine. Dropping it stops the workers.
+#[derive(Debug)]
+pub struct Engine {
+    workers: Vec<Handle>,
+    carriers: Vec<Carrier>,
+}
+
+/// What the control thread holds of one worker.
+#[derive(Debug)]
+struct Handle {
+    commands: Sender<Command>,
+    wake: Wake,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Engine {
+    /// Starts one worker for each queue of `setup`, with its routes already in place.
+    ///
+    /// # Errors
+    /// [`EngineError`]; workers already started are stopped again.
+    pub fn start(setup: Setup) -> Result<Engine, EngineError> {
+        start::start(setup)
+    }
+
+    /// Changes a route in every worker.
+    ///
+    /// # Errors
+    /// [`EngineError::Worker`] if a worker does not take it.
+    pub fn route(&self, command: RouteCommand) -> Result<(), EngineError> {
+        self.command(&Command::Route(command))
+    }
+
+    fn command(&self, command: &Command) -> Result<(), EngineError> {
+        for (index, worker) in self.workers.iter().enumerate() {
+            if worker.commands.is_full() {
+                worker.wake.wake();
+            }
+            match worker.commands.send_timeout(command.clone(), COMMAND_PATIENCE) {
+                Ok(()) => worker.wake.wake(),
+                Err(SendTimeoutError::Timeout(_) | SendTimeoutError::Disconnected(_)) => {
+                    return Err(EngineError::Worker(index));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters of all workers together.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut sum = Snapshot::default();
+        for worker in &self.workers {
+            sum += worker.counters.snapshot();
+        }
+        sum
+    }
+
+    /// What carries each worker's packets: [`Carrier::Uring`] or [`Carrier::Poll`].
+    #[must_use]
+    pub fn carriers(&self) -> &[Carrier] {
+        &self.carriers
+    }
+
+    /// The first worker that has ended by itself, if any.
+    #[must_use]
+    pub fn ended(&self) -> Option<usize> {
+        let ended = |worker: &Handle| worker.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        self.workers.iter().position(ended)
+    }
+
+    /// Stops all workers and waits for them; gives their last counters.
+    ///
+    /// # Errors
+    /// The first worker's error, if one had ended with an error.
+    pub fn stop(mut self) -> Result<Snapshot, io::Error> {
+        let result = self.join();
+        let snapshot = self.snapshot();
+        result.map(|()| snapshot)
+    }
+
+    fn join(&mut self) -> io::Result<()> {
+        for worker in &self.workers {
+            // A worker that has ended takes no command: that is what we want.
+            let _ = worker.commands.send_timeout(Command::Stop, COMMAND_PATIENCE);
+            worker.wake.wake();
+        }
+        let mut result = Ok(());
+        for worker in &mut self.workers {
+            let Some(thread) = worker.thread.take() else { continue };
+            let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.join();
+    }
+}

@@ -1,5 +1,6 @@
 //! What the operator may set about the packet path.
 
+pub use crate::tun::TunOffload;
 use std::fmt;
 
 /// Settings of the engine; the command line fills them in.
@@ -25,6 +26,9 @@ pub struct Settings {
     pub receive_buffer: usize,
     /// `SO_SNDBUF` wished for, in bytes; the kernel may give less.
     pub send_buffer: usize,
+    /// Every worker sends from the network's port, as flannel does. Otherwise only the first does, and the
+    /// others send from ports of their own, by which the receiver can spread flows over its cores.
+    pub one_source_port: bool,
 }
 
 /// A TUN device has at most this many queues (`MAX_TAP_QUEUES`, Linux `drivers/net/tun.c`).
@@ -47,6 +51,7 @@ impl Default for Settings {
             peer_filter: PeerFilter::default(),
             receive_buffer: 8 << 20,
             send_buffer: 8 << 20,
+            one_source_port: false,
         }
     }
 }
@@ -63,19 +68,7 @@ pub enum Carrier {
     Poll,
 }
 
-/// Offloads at the TUN device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TunOffload {
-    /// All that the kernel takes: checksum, TSO, USO.
-    #[default]
-    Auto,
-    /// Checksum and TSO, no USO.
-    Tso,
-    /// None: one read or write a packet.
-    Off,
-}
-
-/// Offloads at the UDP socket.
+/// Offloads at the UDP socket; each kind is probed and can be refused by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UdpOffload {
     /// `UDP_SEGMENT` when sending and `UDP_GRO` when receiving.
@@ -109,16 +102,6 @@ impl fmt::Display for Carrier {
             Self::Auto => "auto",
             Self::Uring => "uring",
             Self::Poll => "poll",
-        })
-    }
-}
-
-impl fmt::Display for TunOffload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Tso => "tso",
-            Self::Off => "off",
         })
     }
 }

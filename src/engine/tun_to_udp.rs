@@ -37,11 +37,16 @@ pub(super) struct TunToUdp {
     address: Ipv4Addr,
     limit: IcmpLimit,
     rest: Option<Rest>,
+    /// Peers whose path is narrower than our link, with the largest packet for a train to them.
+    narrow: Vec<(SocketAddrV4, u16)>,
 }
+
+/// Most peers remembered as narrow. Beyond that, a train that does not fit is refused and resent each time.
+const MOST_NARROW: usize = 64;
 
 impl TunToUdp {
     pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
-        TunToUdp { address, limit: IcmpLimit::new(), rest: None }
+        TunToUdp { address, limit: IcmpLimit::new(), rest: None, narrow: Vec::with_capacity(MOST_NARROW) }
     }
 
     /// Takes the current frame, or the rest of it.
@@ -59,7 +64,7 @@ impl TunToUdp {
                 match self.begin(frame, routes, out, counters) {
                     Ok(rest) => rest,
                     Err(reason) => {
-                        counters.drop(reason, 1);
+                        counters.dropped(reason, 1);
                         return Taken::Whole;
                     }
                 }
@@ -68,9 +73,19 @@ impl TunToUdp {
         self.place(&frame[VNET_LEN..], rest, out, counters)
     }
 
-    /// Whether a frame waits for room.
-    pub(super) fn has_rest(&self) -> bool {
-        self.rest.is_some()
+    /// From now on, packets larger than `most` bytes travel to `to` one by one: the kernel can fragment a
+    /// packet, but not the segments of a train (it answers `EMSGSIZE`).
+    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16) {
+        let known = self.narrow.iter_mut().find(|(peer, _)| *peer == to);
+        if let Some((_, size)) = known {
+            *size = most.min(*size);
+        } else if self.narrow.len() < MOST_NARROW {
+            self.narrow.push((to, most));
+        }
+    }
+
+    fn fits_train(&self, to: SocketAddrV4, len: usize) -> bool {
+        self.narrow.iter().all(|(peer, most)| *peer != to || len <= usize::from(*most))
     }
 
     fn begin(
@@ -107,7 +122,12 @@ impl TunToUdp {
         let mut bytes = 0;
         while rest.next < count {
             let len = rest.plan.packet_len(rest.next);
-            let Some(room) = out.batcher.place(rest.to, len) else { break };
+            let room = if self.fits_train(rest.to, len) {
+                out.batcher.place(rest.to, len)
+            } else {
+                out.batcher.place_alone(rest.to, len)
+            };
+            let Some(room) = room else { break };
             rest.plan.write(packet, rest.next, room);
             rest.next += 1;
             bytes += len;

@@ -41,7 +41,7 @@ impl UdpToTun {
         counters.add(Count::UdpReceives, 1);
         let parts = split(payload.len(), received.stride);
         if received.truncated {
-            counters.drop(DropReason::Truncated, parts.count());
+            counters.dropped(DropReason::Truncated, parts.count());
             return;
         }
         let (mut packets, mut bytes) = (0, 0);
@@ -52,7 +52,7 @@ impl UdpToTun {
                     packets += 1;
                     bytes += part.len();
                 }
-                Err(reason) => counters.drop(reason, 1),
+                Err(reason) => counters.dropped(reason, 1),
             }
         }
         counters.add(Count::UdpPackets, packets);

@@ -139,8 +139,8 @@ impl Netlink {
         // addr_gen_mode 1 is IN6_ADDR_GEN_MODE_NONE (Linux include/uapi/linux/if_link.h).
         for key in ["addr_gen_mode", "disable_ipv6"] {
             let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
-            let present = fs::read_to_string(&path).unwrap_or_default();
-            if present.trim() == "0" && fs::write(&path, "1").is_ok() {
+            let Ok(present) = fs::read_to_string(&path) else { continue };
+            if present.trim() != "1" && fs::write(&path, "1").is_ok() {
                 changes.push(format!("set {key} of {name}"));
             }
         }

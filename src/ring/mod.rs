@@ -37,8 +37,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Places in the table of registered files.
 const TUN_SLOT: u32 = 0;
-const UDP_SLOT: u32 = 1;
-const WAKE_SLOT: u32 = 2;
+const RECEIVE_SLOT: u32 = 1;
+const SEND_SLOT: u32 = 2;
+const WAKE_SLOT: u32 = 3;
 /// Groups of provided buffers.
 const FRAMES: u16 = 0;
 const DATAGRAMS: u16 = 1;
@@ -103,8 +104,10 @@ pub struct Sizes {
 pub struct Descriptors<'fd> {
     /// A TUN queue.
     pub tun: BorrowedFd<'fd>,
-    /// A UDP socket.
-    pub udp: BorrowedFd<'fd>,
+    /// The UDP socket to receive on.
+    pub receive: BorrowedFd<'fd>,
+    /// The UDP socket to send from; it may be the same one.
+    pub send: BorrowedFd<'fd>,
     /// A [`Wake`].
     pub wake: BorrowedFd<'fd>,
 }
@@ -183,7 +186,8 @@ impl Ring {
         let entries = u32::try_from(staged + STANDING).unwrap_or(u32::MAX);
         let completions = u32::try_from(2 * (staged + buffers + STANDING)).unwrap_or(u32::MAX);
         let io = setup::build(entries, completions)?;
-        let files = [descriptors.tun.as_raw_fd(), descriptors.udp.as_raw_fd(), descriptors.wake.as_raw_fd()];
+        let Descriptors { tun, receive, send, wake } = descriptors;
+        let files = [tun, receive, send, wake].map(|fd| fd.as_raw_fd());
         io.submitter().register_files(&files).map_err(setup::classify)?;
         // SAFETY: all-zero bytes are a valid msghdr.
         let mut receive: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
@@ -275,6 +279,12 @@ impl Ring {
         self.payload(datagram.buffer, start, len)
     }
 
+    /// How many operations one turn can stage.
+    #[must_use]
+    pub fn most_staged(&self) -> usize {
+        self.failures.capacity()
+    }
+
     /// Staged operations of the last turn that failed, in order of completion.
     #[must_use]
     pub fn failures(&self) -> &[Failure] {
@@ -345,7 +355,7 @@ impl Ring {
         }
         if self.disarmed.datagrams && self.datagrams.free() > 0 {
             let header: *const libc::msghdr = &raw const **self.receive;
-            let entry = opcode::RecvMsgMulti::new(types::Fixed(UDP_SLOT), header, DATAGRAMS).build();
+            let entry = opcode::RecvMsgMulti::new(types::Fixed(RECEIVE_SLOT), header, DATAGRAMS).build();
             self.push(&entry.user_data(Token::Datagram.pack()))?;
             self.disarmed.datagrams = false;
         }

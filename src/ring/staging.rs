@@ -1,7 +1,7 @@
 //! What the next turn sends and writes: message headers and vectors in preallocated, unmoving arrays.
 
 use super::pool::Pool;
-use super::{NAME_BYTES, TUN_SLOT, Token, UDP_SLOT};
+use super::{NAME_BYTES, SEND_SLOT, TUN_SLOT, Token};
 use io_uring::{opcode, squeue, types};
 use std::marker::PhantomData;
 use std::net::SocketAddrV4;
@@ -110,7 +110,7 @@ impl<'a> Staging<'_, 'a> {
         message.fill(bytes, to, control);
         // Never wait for socket room inside the ring: a later send could overtake the waiting one.
         let flags = libc::MSG_DONTWAIT as u32;
-        let entry = opcode::SendMsg::new(types::Fixed(UDP_SLOT), &raw const message.header)
+        let entry = opcode::SendMsg::new(types::Fixed(SEND_SLOT), &raw const message.header)
             .flags(flags)
             .build()
             .user_data(Token::Send(self.store.sends).pack());

@@ -20,7 +20,8 @@ fn bench(sizes: Sizes) -> Bench {
     let near = UdpSocket::bind("127.0.0.1:0").unwrap();
     let far = UdpSocket::bind("127.0.0.1:0").unwrap();
     let wake = Wake::new().unwrap();
-    let descriptors = Descriptors { tun: read.as_fd(), udp: near.as_fd(), wake: wake.as_fd() };
+    let descriptors =
+        Descriptors { tun: read.as_fd(), receive: near.as_fd(), send: near.as_fd(), wake: wake.as_fd() };
     let ring = Ring::new(descriptors, sizes).unwrap();
     Bench { ring, wake, to_ring: write, near, far }
 }

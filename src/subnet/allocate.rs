@@ -66,5 +66,4 @@ fn subnet(config: &Config, base: u64) -> Option<Ipv4Net> {
 }
 
 #[cfg(test)]
-#[path = "allocate_tests.rs"]
 mod tests;

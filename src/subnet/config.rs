@@ -260,5 +260,4 @@ impl BackendConfig {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

@@ -132,5 +132,4 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 }
 
 #[cfg(test)]
-#[path = "env_file_tests.rs"]
 mod tests;

@@ -188,5 +188,4 @@ impl LeaseAttrs {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

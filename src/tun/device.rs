@@ -2,6 +2,7 @@
 
 use super::TunError;
 use std::ffi::CStr;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -30,6 +31,16 @@ pub enum TunOffload {
     Tso,
     /// None: whole, checksummed packets only.
     Off,
+}
+
+impl fmt::Display for TunOffload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tso => "tso",
+            Self::Off => "off",
+        })
+    }
 }
 
 impl TunOffload {

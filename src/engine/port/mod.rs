@@ -12,9 +12,23 @@ pub use memory::MemoryPort;
 pub use poll::PollPort;
 pub use uring::UringPort;
 
-use crate::offload::{Batcher, Coalescer};
+use crate::offload::batch::Batcher;
+use crate::offload::coalesce::Coalescer;
+use crate::tun::Queue;
+use crate::udp::Socket;
 use std::io;
 use std::net::SocketAddrV4;
+
+/// What one worker reads and writes.
+#[derive(Debug)]
+pub struct Link {
+    /// A queue of the TUN device.
+    pub queue: Queue,
+    /// The socket it receives on, bound to the network's port.
+    pub receiver: Socket,
+    /// The socket it sends from: the same one for worker 0, one with a port of its own for the others.
+    pub sender: Socket,
+}
 
 /// What a worker has gathered for the next turn: trains for peers, frames for the TUN.
 #[derive(Debug)]

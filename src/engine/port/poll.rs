@@ -3,11 +3,12 @@
 //! For hosts that forbid io_uring. It reads until a descriptor runs dry and asks `poll` only then. One buffer
 //! serves all frames, so it stays in the cache.
 
-use super::{Failure, Outgoing, Port, Received};
-use crate::offload::{Batcher, Coalescer, MAX_PIECES};
+use super::{Failure, Link, Outgoing, Port, Received};
+use crate::offload::batch::Batcher;
+use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
-use crate::tun::{Queue, READ_SIZE, is_gone};
-use crate::udp::{ReceiveMany, SendMany, Socket};
+use crate::tun::{READ_SIZE, is_gone};
+use crate::udp::{ReceiveMany, SendMany};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
@@ -19,8 +20,7 @@ const DATAGRAM_BYTES: usize = 65_507;
 
 /// A worker's packet input and output by plain system calls.
 pub struct PollPort {
-    queue: Queue,
-    socket: Socket,
+    link: Link,
     wake: Wake,
     frame: Box<[u8]>,
     /// Bytes of the current frame; 0: none.
@@ -45,10 +45,9 @@ pub struct PollPort {
 impl PollPort {
     /// Allocates everything: `buffers` receive buffers, and room for `sends` sends and `writes` writes a turn.
     #[must_use]
-    pub fn new(queue: Queue, socket: Socket, wake: Wake, buffers: u16, sends: usize, writes: usize) -> PollPort {
+    pub fn new(link: Link, wake: Wake, buffers: u16, sends: usize, writes: usize) -> PollPort {
         PollPort {
-            queue,
-            socket,
+            link,
             wake,
             frame: vec![0; READ_SIZE].into_boxed_slice(),
             frame_len: 0,
@@ -74,7 +73,7 @@ impl PollPort {
                 let segment_size = (train.count() > 1).then(|| train.segment_size());
                 (train.bytes(), to, segment_size)
             });
-            match self.socket.send_many(&mut self.send_many, rest) {
+            match self.link.sender.send_many(&mut self.send_many, rest) {
                 Ok(sent) => done += sent.max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -94,14 +93,14 @@ impl PollPort {
                 let bytes = &self.buffers[usize::from(piece.buffer)][start..start + piece.len as usize];
                 *part = IoSlice::new(bytes);
             }
-            if let Err(error) = self.queue.write_vectored(&parts[..=frame.pieces.len()]) {
+            if let Err(error) = self.link.queue.write_vectored(&parts[..=frame.pieces.len()]) {
                 self.failures.push(Failure::Write(index, error.raw_os_error().unwrap_or(0)));
             }
         }
     }
 
     fn read_frame(&mut self) {
-        match self.queue.read(&mut self.frame) {
+        match self.link.queue.read(&mut self.frame) {
             Ok(len) => self.frame_len = len,
             Err(error) => {
                 self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
@@ -113,7 +112,7 @@ impl PollPort {
     fn receive_batch(&mut self) {
         let offered = (self.buffers.len() - self.filled).min(RECEIVES);
         let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
-        match self.socket.receive_many(&mut self.receive_many, free) {
+        match self.link.receiver.receive_many(&mut self.receive_many, free) {
             Ok(0) => {}
             Ok(count) => {
                 self.batch_start = self.filled;
@@ -130,7 +129,7 @@ impl PollPort {
 
     fn nothing_to_handle(&self) -> bool {
         let quiet = self.frame_len == 0 && self.given == self.filled && self.failures.is_empty();
-        quiet && !(self.tun_ready && !self.tun_gone) && !self.udp_ready
+        quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
     fn wait(&mut self) -> io::Result<()> {
@@ -138,9 +137,9 @@ impl PollPort {
         let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
         let (tun, udp, wake) = {
             let mut fds = [
-                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.link.receiver, PollFlags::IN),
                 PollFd::new(&self.wake, PollFlags::IN),
-                PollFd::new(&self.queue, tun_events),
+                PollFd::new(&self.link.queue, tun_events),
             ];
             let watched = if self.tun_gone { 2 } else { 3 };
             match poll(&mut fds[..watched], None) {
@@ -216,7 +215,7 @@ impl Port for PollPort {
     }
 
     fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()> {
-        self.socket.send(packet, to, None).map(drop)
+        self.link.sender.send(packet, to, None).map(drop)
     }
 
     fn take_woken(&mut self) -> bool {

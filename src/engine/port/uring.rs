@@ -1,20 +1,17 @@
 //! The io_uring carrier: see [`crate::ring`] for how a turn works.
 
-use super::{Failure, Outgoing, Port, Received};
-use crate::ring::{Descriptors, Operation, Ring, RingError, Sizes, Wake};
-use crate::tun::{Queue, is_gone};
-use crate::udp::{SegmentControl, Socket, control};
+use super::{Failure, Link, Outgoing, Port, Received};
+use crate::ring::{Operation, Ring, Wake};
+use crate::tun::is_gone;
+use crate::udp::control::{self, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
 
 /// A worker's packet input and output on one io_uring.
 pub struct UringPort {
     /// Closed before the descriptors it works on.
     ring: Ring,
-    /// Kept open for as long as the ring reads it; the device goes with its last queue.
-    _queue: Queue,
-    socket: Socket,
+    link: Link,
     wake: Wake,
     failures: Vec<Failure>,
     receive_errors: usize,
@@ -22,15 +19,11 @@ pub struct UringPort {
 }
 
 impl UringPort {
-    /// Makes the ring on the current thread, which must be the worker's.
-    ///
-    /// # Errors
-    /// [`RingError`] names the remedy.
-    pub fn new(queue: Queue, socket: Socket, wake: Wake, sizes: Sizes) -> Result<UringPort, RingError> {
-        let descriptors = Descriptors { tun: queue.as_fd(), udp: socket.as_fd(), wake: wake.as_fd() };
-        let ring = Ring::new(descriptors, sizes)?;
-        let failures = Vec::with_capacity(sizes.sends + sizes.writes);
-        Ok(UringPort { ring, _queue: queue, socket, wake, failures, receive_errors: 0, starved: 0 })
+    /// `ring` must have been made on the current thread, on these very descriptors.
+    #[must_use]
+    pub fn new(ring: Ring, link: Link, wake: Wake) -> UringPort {
+        let failures = Vec::with_capacity(ring.most_staged());
+        UringPort { ring, link, wake, failures, receive_errors: 0, starved: 0 }
     }
 }
 
@@ -51,8 +44,7 @@ impl Port for UringPort {
                 debug_assert!(staged, "the stage is as large as the batcher");
             }
             for frame in coalescer.frames() {
-                let pieces =
-                    frame.pieces.iter().map(|p| (p.buffer, p.start as usize, p.len as usize));
+                let pieces = frame.pieces.iter().map(|p| (p.buffer, p.start as usize, p.len as usize));
                 let staged = stage.write(frame.head, pieces);
                 debug_assert!(staged, "the stage is as large as the coalescer");
             }
@@ -97,7 +89,7 @@ impl Port for UringPort {
     }
 
     fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()> {
-        self.socket.send(packet, to, None).map(drop)
+        self.link.sender.send(packet, to, None).map(drop)
     }
 
     fn take_woken(&mut self) -> bool {

@@ -182,6 +182,12 @@ impl Coalescer {
             && self.heads_used + packets * HEAD_ROOM <= self.heads.len()
     }
 
+    /// How many frames there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// True if there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {

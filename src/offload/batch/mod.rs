@@ -5,6 +5,9 @@
 //! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams (64; 128 since Linux 6.9), each
 //! within the path MTU.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 /// The largest UDP payload over IPv4: 65 535 − 20 − 8.
@@ -182,6 +185,16 @@ impl<K: Copy + Eq> Batcher<K> {
         Some(&mut train.buffer[start..start + len])
     }
 
+    /// As [`Batcher::place`], but in a train of its own that nothing can join.
+    pub fn place_alone(&mut self, key: K, len: usize) -> Option<&mut [u8]> {
+        let index = self.open_train(key, len)?;
+        self.last = index;
+        let train = &mut self.open[index];
+        train.commit(len);
+        train.sealed = true;
+        Some(&mut train.buffer[..len])
+    }
+
     /// The newest open train of `key`.
     #[inline]
     fn newest(&self, key: K) -> Option<usize> {
@@ -203,16 +216,16 @@ impl<K: Copy + Eq> Batcher<K> {
         Some(self.open.len() - 1)
     }
 
-    /// Takes all open trains, oldest first. Each must come home through [`Batcher::give_back`]; those that the caller
-    /// does not take out of the iterator are lost with it.
-    pub fn flush(&mut self) -> impl Iterator<Item = (K, Train)> {
-        self.last = 0;
-        self.keys.drain(..).zip(self.open.drain(..))
+    /// The open trains with their keys, oldest first.
+    pub fn trains(&self) -> impl Iterator<Item = (K, &Train)> {
+        self.keys.iter().copied().zip(&self.open)
     }
 
-    /// Returns a train to the pool, the most recently used first in line (its memory is warm).
-    pub fn give_back(&mut self, train: Train) {
-        self.pool.push(train);
+    /// Forgets all trains; their buffers are free again, the one used last first in line (its memory is warm).
+    pub fn clear(&mut self) {
+        self.last = 0;
+        self.keys.clear();
+        self.pool.append(&mut self.open);
     }
 
     /// How many trains are open.

@@ -4,6 +4,9 @@
 //! The order is flannel's: every `-iface` as written, every `-iface-regex`, `-iface-can-reach`; with
 //! none of the three, the owner of `-public-ip`; without that, the first default route.
 
+#[cfg(test)]
+mod tests;
+
 use crate::netlink::{Address, Link, Netlink, RouteTo};
 use regex::Regex;
 use std::net::Ipv4Addr;
@@ -145,17 +148,24 @@ impl Snapshot {
         self.with_best_address(link.ok_or_else(|| format!("-iface {name}: no interface of that name"))?)
     }
 
+    /// The first usable match among all addresses, else among all names.
     fn by_regex(&self, regex: &Regex) -> Result<(&Link, Ipv4Addr), String> {
-        for link in &self.links {
-            let found = self.candidates(link.index).into_iter().find(|ip| regex.is_match(&ip.to_string()));
-            if let Some(ip) = found {
-                return Ok((usable(link)?, ip));
+        let matching_address = |link| {
+            let found = self.candidates(link).into_iter().find(|ip| regex.is_match(&ip.to_string()));
+            found.map(|ip| (link, ip))
+        };
+        let by_address =
+            self.links.iter().filter_map(matching_address).map(|(link, ip)| Ok((usable(link)?, ip)));
+        let named = self.links.iter().filter(|link| regex.is_match(&link.name));
+        let by_name = named.map(|link| self.with_best_address(link));
+        let mut failure = format!("-iface-regex {regex}: no address and no name match");
+        for attempt in by_address.chain(by_name) {
+            match attempt {
+                Ok(found) => return Ok(found),
+                Err(reason) => failure = format!("-iface-regex {regex}: {reason}"),
             }
         }
-        let link = self.links.iter().find(|link| regex.is_match(&link.name));
-        self.with_best_address(
-            link.ok_or_else(|| format!("-iface-regex {regex}: no address and no name match"))?,
-        )
+        Err(failure)
     }
 
     fn by_reach(&self, ip: Ipv4Addr) -> Result<(&Link, Ipv4Addr), String> {
@@ -182,17 +192,17 @@ impl Snapshot {
 
     fn with_best_address<'a>(&self, link: &'a Link) -> Result<(&'a Link, Ipv4Addr), String> {
         let link = usable(link)?;
-        let best = self.candidates(link.index).into_iter().next();
+        let best = self.candidates(link).into_iter().next();
         best.map(|ip| (link, ip)).ok_or_else(|| format!("interface {} has no usable IPv4 address", link.name))
     }
 
     /// Addresses of a link that could carry the overlay, best first: global before link-local, then
     /// permanent before dynamic, then in the kernel's order.
-    fn candidates(&self, index: u32) -> Vec<Ipv4Addr> {
+    fn candidates(&self, link: &Link) -> Vec<Ipv4Addr> {
         let mut found: Vec<_> = self
             .addresses
             .iter()
-            .filter(|a| a.link_index == index && !a.deprecated && is_unicast(a.address))
+            .filter(|a| a.link_index == link.index && !a.deprecated && is_unicast(a.address))
             .collect();
         found.sort_by_key(|a| (a.address.is_link_local(), !a.permanent));
         found.iter().map(|a| a.address).collect()

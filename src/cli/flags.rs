@@ -1,0 +1,233 @@
+//! The table of all flags: flannel's (v0.6.2 to v0.28.9, where they concern etcd mode or must be
+//! refused by name) and ours.
+
+use super::value::{self, Value};
+use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, MAX_WORKERS};
+use clap::{Arg, ArgAction, Command};
+use std::time::Duration;
+
+/// The form of a flag's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// May stand bare, and never takes the next word.
+    Bool,
+    /// A whole number in this range.
+    Int(i64, i64),
+    /// Anything; may be empty.
+    Text,
+    /// Anything, given several times.
+    List,
+    /// Anything, never shown.
+    Secret,
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// A length of time in this range.
+    Time(Duration, Duration),
+    /// A list of cores, or empty.
+    Cores,
+    /// `auto` or a whole number from 1 to this.
+    AutoOr(i64),
+}
+
+/// What becomes of a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// flannel's, and does what it does there.
+    Flannel,
+    /// Of flannel's logging library.
+    Logging,
+    /// Ours.
+    Ours,
+    /// flannel's, and refused unless it has one of these values, with which it does nothing. The text
+    /// is what to do instead.
+    NotServed(&'static [&'static str], &'static str),
+}
+
+/// A flag.
+#[derive(Debug)]
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) standing: Standing,
+    default: &'static str,
+    help: &'static str,
+}
+
+impl Flag {
+    /// `-help` and `-version` are read before the environment.
+    pub(super) fn takes_env(&self) -> bool {
+        !matches!(self.name, "help" | "version")
+    }
+
+    pub(super) fn is_secret(&self) -> bool {
+        self.kind == Secret
+    }
+}
+
+pub(super) fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+const fn flag(
+    standing: Standing,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    help: &'static str,
+) -> Flag {
+    Flag { name, kind, standing, default, help }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// etcd's floor for a lease is 1.5 times its election timeout, and we must get a renewal in.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+const LONGEST_LEASE: Duration = DAY.saturating_mul(3650);
+const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(100), SECOND.saturating_mul(300));
+#[allow(clippy::cast_possible_wrap)] // small constants
+const fn number(n: usize) -> i64 {
+    n as i64
+}
+const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end()));
+const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
+const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
+
+const NO_KUBERNETES: &str = "leases come from etcd only";
+const NO_NETWORKS: &str = "start one flanneld for each network, with its own -etcd-prefix and -subnet-file";
+const NO_SERVER: &str = "let every node speak to etcd itself (-etcd-endpoints)";
+const NO_RULES: &str = "no iptables rules are installed yet; install them yourself";
+
+use Kind::{AutoOr, Bool, Choice, Cores, Int, List, Secret, Text, Time};
+use Standing::{Flannel, Logging, NotServed, Ours};
+
+/// All flags, in the order of the help text.
+#[rustfmt::skip]
+pub(super) const FLAGS: &[Flag] = &[
+    flag(Flannel, "etcd-endpoints", Text, "http://127.0.0.1:4001,http://127.0.0.1:2379", "etcd endpoints, separated by commas"),
+    flag(Flannel, "etcd-prefix", Text, "/coreos.com/network", "Key prefix in etcd"),
+    flag(Flannel, "etcd-keyfile", Text, "", "Client key (PEM) for etcd, with -etcd-certfile"),
+    flag(Flannel, "etcd-certfile", Text, "", "Client certificate (PEM) for etcd, with -etcd-keyfile"),
+    flag(Flannel, "etcd-cafile", Text, "", "CA bundle (PEM) that verifies etcd"),
+    flag(Flannel, "etcd-username", Text, "", "User for etcd"),
+    flag(Flannel, "etcd-password", Secret, "", "Password for etcd; others on this host can read it, see --etcd-password-file"),
+    flag(Flannel, "iface", List, "", "Interface by name or IPv4 address for traffic between hosts; repeat it to give alternatives"),
+    flag(Flannel, "iface-regex", List, "", "Pattern for the interface's address, else its name; tried after all -iface; may be repeated"),
+    flag(Flannel, "iface-can-reach", Text, "", "Take the interface and source address by which the kernel reaches this IPv4 address"),
+    flag(Flannel, "public-ip", Text, "", "IPv4 address that peers send to; alone it also names the interface that has it"),
+    flag(Flannel, "subnet-file", Text, "/run/flannel/subnet.env", "Where the subnet, MTU and so on are written"),
+    flag(Flannel, "subnet-lease-renew-margin", ANY_INT, "60", "Minutes before a lease's end to renew it, 1 to 1439"),
+    flag(Flannel, "help", Bool, "false", "Print this text"),
+    flag(Flannel, "version", Bool, "false", "Print the version"),
+
+    flag(Logging, "v", ANY_INT, "0", "Verbosity; 1 adds messages of the data path"),
+    flag(Logging, "vmodule", Text, "", "Accepted without effect: it names flannel's source files"),
+    flag(Logging, "log_backtrace_at", Text, "", "Accepted without effect: it names flannel's source files"),
+    flag(Logging, "alsologtostderr", Bool, "true", "Accepted without effect: all goes to stderr"),
+    flag(Logging, "stderrthreshold", Text, "", "Accepted without effect: all goes to stderr"),
+    flag(Logging, "log_dir", Text, "", "Accepted without effect: all goes to stderr"),
+
+    flag(Ours, "engine", Choice(&["auto", "uring", "poll"]), "auto", "How packets cross the kernel's boundary"),
+    flag(Ours, "workers", AutoOr(number(MAX_WORKERS)), "auto", "Workers of the packet path, at most one a core makes sense"),
+    flag(Ours, "cores", Cores, "", "Cores to pin workers to, such as 0,2-5; empty: no pinning"),
+    flag(Ours, "batch", BATCH, "64", "Reads that a worker takes from one descriptor before it turns to the next"),
+    flag(Ours, "buffers", BUFFERS, "16", "Receive buffers of each direction and worker"),
+    flag(Ours, "tun-offload", Choice(&["auto", "tso", "off"]), "auto", "Offloads at the TUN device: all, TSO only, none"),
+    flag(Ours, "udp-offload", Choice(&["auto", "send", "receive", "off"]), "auto", "Offloads at the UDP socket: both, UDP_SEGMENT only, UDP_GRO only, none"),
+    flag(Ours, "peer-filter", Choice(&["strict", "inner", "off"]), "strict", "Let in packets from peers' addresses and subnets; by inner addresses only; all"),
+    flag(Ours, "etcd-api", Choice(&["auto", "v2", "v3"]), "auto", "etcd's API; auto takes the one that holds the network config"),
+    flag(Ours, "etcd-password-file", Text, "", "File whose first line is the password for etcd"),
+    flag(Ours, "etcd-timeout", Time(TIMEOUT_RANGE.0, TIMEOUT_RANGE.1), "5s", "Deadline of a call to etcd"),
+    flag(Ours, "lease-ttl", Time(SHORTEST_LEASE, LONGEST_LEASE), "24h", "How long a lease lives without renewal, in seconds or as 24h, 90m"),
+    flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),
+
+    flag(NotServed(&["true"], "all goes to stderr"), "logtostderr", Bool, "true", "Log to stderr; =false is refused"),
+    flag(NotServed(&["false"], "let Docker or the CNI plugin masquerade: the subnet file says FLANNEL_IPMASQ=false"), "ip-masq", Bool, "false", "Masquerade rules"),
+    flag(NotServed(&["true", "false"], ""), "ip-masq-fully-random-disable", Bool, "false", "Accepted: means something only with -ip-masq"),
+    flag(NotServed(&["false"], NO_RULES), "iptables-forward-rules", Bool, "false", "Forward rules; flannel's default is true, here none are installed yet"),
+    flag(NotServed(&["5"], NO_RULES), "iptables-resync", ANY_INT, "5", "Seconds between checks of rules"),
+    flag(NotServed(&["false"], "add `ip route add blackhole SUBNET` yourself"), "ip-blackhole-route", Bool, "false", "Blackhole route for the node's own subnet"),
+    flag(NotServed(&["0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-port", ANY_INT, "0", "Health server's port"),
+    flag(NotServed(&["", "0.0.0.0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-ip", Text, "0.0.0.0", "Health server's address"),
+    flag(NotServed(&[""], "the overlay is IPv4 only"), "public-ipv6", Text, "", "IPv6 address that peers send to"),
+    flag(NotServed(&[""], NO_NETWORKS), "networks", Text, "", "Several networks"),
+    flag(NotServed(&["false"], NO_NETWORKS), "watch-networks", Bool, "false", "Several networks, as they come and go"),
+    flag(NotServed(&["", "/run/flannel/networks"], NO_NETWORKS), "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files"),
+    flag(NotServed(&[""], NO_SERVER), "listen", Text, "", "Serve leases to other nodes"),
+    flag(NotServed(&[""], NO_SERVER), "remote", Text, "", "Get leases from another flanneld"),
+    flag(NotServed(&[""], NO_SERVER), "remote-keyfile", Text, "", "Key for -listen and -remote"),
+    flag(NotServed(&[""], NO_SERVER), "remote-certfile", Text, "", "Certificate for -listen and -remote"),
+    flag(NotServed(&[""], NO_SERVER), "remote-cafile", Text, "", "CA bundle for -listen and -remote"),
+    flag(NotServed(&["false"], NO_KUBERNETES), "kube-subnet-mgr", Bool, "false", "Leases from Kubernetes"),
+    flag(NotServed(&[""], NO_KUBERNETES), "kube-api-url", Text, "", "Kubernetes API server"),
+    flag(NotServed(&[""], NO_KUBERNETES), "kubeconfig-file", Text, "", "Kubernetes client config"),
+    flag(NotServed(&["", "flannel.alpha.coreos.com"], NO_KUBERNETES), "kube-annotation-prefix", Text, "flannel.alpha.coreos.com", "Prefix of node annotations"),
+    flag(NotServed(&["", "/etc/kube-flannel/net-conf.json"], "the network config is read from etcd"), "net-config-path", Text, "/etc/kube-flannel/net-conf.json", "Network config file of Kubernetes mode"),
+    flag(NotServed(&["true", "false"], ""), "set-node-network-unavailable", Bool, "true", "Accepted: means something only with -kube-subnet-mgr"),
+    flag(NotServed(&["false"], NO_KUBERNETES), "use-multi-cluster-cidr", Bool, "false", "Several cluster networks"),
+];
+
+/// The whole as clap sees it.
+pub(super) fn command() -> Command {
+    Command::new("flanneld")
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args_override_self(true)
+        .max_term_width(110)
+        .help_template("{all-args}{after-help}")
+        .after_help(
+            "One dash or two; -flag=value or -flag value, but booleans only as -flag or -flag=false.\n\
+             Each flag may also be given as FLANNELD_FLAG_NAME in the environment; the command line wins.",
+        )
+        .args(FLAGS.iter().map(argument))
+}
+
+fn argument(flag: &'static Flag) -> Arg {
+    let heading = match flag.standing {
+        Flannel => "Flags of flannel",
+        Logging => "Flags of flannel's logging",
+        Ours => "Flags of this flanneld",
+        NotServed(..) => {
+            "Flags of flannel that are not served yet, and are refused with any value but the default"
+        }
+    };
+    let help = match flag.kind {
+        Choice(names) => format!("{} [one of {}]", flag.help, names.join(", ")),
+        _ => flag.help.to_owned(),
+    };
+    let argument = Arg::new(flag.name)
+        .long(flag.name)
+        .help(help)
+        .help_heading(heading)
+        .require_equals(true)
+        .value_parser(move |text: &str| read(flag.kind, text))
+        .action(if flag.kind == List { ArgAction::Append } else { ArgAction::Set });
+    let argument = match flag.kind {
+        Bool => argument.value_name("BOOL").num_args(0..=1).default_missing_value("true"),
+        Int(..) => argument.value_name("N"),
+        Text | List | Secret => argument.value_name("TEXT"),
+        Choice(_) => argument.value_name("WORD"),
+        Time(..) => argument.value_name("TIME"),
+        Cores => argument.value_name("LIST"),
+        AutoOr(_) => argument.value_name("auto|N"),
+    };
+    if flag.default.is_empty() || flag.default == "false" {
+        argument
+    } else {
+        argument.default_value(flag.default)
+    }
+}
+
+fn read(kind: Kind, text: &str) -> Result<Value, String> {
+    match kind {
+        Bool => value::bool(text).map(Value::Bool),
+        Int(min, max) => value::int(text, min, max).map(Value::Int),
+        Text | List | Secret => Ok(Value::Text(text.to_owned())),
+        Choice(names) if names.contains(&text) => Ok(Value::Text(text.to_owned())),
+        Choice(names) => Err(format!("one of {}", names.join(", "))),
+        Time(min, max) => value::duration(text, min, max).map(Value::Duration),
+        Cores if text.trim().is_empty() => Ok(Value::Cores(Vec::new())),
+        Cores => value::cores(text).map(Value::Cores),
+        AutoOr(_) if text == "auto" => Ok(Value::Text(text.to_owned())),
+        AutoOr(max) => value::int(text, 1, max).map(Value::Int).map_err(|form| format!("auto, or {form}")),
+    }
+}

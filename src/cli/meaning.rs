@@ -1,0 +1,287 @@
+//! From checked values to [`Options`].
+
+use super::flags::{FLAGS, Kind, Standing};
+use super::options::{LeaseOptions, LogOptions, OnLeaseLost, Options};
+use super::value::Value;
+use super::{Refusal, spelled};
+use crate::{engine, etcd, iface};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use regex::Regex;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The values of all flags, and where they came from.
+pub(super) struct Given<'a> {
+    matches: &'a ArgMatches,
+    from_env: &'a BTreeSet<&'a str>,
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn new(matches: &'a ArgMatches, from_env: &'a BTreeSet<&'a str>) -> Self {
+        Self { matches, from_env }
+    }
+
+    fn value(&self, flag: &str) -> Option<&Value> {
+        self.matches.try_get_one(flag).ok().flatten()
+    }
+
+    fn is_explicit(&self, flag: &str) -> bool {
+        self.matches.value_source(flag).is_some_and(|source| source != ValueSource::DefaultValue)
+    }
+
+    /// As typed; empty if unset.
+    fn text(&self, flag: &str) -> &str {
+        match self.value(flag) {
+            Some(Value::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// Trimmed; `None` if unset or blank.
+    fn filled(&self, flag: &str) -> Option<&str> {
+        Some(self.text(flag).trim()).filter(|text| !text.is_empty())
+    }
+
+    fn list(&self, flag: &str) -> Vec<&str> {
+        let values = self.matches.try_get_many::<Value>(flag).ok().flatten().into_iter().flatten();
+        values
+            .filter_map(|value| match value {
+                Value::Text(text) => Some(text.trim()).filter(|text| !text.is_empty()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn int(&self, flag: &str) -> Option<i64> {
+        match self.value(flag) {
+            Some(Value::Int(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    fn size(&self, flag: &str, default: usize) -> usize {
+        self.int(flag).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    }
+
+    fn duration(&self, flag: &str, default: Duration) -> Duration {
+        match self.value(flag) {
+            Some(Value::Duration(duration)) => *duration,
+            _ => default,
+        }
+    }
+
+    fn setting(&self, flag: &str, reason: impl std::fmt::Display) -> Refusal {
+        Refusal::setting(format!("{}: {reason}", spelled(flag, self.from_env)))
+    }
+
+    fn ipv4(&self, flag: &str) -> Result<Option<Ipv4Addr>, Refusal> {
+        let Some(text) = self.filled(flag) else { return Ok(None) };
+        let ip = text.parse().map_err(|_| self.setting(flag, format!("{text:?} is no IPv4 address")))?;
+        Ok(Some(ip))
+    }
+
+    /// A file that must be readable.
+    fn file(&self, flag: &str) -> Result<Option<PathBuf>, Refusal> {
+        let Some(path) = self.filled(flag) else { return Ok(None) };
+        match fs::read(path) {
+            Ok(_) => Ok(Some(path.into())),
+            Err(error) => Err(self.setting(flag, format!("cannot read {path}: {error}"))),
+        }
+    }
+}
+
+pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
+    refuse_what_is_not_served(given)?;
+    let subnet_file =
+        given.filled("subnet-file").ok_or_else(|| given.setting("subnet-file", "no file named"))?;
+    Ok(Options {
+        etcd: etcd_settings(given)?,
+        iface: iface_choice(given)?,
+        subnet_file: subnet_file.into(),
+        ip_masq: false,
+        lease: lease_options(given)?,
+        engine: engine_settings(given),
+        log: LogOptions { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
+    })
+}
+
+fn refuse_what_is_not_served(given: &Given<'_>) -> Result<(), Refusal> {
+    for flag in FLAGS {
+        let Standing::NotServed(inactive, instead) = flag.standing else { continue };
+        let Some(value) = given.value(flag.name) else { continue };
+        let value = value.to_string();
+        if given.is_explicit(flag.name) && !inactive.contains(&value.as_str()) {
+            let mut shown = spelled(flag.name, given.from_env);
+            // Texts are not quoted: a URL can hold a password.
+            if flag.kind != Kind::Text {
+                shown = format!("{shown}={value}");
+            }
+            return Err(Refusal::usage(format!("{shown} is not supported yet: {instead}")));
+        }
+    }
+    Ok(())
+}
+
+fn etcd_settings(given: &Given<'_>) -> Result<etcd::Settings, Refusal> {
+    let ca_file = given.file("etcd-cafile")?;
+    let cert_file = given.file("etcd-certfile")?;
+    let key_file = given.file("etcd-keyfile")?;
+    if cert_file.is_some() != key_file.is_some() {
+        let (missing, present) = if key_file.is_none() {
+            ("etcd-keyfile", "etcd-certfile")
+        } else {
+            ("etcd-certfile", "etcd-keyfile")
+        };
+        return Err(given.setting(present, format!("needs -{missing} too")));
+    }
+    let scheme = if ca_file.is_some() || cert_file.is_some() { "https" } else { "http" };
+    Ok(etcd::Settings {
+        endpoints: endpoints(given, scheme)?,
+        prefix: prefix(given)?,
+        api: match given.text("etcd-api") {
+            "v2" => etcd::Api::V2,
+            "v3" => etcd::Api::V3,
+            _ => etcd::Api::Auto,
+        },
+        ca_file,
+        cert_file,
+        key_file,
+        credentials: credentials(given)?,
+        timeout: given.duration("etcd-timeout", Duration::from_secs(5)),
+    })
+}
+
+/// Later flannels take `host:port` without a scheme too. The text is not quoted in full: a URL can
+/// hold a password.
+fn endpoints(given: &Given<'_>, default_scheme: &str) -> Result<Vec<String>, Refusal> {
+    let flag = "etcd-endpoints";
+    let mut endpoints = Vec::new();
+    for text in given.text(flag).split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        if text.contains('@') {
+            let reason =
+                "user and password belong into -etcd-username and -etcd-password-file, not into the URL";
+            return Err(given.setting(flag, reason));
+        }
+        let (scheme, host) = text.split_once("://").unwrap_or((default_scheme, text));
+        if !matches!(scheme, "http" | "https") || host.trim_matches('/').is_empty() {
+            return Err(given.setting(flag, format!("{text:?} is no http:// or https:// URL")));
+        }
+        endpoints.push(format!("{scheme}://{host}"));
+    }
+    if endpoints.is_empty() {
+        return Err(given.setting(flag, "no endpoint named"));
+    }
+    Ok(endpoints)
+}
+
+/// One leading slash, none at the end, none doubled: users write it in all ways.
+fn prefix(given: &Given<'_>) -> Result<String, Refusal> {
+    let parts: Vec<_> = given.text("etcd-prefix").trim().split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Err(given.setting("etcd-prefix", "no prefix named"));
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+fn credentials(given: &Given<'_>) -> Result<Option<etcd::Credentials>, Refusal> {
+    let typed = given.text("etcd-password");
+    let file = given.filled("etcd-password-file");
+    let (flag, password) = match file {
+        Some(_) if !typed.is_empty() => {
+            return Err(given.setting("etcd-password-file", "give it or -etcd-password, not both"));
+        }
+        Some(path) => {
+            let text = fs::read_to_string(path).map_err(|error| {
+                given.setting("etcd-password-file", format!("cannot read {path}: {error}"))
+            })?;
+            ("etcd-password-file", text.lines().next().unwrap_or_default().to_owned())
+        }
+        None => ("etcd-password", typed.to_owned()),
+    };
+    match given.filled("etcd-username") {
+        Some(username) => Ok(Some(etcd::Credentials { username: username.to_owned(), password })),
+        None if password.is_empty() => Ok(None),
+        None => Err(given.setting(flag, "needs -etcd-username too")),
+    }
+}
+
+fn iface_choice(given: &Given<'_>) -> Result<iface::Choice, Refusal> {
+    let mut regexes = Vec::new();
+    for pattern in given.list("iface-regex") {
+        let regex = Regex::new(pattern).map_err(|error| {
+            // The regex crate draws an arrow over several lines; its last line is the reason.
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            given.setting("iface-regex", format!("{pattern:?}: {reason}"))
+        })?;
+        regexes.push(regex);
+    }
+    Ok(iface::Choice {
+        names: given.list("iface").into_iter().map(str::to_owned).collect(),
+        regexes,
+        can_reach: given.ipv4("iface-can-reach")?,
+        public_ip: given.ipv4("public-ip")?,
+    })
+}
+
+fn lease_options(given: &Given<'_>) -> Result<LeaseOptions, Refusal> {
+    let flag = "subnet-lease-renew-margin";
+    let minutes = given.int(flag).unwrap_or(60);
+    let minutes = u64::try_from(minutes).ok().filter(|m| (1..=1439).contains(m));
+    let minutes = minutes.ok_or_else(|| given.setting(flag, "must be between 1 and 1439 minutes"))?;
+    let ttl = given.duration("lease-ttl", Duration::from_secs(24 * 3600));
+    if ttl.subsec_nanos() != 0 {
+        return Err(given.setting("lease-ttl", "etcd counts whole seconds"));
+    }
+    let mut renew_margin = Duration::from_secs(minutes * 60);
+    if !given.is_explicit(flag) {
+        renew_margin = renew_margin.min(ttl / 2);
+    } else if renew_margin >= ttl {
+        return Err(given.setting(flag, format!("must be shorter than the lease ({ttl:?})")));
+    }
+    let on_lost = match given.text("on-lease-lost") {
+        "keep" => OnLeaseLost::Keep,
+        "reacquire" => OnLeaseLost::Reacquire,
+        _ => OnLeaseLost::Exit,
+    };
+    Ok(LeaseOptions { ttl, renew_margin, on_lost })
+}
+
+fn engine_settings(given: &Given<'_>) -> engine::Settings {
+    let default = engine::Settings::default();
+    engine::Settings {
+        workers: given.int("workers").and_then(|n| usize::try_from(n).ok()),
+        cores: match given.value("cores") {
+            Some(Value::Cores(cores)) => cores.clone(),
+            _ => Vec::new(),
+        },
+        batch: given.size("batch", default.batch),
+        buffers: given.size("buffers", default.buffers),
+        carrier: match given.text("engine") {
+            "uring" => engine::Carrier::Uring,
+            "poll" => engine::Carrier::Poll,
+            _ => engine::Carrier::Auto,
+        },
+        tun_offload: match given.text("tun-offload") {
+            "tso" => engine::TunOffload::Tso,
+            "off" => engine::TunOffload::Off,
+            _ => engine::TunOffload::Auto,
+        },
+        udp_offload: match given.text("udp-offload") {
+            "send" => engine::UdpOffload::Send,
+            "receive" => engine::UdpOffload::Receive,
+            "off" => engine::UdpOffload::Off,
+            _ => engine::UdpOffload::Auto,
+        },
+        peer_filter: match given.text("peer-filter") {
+            "inner" => engine::PeerFilter::Inner,
+            "off" => engine::PeerFilter::Off,
+            _ => engine::PeerFilter::Strict,
+        },
+        ..default
+    }
+}

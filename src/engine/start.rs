@@ -1,0 +1,201 @@
+//! Starting the workers: buffers, port, thread.
+
+use super::counters::Counters;
+use super::port::{Link, Outgoing, PollPort, Port, UringPort};
+use super::settings::{Carrier, Settings};
+use super::tun_to_udp::TunToUdp;
+use super::udp_to_tun::UdpToTun;
+use super::worker::{Command, Worker};
+use super::{Engine, EngineError, Handle};
+use crate::offload::batch::{Batcher, Limits};
+use crate::offload::coalesce::{self, Coalescer};
+use crate::ring::{Descriptors, Ring, RingError, Sizes, Wake};
+use crate::route::{RouteCommand, RouteTable};
+use crate::tun::Offloads;
+use crate::udp::MAX_SEGMENTS_SAFE;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use ipnet::Ipv4Net;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use tracing::{info, warn};
+
+/// Trains of one turn, 64 KiB each.
+const TRAINS: usize = 32;
+/// Frames of one turn, and the pieces of received datagrams that they are made of.
+const FRAMES: usize = 512;
+const PIECES: usize = 2048;
+/// Heads of those frames: a vnet header and up to 120 bytes each.
+const HEAD_BYTES: usize = FRAMES * 130;
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 4096;
+
+/// All that the engine needs.
+#[derive(Debug)]
+pub struct Setup {
+    /// The operator's wishes.
+    pub settings: Settings,
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// Our part of it.
+    pub subnet: Ipv4Net,
+    /// The largest packet that fits the external link with its outer headers: the link's MTU − 28.
+    pub max_packet: u16,
+    /// What the TUN device took.
+    pub offloads: Offloads,
+    /// Whether the kernel takes `UDP_SEGMENT` and the operator wants it.
+    pub segmentation: bool,
+    /// One for each worker.
+    pub links: Vec<Link>,
+    /// Routes known already.
+    pub routes: Vec<RouteCommand>,
+}
+
+pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
+    let mut engine = Engine { workers: Vec::new(), carriers: Vec::new() };
+    let mut routes = RouteTable::new(setup.network);
+    for command in &setup.routes {
+        if let Err(error) = routes.apply(command) {
+            warn!(%error, "route refused");
+        }
+    }
+    let limits = Limits {
+        max_segments: u16::try_from(MAX_SEGMENTS_SAFE).unwrap_or(1),
+        max_segment_size: setup.max_packet,
+        enabled: setup.segmentation,
+    };
+    for (index, link) in setup.links.into_iter().enumerate() {
+        let failed = |error| EngineError::Start(index, error);
+        let wake = Wake::new().map_err(failed)?;
+        let (sender, commands) = bounded(COMMANDS);
+        let counters = Arc::new(Counters::default());
+        let pipeline = Pipeline {
+            commands,
+            counters: Arc::clone(&counters),
+            routes: routes.clone(),
+            subnet: setup.subnet,
+            limits,
+            offloads: setup.offloads,
+        };
+        let place = Place { index, link, wake: wake.clone(), settings: setup.settings.clone() };
+        let (started, report) = bounded(1);
+        let thread = thread::Builder::new()
+            .name(format!("fl-w{index}"))
+            .spawn(move || place.work(pipeline, &started))
+            .map_err(failed)?;
+        engine.workers.push(Handle { commands: sender, wake, counters, thread: Some(thread) });
+        let carrier = report.recv().map_err(|_| EngineError::Worker(index))??;
+        info!(worker = index, %carrier, "worker started");
+        engine.carriers.push(carrier);
+    }
+    Ok(engine)
+}
+
+/// What a worker does, whatever carries its packets.
+pub(super) struct Pipeline {
+    pub(super) commands: Receiver<Command>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) routes: RouteTable,
+    pub(super) subnet: Ipv4Net,
+    pub(super) limits: Limits,
+    pub(super) offloads: Offloads,
+}
+
+impl Pipeline {
+    /// Allocates all that the worker will ever need.
+    pub(super) fn worker<P: Port>(self, port: P, settings: &Settings) -> Worker<P> {
+        let coalescer = Coalescer::new(coalesce::Settings {
+            tcp: self.offloads.tso,
+            udp: self.offloads.uso,
+            frames: FRAMES,
+            pieces: PIECES,
+            header_bytes: HEAD_BYTES,
+        });
+        Worker {
+            port,
+            out: Outgoing { batcher: Batcher::new(TRAINS, self.limits), coalescer },
+            tun_to_udp: TunToUdp::new(self.subnet.network()),
+            udp_to_tun: UdpToTun::new(self.subnet, settings.peer_filter),
+            routes: self.routes,
+            commands: self.commands,
+            counters: self.counters,
+            batch: settings.batch,
+            receive_errors: 0,
+        }
+    }
+}
+
+type Started = Sender<Result<Carrier, RingError>>;
+
+/// Where a worker works: its descriptors, and the thread that becomes its own.
+struct Place {
+    index: usize,
+    link: Link,
+    wake: Wake,
+    settings: Settings,
+}
+
+impl Place {
+    /// The thread's body. The ring must be made by the thread that uses it.
+    fn work(self, pipeline: Pipeline, started: &Started) -> io::Result<()> {
+        self.pin();
+        let ring = match self.settings.carrier {
+            Carrier::Poll => None,
+            wanted => match self.ring() {
+                Ok(ring) => Some(ring),
+                Err(reason) if wanted == Carrier::Auto => {
+                    warn!(worker = self.index, %reason, "no io_uring: using poll");
+                    None
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    return Ok(());
+                }
+            },
+        };
+        let carrier = if ring.is_some() { Carrier::Uring } else { Carrier::Poll };
+        let _ = started.send(Ok(carrier));
+        let buffers = self.buffers();
+        let Place { link, wake, settings, .. } = self;
+        match ring {
+            Some(ring) => pipeline.worker(UringPort::new(ring, link, wake), &settings).run(),
+            None => pipeline.worker(PollPort::new(link, wake, buffers, TRAINS, FRAMES), &settings).run(),
+        }
+    }
+
+    fn pin(&self) {
+        let cores = &self.settings.cores;
+        let Some(&core) = self.index.checked_rem(cores.len()).and_then(|i| cores.get(i)) else { return };
+        let mut set = CpuSet::new();
+        if core < CpuSet::MAX_CPU {
+            set.set(core);
+        }
+        if let Err(error) = sched_setaffinity(None, &set) {
+            warn!(worker = self.index, core, %error, "cannot pin the worker to its core (--cores)");
+        }
+    }
+
+    fn buffers(&self) -> u16 {
+        u16::try_from(self.settings.buffers).unwrap_or(u16::MAX)
+    }
+
+    fn ring(&self) -> Result<Ring, RingError> {
+        let Link { queue, receiver, sender } = &self.link;
+        let descriptors = Descriptors {
+            tun: queue.as_fd(),
+            receive: receiver.as_fd(),
+            send: sender.as_fd(),
+            wake: self.wake.as_fd(),
+        };
+        let sizes = Sizes {
+            frames: self.buffers(),
+            datagrams: self.buffers(),
+            sends: TRAINS,
+            writes: FRAMES,
+            vectors: FRAMES + PIECES,
+        };
+        Ring::new(descriptors, sizes)
+    }
+}

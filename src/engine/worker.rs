@@ -1,0 +1,176 @@
+//! The loop of one worker: control → datagrams → frames → turn → failures.
+
+use super::counters::{Count, Counters, DropReason};
+use super::port::{Failure, Outgoing, Port};
+use super::tun_to_udp::{Taken, TunToUdp};
+use super::udp_to_tun::UdpToTun;
+use crate::offload::batch::Limits;
+use crate::route::{RouteCommand, RouteTable};
+use crate::udp::is_segmentation_refused;
+use crossbeam::channel::{Receiver, TryRecvError};
+use std::io;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the control thread may ask.
+#[derive(Debug, Clone)]
+pub(super) enum Command {
+    Route(RouteCommand),
+    Stop,
+}
+
+/// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
+pub(super) const PACKETS_PER_RECEIVE: usize = 128;
+/// A turn gathers about this many bytes a direction: more would fall out of the second-level cache.
+const TURN_BYTES: usize = 256 << 10;
+/// A receive that fails this often in a row is given a rest, lest it take the whole core.
+const PATIENCE: usize = 16;
+const REST: Duration = Duration::from_millis(10);
+
+/// One worker, on whatever carries its packets.
+pub(super) struct Worker<P> {
+    pub(super) port: P,
+    pub(super) out: Outgoing,
+    pub(super) tun_to_udp: TunToUdp,
+    pub(super) udp_to_tun: UdpToTun,
+    pub(super) routes: RouteTable,
+    pub(super) commands: Receiver<Command>,
+    pub(super) counters: Arc<Counters>,
+    /// Most frames, and most receives, a turn.
+    pub(super) batch: usize,
+    /// Receive errors since the last datagram.
+    pub(super) receive_errors: usize,
+}
+
+impl<P: Port> Worker<P> {
+    /// Works until it is told to stop.
+    ///
+    /// # Errors
+    /// What makes the port useless.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        while self.obey() {
+            self.gather();
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Carries out what the control thread has asked; false: stop.
+    pub(super) fn obey(&mut self) -> bool {
+        self.port.take_woken();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Route(command)) => {
+                    let applied = self.routes.apply(&command).is_ok();
+                    self.counters.add(if applied { Count::RouteChanges } else { Count::RouteErrors }, 1);
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// Takes what the port has, both ways, up to a turn's fill.
+    pub(super) fn gather(&mut self) {
+        let mut bytes = 0;
+        for _ in 0..self.batch {
+            if bytes >= TURN_BYTES || !self.out.coalescer.has_room_for(PACKETS_PER_RECEIVE) {
+                break;
+            }
+            let Some(received) = self.port.datagram() else { break };
+            self.receive_errors = 0;
+            bytes += received.len;
+            let payload = self.port.payload(&received);
+            self.udp_to_tun.take(&received, payload, &self.routes, &mut self.out, &self.counters);
+        }
+        let mut bytes = 0;
+        for _ in 0..self.batch {
+            if bytes >= TURN_BYTES {
+                break;
+            }
+            let Some(frame) = self.port.frame() else { break };
+            bytes += frame.len();
+            match self.tun_to_udp.take(frame, &self.routes, &mut self.out, &self.counters) {
+                Taken::Whole => self.port.advance(),
+                Taken::InPart => break,
+            }
+        }
+    }
+
+    /// Sends and writes what was gathered, waits, and deals with what failed.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        self.counters.add(Count::Turns, 1);
+        self.counters.add(Count::UdpSends, self.out.batcher.open());
+        self.counters.add(Count::TunWrites, self.out.coalescer.len());
+        self.port.turn(&mut self.out)?;
+        for index in 0..self.port.failures().len() {
+            match self.port.failures()[index] {
+                Failure::Send(train, errno) => self.send_failed(train, errno),
+                Failure::Write(frame, errno) => self.write_failed(frame, errno),
+            }
+        }
+        self.out.clear();
+        self.counters.add(Count::Starved, self.port.take_starved());
+        self.rest_after_errors();
+        Ok(())
+    }
+
+    fn send_failed(&mut self, train: usize, errno: i32) {
+        let Some((to, train)) = self.out.batcher.trains().nth(train) else { return };
+        let refused = is_segmentation_refused(&io::Error::from_raw_os_error(errno));
+        if train.count() < 2 || !refused {
+            self.counters.dropped(send_reason(errno), train.count());
+            return;
+        }
+        self.counters.add(Count::Resent, 1);
+        for packet in train.packets() {
+            if let Err(error) = self.port.resend(packet, to) {
+                self.counters.dropped(send_reason(error.raw_os_error().unwrap_or(0)), 1);
+            }
+        }
+        let segment_size = train.segment_size();
+        self.learn(to, segment_size, errno);
+    }
+
+    /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer
+    /// if its path is narrower than our link, segmentation as a whole if the kernel cannot do it.
+    fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32) {
+        if errno == libc::EMSGSIZE {
+            self.tun_to_udp.narrow(to, segment_size - 1);
+            return;
+        }
+        let limits = self.out.batcher.limits();
+        self.out.batcher.set_limits(Limits { enabled: false, ..limits });
+    }
+
+    fn write_failed(&mut self, frame: usize, errno: i32) {
+        let packets = self.out.coalescer.frames().nth(frame).map_or(0, |frame| frame.packets);
+        let reason = match errno {
+            libc::EIO => DropReason::TunDown,
+            libc::EBADFD => DropReason::TunGone,
+            _ => DropReason::TunWrite,
+        };
+        self.counters.dropped(reason, packets as usize);
+    }
+
+    fn rest_after_errors(&mut self) {
+        let errors = self.port.take_receive_errors();
+        self.counters.add(Count::ReceiveErrors, errors);
+        self.receive_errors += errors;
+        if errors > 0 && self.receive_errors > PATIENCE {
+            std::thread::sleep(REST);
+        }
+    }
+}
+
+fn send_reason(errno: i32) -> DropReason {
+    match errno {
+        libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => DropReason::SendBuffer,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::ENODEV | libc::EADDRNOTAVAIL => {
+            DropReason::SendUnreachable
+        }
+        libc::EMSGSIZE => DropReason::SendTooBig,
+        _ => DropReason::SendFailed,
+    }
+}

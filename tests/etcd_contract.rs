@@ -1,0 +1,473 @@
+//! One contract, three stores: the same cases run over memory, etcd v2 and etcd v3.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use flanneld::etcd::{Api, Change, Entry, Error, Memory, Registry, Revision, Store, Watch};
+use futures_util::future::{LocalBoxFuture, join_all};
+use std::time::Duration;
+use support::{Etcd, attrs, key, run};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const SHORT: Duration = Duration::from_secs(2);
+/// etcd expires a lease of 2 s within this.
+const EXPIRED: Duration = Duration::from_secs(5);
+
+/// One network in one store, and a way to it that is not ours.
+struct Lab<'a> {
+    store: Store,
+    prefix: String,
+    back_door: BackDoor<'a>,
+}
+
+enum BackDoor<'a> {
+    Memory(Memory),
+    Curl(&'a Etcd),
+    Etcdctl(&'a Etcd),
+}
+
+impl<'a> Lab<'a> {
+    fn memory() -> Self {
+        let memory = Memory::new();
+        let back_door = BackDoor::Memory(memory.clone());
+        Self { store: Store::Memory(memory), prefix: String::new(), back_door }
+    }
+
+    fn etcd(api: Api, etcd: &'a Etcd, prefix: &str) -> Self {
+        let store = support::store(&etcd.settings(api, prefix));
+        let back_door = if api == Api::V2 { BackDoor::Curl(etcd) } else { BackDoor::Etcdctl(etcd) };
+        Self { store, prefix: prefix.to_owned(), back_door }
+    }
+
+    fn put_config(&self, text: &str) {
+        let key = format!("{}/config", self.prefix);
+        match &self.back_door {
+            BackDoor::Memory(memory) => memory.put_config(text),
+            BackDoor::Curl(etcd) => put_v2(etcd, &key, text),
+            BackDoor::Etcdctl(etcd) => put_v3(etcd, &key, text),
+        }
+    }
+
+    /// Writes a key without a TTL, whatever is there.
+    fn put(&self, name: &str, value: &str) {
+        let key = format!("{}/subnets/{name}", self.prefix);
+        match &self.back_door {
+            BackDoor::Memory(memory) => drop(memory.put_raw(name, value, None)),
+            BackDoor::Curl(etcd) => put_v2(etcd, &key, value),
+            BackDoor::Etcdctl(etcd) => put_v3(etcd, &key, value),
+        }
+    }
+
+    fn delete(&self, name: &str) {
+        let key = format!("{}/subnets/{name}", self.prefix);
+        match &self.back_door {
+            BackDoor::Memory(memory) => memory.delete_raw(name),
+            BackDoor::Curl(etcd) => drop(etcd.curl(&format!("/v2/keys{key}"), &["-XDELETE"])),
+            BackDoor::Etcdctl(etcd) => drop(etcd.etcdctl(&["del", &key])),
+        }
+    }
+
+    async fn pass(&self, time: Duration) {
+        match &self.back_door {
+            BackDoor::Memory(memory) => memory.advance(time),
+            _ => tokio::time::sleep(time).await,
+        }
+    }
+
+    /// Makes the store forget its events; those of v2 only go when a thousand others have come.
+    fn forget(&self, now: Revision) {
+        match &self.back_door {
+            BackDoor::Memory(memory) => memory.compact(now),
+            BackDoor::Curl(etcd) => noise(etcd, 1050),
+            BackDoor::Etcdctl(etcd) => drop(etcd.etcdctl(&["compact", &now.to_string()])),
+        }
+    }
+
+    async fn now(&self) -> Revision {
+        self.store.list().await.unwrap().revision
+    }
+
+    async fn create(&self, name: &str, last: u8) -> Entry {
+        self.store.create(key(name), &attrs(last), DAY).await.unwrap()
+    }
+
+    async fn entries(&self) -> Vec<Entry> {
+        self.store.list().await.unwrap().entries
+    }
+}
+
+fn put_v2(etcd: &Etcd, key: &str, value: &str) {
+    let body = format!("value={value}");
+    let answer = etcd.curl(&format!("/v2/keys{key}"), &["-XPUT", "--data-urlencode", &body]);
+    assert!(answer.contains("\"action\":\"set\""), "{answer}");
+}
+
+fn put_v3(etcd: &Etcd, key: &str, value: &str) {
+    etcd.etcdctl(&["put", key, "--", value]);
+}
+
+/// Events elsewhere in the store; v2 remembers a thousand.
+fn noise(etcd: &Etcd, count: usize) {
+    let path = format!("/v2/keys/noise/[1-{count}]");
+    etcd.curl(&path, &["-XPUT", "--data", "value=x", "--output", "/dev/null"]);
+}
+
+/// The next changes, which must come soon.
+async fn next(watch: &mut impl Watch) -> Result<Vec<Change>, Error> {
+    tokio::time::timeout(Duration::from_secs(10), watch.next()).await.expect("no change within 10 s")
+}
+
+/// The next `count` changes, in order.
+async fn changes(watch: &mut impl Watch, count: usize) -> Vec<Change> {
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        seen.extend(next(watch).await.unwrap());
+    }
+    assert_eq!(seen.len(), count, "{seen:?}");
+    seen
+}
+
+fn gone(change: &Change) -> (String, Revision) {
+    match change {
+        Change::Gone { key, revision } => (key.to_string(), *revision),
+        other => panic!("not gone: {other:?}"),
+    }
+}
+
+fn skipped(change: &Change) -> &str {
+    match change {
+        Change::Skipped(skipped) => &skipped.key,
+        other => panic!("not skipped: {other:?}"),
+    }
+}
+
+async fn config_is_absent_then_its_text(lab: Lab<'_>) {
+    assert!(matches!(lab.store.config().await, Err(Error::NotFound(key)) if key.ends_with("/config")));
+    let text = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"Backend":{"Type":"udp"}}"#;
+    lab.put_config(text);
+    assert_eq!(lab.store.config().await.as_deref(), Ok(text));
+    assert_eq!(lab.entries().await, []);
+}
+
+async fn a_subnet_is_created_once(lab: Lab<'_>) {
+    let before = lab.now().await;
+    let made = lab.create("10.1.5.0-24", 1).await;
+    assert!(made.revision > before && made.lease.is_some());
+    assert_eq!(lab.store.create(key("10.1.5.0-24"), &attrs(2), DAY).await, Err(Error::Exists));
+    let other = lab.create("10.1.6.0-24", 2).await;
+    let dual = lab.create("10.1.7.0-24&fc00:0:0:1::-64", 3).await;
+    assert!(other.revision > made.revision && dual.revision > other.revision);
+    let listing = lab.store.list().await.unwrap();
+    assert!(listing.revision >= dual.revision && listing.skipped.is_empty());
+    assert_eq!(listing.entries, [made, other, dual]);
+}
+
+async fn an_update_is_refused_after_a_foreign_write(lab: Lab<'_>) {
+    let made = lab.create("10.1.5.0-24", 1).await;
+    let newer = lab.store.update(&made, &attrs(1), DAY).await.unwrap();
+    assert!(newer.revision > made.revision);
+    assert_eq!(lab.store.update(&made, &attrs(1), DAY).await, Err(Error::Conflict));
+    lab.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.66"}"#);
+    assert_eq!(lab.store.update(&newer, &attrs(1), DAY).await, Err(Error::Conflict));
+    let entries = lab.entries().await;
+    assert_eq!(entries[0].attrs, attrs(66), "the other's value was touched");
+    lab.delete("10.1.5.0-24");
+    assert_eq!(lab.store.update(&entries[0], &attrs(1), DAY).await, Err(Error::Conflict));
+    assert_eq!(lab.entries().await, []);
+}
+
+async fn an_expired_lease_cannot_be_updated(lab: Lab<'_>) {
+    let made = lab.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
+    lab.pass(EXPIRED).await;
+    assert_eq!(lab.store.update(&made, &attrs(1), SHORT).await, Err(Error::Conflict));
+    let taken = lab.create("10.1.5.0-24", 2).await;
+    assert_eq!(lab.store.delete(&made).await, Err(Error::Conflict));
+    assert_eq!(lab.entries().await, [taken]);
+}
+
+async fn an_update_refreshes_the_time_to_live(lab: Lab<'_>) {
+    let made = lab.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
+    let renewed = lab.store.update(&made, &attrs(9), DAY).await.unwrap();
+    lab.pass(EXPIRED).await;
+    assert_eq!(lab.entries().await, std::slice::from_ref(&renewed));
+    lab.store.update(&renewed, &attrs(9), SHORT).await.unwrap();
+    lab.pass(EXPIRED).await;
+    assert_eq!(lab.entries().await, []);
+}
+
+async fn only_the_holder_deletes(lab: Lab<'_>) {
+    let made = lab.create("10.1.5.0-24", 1).await;
+    let newer = lab.store.update(&made, &attrs(1), DAY).await.unwrap();
+    assert_eq!(lab.store.delete(&made).await, Err(Error::Conflict));
+    assert_eq!(lab.entries().await, std::slice::from_ref(&newer));
+    assert_eq!(lab.store.delete(&newer).await, Ok(()));
+    assert_eq!(lab.store.delete(&newer).await, Err(Error::Conflict));
+    assert_eq!(lab.entries().await, []);
+}
+
+async fn a_reservation_stays_one(lab: Lab<'_>) {
+    lab.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+    let [reserved] = <[Entry; 1]>::try_from(lab.entries().await).unwrap();
+    assert_eq!((reserved.lease, &reserved.attrs), (None, &attrs(1)));
+    let updated = lab.store.update(&reserved, &attrs(2), SHORT).await.unwrap();
+    assert_eq!(updated.lease, None);
+    lab.pass(EXPIRED).await;
+    assert_eq!(lab.entries().await, std::slice::from_ref(&updated));
+    assert_eq!(lab.store.delete(&updated).await, Ok(()));
+}
+
+async fn what_cannot_be_read_is_skipped_and_told(lab: Lab<'_>) {
+    let good = lab.create("10.1.5.0-24", 1).await;
+    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+    lab.put("junk", "x");
+    lab.put("10.1.6.0-24", "{not json");
+    lab.put("10.1.7.0-24", r#"{"PublicIP":"nowhere"}"#);
+    lab.put("10.1.300.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+    lab.put("10.1.8.9-24", r#"{"PublicIP":"192.0.2.1"}"#);
+    let seen = changes(&mut watch, 5).await;
+    let names: Vec<&str> = seen.iter().map(skipped).collect();
+    assert_eq!(names, ["junk", "10.1.6.0-24", "10.1.7.0-24", "10.1.300.0-24", "10.1.8.9-24"]);
+
+    let listing = lab.store.list().await.unwrap();
+    assert_eq!(listing.entries, std::slice::from_ref(&good));
+    let mut names: Vec<&str> = listing.skipped.iter().map(|skipped| skipped.key.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["10.1.300.0-24", "10.1.6.0-24", "10.1.7.0-24", "10.1.8.9-24", "junk"]);
+    assert!(listing.skipped.iter().all(|skipped| !skipped.reason.is_empty()));
+
+    lab.delete("junk");
+    lab.delete("10.1.6.0-24");
+    let seen = changes(&mut watch, 1).await;
+    assert_eq!(gone(&seen[0]).0, "10.1.6.0-24", "the deletion of junk is nobody's business");
+    lab.put("10.1.7.0-24", r#"{"PublicIP":"192.0.2.7"}"#);
+    let seen = changes(&mut watch, 1).await;
+    assert!(matches!(&seen[0], Change::Set(entry) if entry.attrs == attrs(7) && entry.lease.is_none()));
+}
+
+async fn a_watch_tells_all_in_order(lab: Lab<'_>) {
+    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+    let first = lab.create("10.1.5.0-24", 1).await;
+    let second = lab.store.create(key("10.1.6.0-24"), &attrs(2), SHORT).await.unwrap();
+    let renewed = lab.store.update(&first, &attrs(3), DAY).await.unwrap();
+    lab.store.delete(&renewed).await.unwrap();
+    lab.pass(EXPIRED).await;
+    let again = lab.create("10.1.6.0-24", 4).await;
+
+    let seen = changes(&mut watch, 6).await;
+    assert_eq!(
+        seen[..3],
+        [Change::Set(first), Change::Set(second.clone()), Change::Set(renewed.clone())],
+        "writes come as they were answered"
+    );
+    let (deleted, expired) = (gone(&seen[3]), gone(&seen[4]));
+    assert_eq!((deleted.0.as_str(), expired.0.as_str()), ("10.1.5.0-24", "10.1.6.0-24"));
+    assert!(renewed.revision < deleted.1 && deleted.1 < expired.1 && expired.1 < again.revision);
+    assert_eq!(seen[5], Change::Set(again));
+}
+
+async fn a_watch_resumes_at_a_revision(lab: Lab<'_>) {
+    let entries = [
+        lab.create("10.1.5.0-24", 1).await,
+        lab.create("10.1.6.0-24", 2).await,
+        lab.create("10.1.7.0-24", 3).await,
+    ];
+    for from in 0..2 {
+        let mut watch = lab.store.watch(entries[from].revision).await.unwrap();
+        let expected: Vec<Change> = entries[from + 1..].iter().cloned().map(Change::Set).collect();
+        assert_eq!(changes(&mut watch, expected.len()).await, expected);
+    }
+    let listed = lab.now().await;
+    let mut watch = lab.store.watch(listed).await.unwrap();
+    let later = lab.create("10.1.8.0-24", 4).await;
+    assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
+}
+
+/// Futures are dropped all the time (the daemon selects over them); nothing may get lost by it.
+async fn a_dropped_wait_loses_nothing(lab: Lab<'_>) {
+    const COUNT: u8 = 40;
+    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+    let mut seen = Vec::new();
+    let mut entry = lab.create("10.1.5.0-24", 0).await;
+    let mut written = vec![Change::Set(entry.clone())];
+    let mut patience = 0_u64;
+    while seen.len() < usize::from(COUNT) {
+        if let Some(last) = u8::try_from(written.len()).ok().filter(|last| *last < COUNT) {
+            entry = lab.store.update(&entry, &attrs(last), DAY).await.unwrap();
+            written.push(Change::Set(entry.clone()));
+        }
+        patience = (patience + 137) % 3000;
+        match tokio::time::timeout(Duration::from_micros(patience), watch.next()).await {
+            Ok(changes) => seen.extend(changes.unwrap()),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+    assert_eq!(seen, written);
+}
+
+/// Runs last: it hurts the other watches.
+async fn a_forgotten_revision_asks_for_a_list(lab: Lab<'_>) {
+    let first = lab.create("10.1.5.0-24", 1).await;
+    let second = lab.create("10.1.6.0-24", 2).await;
+    let third = lab.create("10.1.7.0-24", 3).await;
+    lab.forget(third.revision);
+    let watch = match lab.store.watch(first.revision - 1).await {
+        Ok(mut watch) => next(&mut watch).await,
+        Err(error) => Err(error),
+    };
+    assert_eq!(watch, Err(Error::Compacted));
+    let listing = lab.store.list().await.unwrap();
+    assert_eq!(listing.entries, [first, second, third]);
+    let mut watch = lab.store.watch(listing.revision).await.unwrap();
+    let later = lab.create("10.1.8.0-24", 4).await;
+    assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
+}
+
+/// All cases at once, each in a network of its own, since most of them only wait.
+async fn contract<'a>(lab: impl Fn() -> Lab<'a>) {
+    let cases: Vec<LocalBoxFuture<'a, ()>> = vec![
+        Box::pin(config_is_absent_then_its_text(lab())),
+        Box::pin(a_subnet_is_created_once(lab())),
+        Box::pin(an_update_is_refused_after_a_foreign_write(lab())),
+        Box::pin(an_expired_lease_cannot_be_updated(lab())),
+        Box::pin(an_update_refreshes_the_time_to_live(lab())),
+        Box::pin(only_the_holder_deletes(lab())),
+        Box::pin(a_reservation_stays_one(lab())),
+        Box::pin(what_cannot_be_read_is_skipped_and_told(lab())),
+        Box::pin(a_watch_tells_all_in_order(lab())),
+        Box::pin(a_watch_resumes_at_a_revision(lab())),
+        Box::pin(a_dropped_wait_loses_nothing(lab())),
+    ];
+    join_all(cases).await;
+    a_forgotten_revision_asks_for_a_list(lab()).await;
+}
+
+/// `/test/0/network`, `/test/1/network`, …
+fn prefixes() -> impl Fn() -> String {
+    let count = std::cell::Cell::new(0);
+    move || {
+        count.set(count.get() + 1);
+        format!("/test/{}/network", count.get())
+    }
+}
+
+#[test]
+fn memory_keeps_the_contract() {
+    run(contract(Lab::memory));
+}
+
+#[test]
+fn etcd_v2_keeps_the_contract() {
+    let etcd = Etcd::start();
+    let prefix = prefixes();
+    run(contract(|| Lab::etcd(Api::V2, &etcd, &prefix())));
+}
+
+#[test]
+fn etcd_v3_keeps_the_contract() {
+    let etcd = Etcd::start();
+    let prefix = prefixes();
+    run(contract(|| Lab::etcd(Api::V3, &etcd, &prefix())));
+}
+
+/// Keys and values as flannel writes them, read by etcd's own tools.
+#[test]
+fn bytes_in_the_store_are_flannels() {
+    let etcd = Etcd::start();
+    run(async {
+        let mut vxlan = attrs(7);
+        vxlan.backend_type = Some("vxlan".to_owned());
+        vxlan.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}));
+        for (api, prefix) in [(Api::V2, "coreos.com/network/"), (Api::V3, " /coreos.com/network")] {
+            let store = support::store(&etcd.settings(api, prefix));
+            store.create(key("10.1.5.0-24"), &attrs(7), DAY).await.unwrap();
+            store.create(key("10.1.6.0-24"), &vxlan, DAY).await.unwrap();
+        }
+    });
+    let get = |key: &str| {
+        let answer = etcd.curl(&format!("/v2/keys/coreos.com/network/subnets/{key}"), &[]);
+        let node: serde_json::Value =
+            serde_json::from_str::<serde_json::Value>(&answer).unwrap()["node"].clone();
+        (node["value"].as_str().unwrap().to_owned(), node["ttl"].as_u64().unwrap())
+    };
+    assert_eq!(get("10.1.5.0-24"), (r#"{"PublicIP":"192.0.2.7"}"#.to_owned(), 86_400));
+    let text =
+        r#"{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
+    assert_eq!(get("10.1.6.0-24").0, text);
+    let text = concat!(
+        "/coreos.com/network/subnets/10.1.5.0-24\n",
+        r#"{"PublicIP":"192.0.2.7","PublicIPv6":null}"#,
+        "\n/coreos.com/network/subnets/10.1.6.0-24\n",
+        r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","#,
+        r#""BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#,
+        "\n"
+    );
+    assert_eq!(etcd.etcdctl(&["get", "--prefix", "/"]), text);
+}
+
+/// flannel leaves every renewal's old etcd lease to its TTL; here there is one for each key, or none.
+#[test]
+fn etcd_v3_leases_do_not_pile_up() {
+    let etcd = Etcd::start();
+    let leases = || etcd.etcdctl(&["lease", "list"]).lines().skip(1).count();
+    run(async {
+        let store = support::store(&etcd.settings(Api::V3, "/n"));
+        let mut entry = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+        for _ in 0..20 {
+            entry = store.update(&entry, &attrs(1), DAY).await.unwrap();
+        }
+        assert_eq!(leases(), 1);
+        for _ in 0..3 {
+            assert_eq!(store.create(entry.key, &attrs(2), DAY).await, Err(Error::Exists));
+            let stale = Entry { revision: entry.revision - 1, ..entry.clone() };
+            assert_eq!(store.update(&stale, &attrs(2), DAY).await, Err(Error::Conflict));
+        }
+        assert_eq!(leases(), 1);
+        // A key that an operator hung on our lease outlives it.
+        etcd.etcdctl(&["put", "/mine", "x", &format!("--lease={:x}", entry.lease.unwrap())]);
+        entry = store.update(&entry, &attrs(1), DAY).await.unwrap();
+        assert_eq!(etcd.etcdctl(&["get", "/mine"]), "/mine\nx\n");
+        etcd.etcdctl(&["del", "/mine"]);
+        store.delete(&entry).await.unwrap();
+        assert_eq!(leases(), 1, "only the one that the operator used");
+    });
+}
+
+/// Whoever deletes the directory deletes every lease, and v2 tells of it only once.
+#[test]
+fn etcd_v2_deleted_directory_asks_for_a_list() {
+    let etcd = Etcd::start();
+    let lab = Lab::etcd(Api::V2, &etcd, "/a/b");
+    run(async {
+        for tree in ["/a/b/subnets", "/a"] {
+            lab.create("10.1.5.0-24", 1).await;
+            let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+            etcd.curl(&format!("/v2/keys{tree}?recursive=true"), &["-XDELETE"]);
+            assert_eq!(next(&mut watch).await, Err(Error::Compacted));
+            assert_eq!(next(&mut watch).await, Err(Error::Compacted), "a watch that ended stays so");
+            assert_eq!(lab.entries().await, []);
+        }
+    });
+}
+
+/// Nothing happens here and much elsewhere: the watch moves on with the store instead of falling out of
+/// its window, as long as one poll does not see a thousand events go by.
+#[test]
+fn etcd_v2_quiet_watch_keeps_up() {
+    let etcd = Etcd::start();
+    let mut settings = etcd.settings(Api::V2, "/n");
+    settings.timeout = Duration::from_millis(300);
+    let store = support::store(&settings);
+    run(async {
+        let listing = store.list().await.unwrap();
+        let mut watch = store.watch(listing.revision).await.unwrap();
+        for _ in 0..3 {
+            noise(&etcd, 500);
+            let quiet = tokio::time::timeout(settings.timeout * 8, watch.next()).await;
+            assert!(quiet.is_err(), "{quiet:?}");
+        }
+        let entry = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+        assert_eq!(changes(&mut watch, 1).await, [Change::Set(entry)]);
+        let old = store.watch(listing.revision).await;
+        assert!(matches!(old, Err(Error::Compacted)), "the window was not left at all");
+    });
+}

@@ -1,0 +1,187 @@
+//! A real etcd for one test: random loopback ports, its own directory, ended when it is dropped.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use flanneld::etcd::{Api, Error, Settings, Store, connect};
+use flanneld::subnet::{LeaseAttrs, SubnetKey};
+use std::future::Future;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How to start it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// More flags.
+    pub(crate) flags: Vec<String>,
+    /// Serve clients over TLS; the flags name the files.
+    pub(crate) tls: bool,
+    /// More arguments for every curl, such as a client certificate.
+    pub(crate) curl: Vec<String>,
+}
+
+/// A running etcd.
+pub(crate) struct Etcd {
+    child: Option<Child>,
+    directory: tempfile::TempDir,
+    options: Options,
+    port: u16,
+    peer_port: u16,
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Etcd {
+    pub(crate) fn start() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub(crate) fn with(options: Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut etcd = Self { child: None, directory, options, port: free_port(), peer_port: free_port() };
+        etcd.run();
+        etcd
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.options.tls { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the process (again, on the same data and ports) and waits until it serves.
+    pub(crate) fn run(&mut self) {
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
+        let child = Command::new("etcd")
+            .args(["--name", "one", "--enable-v2=true", "--logger=zap", "--log-level=error"])
+            .args(["--listen-client-urls", &self.url(), "--advertise-client-urls", &self.url()])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .arg("--data-dir")
+            .arg(self.directory.path().join("data"))
+            .args(&self.options.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("etcd does not start: install the Debian packages etcd-server and etcd-client");
+        self.child = Some(child);
+        let since = Instant::now();
+        while !self.is_healthy() {
+            assert!(since.elapsed() < Duration::from_secs(20), "etcd does not serve: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn is_healthy(&self) -> bool {
+        let output = self.curl_command("/health").output();
+        let output = output.expect("curl does not start: install the Debian package curl");
+        String::from_utf8_lossy(&output.stdout).contains("\"true\"")
+    }
+
+    fn curl_command(&self, path: &str) -> Command {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "10"]).args(&self.options.curl);
+        curl.arg(format!("{}{path}", self.url()));
+        curl
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Kills the process; its data stay.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Freezes or thaws the process.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("etcd runs").id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    /// Runs etcdctl on it.
+    pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.url()))
+            .args(arguments)
+            .output()
+            .expect("etcdctl does not start: install the Debian package etcd-client");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "etcdctl {arguments:?}: {text}{error}");
+        text
+    }
+
+    /// Runs curl on a path of it, and returns the body.
+    pub(crate) fn curl(&self, path: &str, arguments: &[&str]) -> String {
+        let output = self.curl_command(path).args(arguments).output().unwrap();
+        assert!(output.status.success(), "curl {path}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn settings(&self, api: Api, prefix: &str) -> Settings {
+        settings(vec![self.url()], api, prefix)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+pub(crate) fn settings(endpoints: Vec<String>, api: Api, prefix: &str) -> Settings {
+    Settings {
+        endpoints,
+        prefix: prefix.to_owned(),
+        api,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        credentials: None,
+        timeout: Settings::TIMEOUT,
+    }
+}
+
+pub(crate) fn store(settings: &Settings) -> Store {
+    connect(settings).unwrap()
+}
+
+pub(crate) fn key(text: &str) -> SubnetKey {
+    text.parse().unwrap()
+}
+
+pub(crate) fn attrs(last: u8) -> LeaseAttrs {
+    LeaseAttrs::new([192, 0, 2, last].into())
+}
+
+/// Runs a future on a runtime like the daemon's, for at most a minute.
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), future).await.expect("the test takes over a minute")
+    })
+}
+
+/// Repeats a call while it fails as `Unavailable`, for at most ten seconds.
+pub(crate) async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    let since = Instant::now();
+    loop {
+        match call().await {
+            Ok(value) => return value,
+            Err(Error::Unavailable(reason)) => {
+                assert!(since.elapsed() < Duration::from_secs(10), "still unavailable: {reason}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
