@@ -117,6 +117,7 @@ fn strict(args: &[&str]) {
     for (what, reason, bad) in malformed() {
         stage.drops(what, reason, false, &bad);
     }
+    time_exceeded_goes_back(&mut stage);
     stage.drops("a stranger's packet", "unknown_peer", true, &udp(PEER, US, 60, b"spoof"));
     stage.drops("another peer's inner source", "inner_source", false, &udp("10.1.7.3", US, 60, b"spoof"));
     stage.drops("our own inner source", "inner_source", false, &udp("10.1.5.3", US, 60, b"spoof"));
@@ -128,6 +129,23 @@ fn strict(args: &[&str]) {
     stage.passes(&udp(PEER, US, 60, b"still here"));
     stage.passes(&udp(PEER, US, 2, b"the last hop"));
     assert!(stage.daemon.running());
+}
+
+/// Who sent a packet whose TTL ends here is told so, through the tunnel: `traceroute` shows the hop.
+fn time_exceeded_goes_back(stage: &mut Stage) {
+    stage.peer.drain();
+    let dying = udp(PEER, US, 1, b"dying here");
+    stage.drops("TTL 1", "ttl", false, &dying);
+    let line = stage.peer.line(secs(2));
+    let (from, answer) = line.split_once(' ').unwrap();
+    let answer = lab::ipv4::unhex(answer);
+    assert_eq!(from, TARGET);
+    assert_eq!(
+        (answer[12..20].to_vec(), &answer[20..22]),
+        (vec![10, 1, 5, 0, 10, 1, 9, 3], &[11, 0][..]),
+        "{line}"
+    );
+    assert_eq!(hex(&answer[28..]), hex(&dying[..28]));
 }
 
 #[test]
