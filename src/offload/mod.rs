@@ -39,3 +39,6 @@
 pub mod batch;
 pub mod coalesce;
 pub mod segment;
+
+#[cfg(test)]
+mod reference;

@@ -5,6 +5,9 @@
 //! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams (64; 128 since Linux 6.9), each
 //! within the path MTU.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 /// The largest UDP payload over IPv4: 65 535 − 20 − 8.

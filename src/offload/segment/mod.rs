@@ -12,6 +12,9 @@
 //! `hdr_len` of the vnet header is never used: on forwarded packets the kernel stores the length of its linear part
 //! there, which may include payload. The payload starts behind the header that the packet itself describes.
 
+#[cfg(test)]
+mod tests;
+
 use crate::packet::checksum::{Sum, copy_and_sum, pseudo_header};
 use crate::packet::field::{len16, put_u16, put_u32};
 use crate::packet::ipv4::{Ipv4, MAX_HEADER, Malformed, PROTOCOL_TCP, PROTOCOL_UDP};

@@ -1,0 +1,134 @@
+#![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+const LIMITS: Limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
+
+/// Places packets of the given lengths for one key; (segment size, count, bytes) of each train.
+fn trains(limits: Limits, lengths: &[usize]) -> Vec<(u16, usize, usize)> {
+    let mut batcher = Batcher::new(lengths.len(), limits);
+    for len in lengths {
+        batcher.place(1u8, *len).unwrap().fill(1);
+    }
+    batcher.flush().map(|(_, train)| (train.segment_size(), train.count(), train.bytes().len())).collect()
+}
+
+#[test]
+fn a_shorter_packet_seals_and_a_longer_one_does_not_join() {
+    assert_eq!(trains(LIMITS, &[100, 100, 60, 60]), [(100, 3, 260), (60, 1, 60)]);
+    assert_eq!(trains(LIMITS, &[60, 100, 100]), [(60, 1, 60), (100, 2, 200)]);
+}
+
+#[test]
+fn limits_hold() {
+    assert_eq!(trains(LIMITS, &[1472; 46]), [(1472, 44, 64_768), (1472, 2, 2944)]);
+    let few = Limits { max_segments: 3, ..LIMITS };
+    assert_eq!(trains(few, &[50; 7]), [(50, 3, 150), (50, 3, 150), (50, 1, 50)]);
+    let off = Limits { enabled: false, ..LIMITS };
+    assert_eq!(trains(off, &[50, 50]), [(50, 1, 50), (50, 1, 50)]);
+    assert_eq!(trains(LIMITS, &[1473, 1473, 1472]), [(1473, 1, 1473), (1473, 1, 1473), (1472, 1, 1472)]);
+    assert_eq!(trains(LIMITS, &[65_535]), [(65_535, 1, 65_535)]);
+}
+
+#[test]
+fn trains_come_home() {
+    let mut batcher = Batcher::new(2, LIMITS);
+    assert!(batcher.place(1u8, 20).is_some());
+    assert!(batcher.place(2, 20).is_some());
+    assert!(batcher.place(3, 20).is_none(), "both are used");
+    assert!(batcher.place(1, 20).is_some(), "an open train still takes more");
+    assert_eq!((batcher.open(), batcher.available()), (2, 0));
+    let flushed: Vec<_> = batcher.flush().collect();
+    assert!(batcher.is_empty());
+    assert_eq!(
+        flushed.iter().map(|(key, train)| (*key, train.count())).collect::<Vec<_>>(),
+        [(1, 2), (2, 1)]
+    );
+    assert!(batcher.place(3, 20).is_none(), "both are in flight");
+    for (_, train) in flushed {
+        batcher.give_back(train);
+    }
+    let room = batcher.place(3, 20).unwrap();
+    room.fill(9);
+    let (key, train) = batcher.flush().next().unwrap();
+    assert_eq!((key, train.bytes()), (3, &[9u8; 20][..]));
+    assert!(batcher.place(1, 70_000).is_none());
+}
+
+#[test]
+fn a_train_by_itself() {
+    let mut train = Train::new(LIMITS);
+    assert!(train.is_empty() && train.accepts(1400));
+    for (len, byte) in [(700, 1), (700, 2), (9, 3)] {
+        assert!(train.accepts(len));
+        train.reserve(len).fill(byte);
+        train.commit(len);
+    }
+    assert!(!train.accepts(9) && !train.accepts(700));
+    let packets: Vec<_> = train.packets().map(|packet| (packet.len(), packet[0])).collect();
+    assert_eq!(packets, [(700, 1), (700, 2), (9, 3)]);
+    train.clear();
+    assert!(train.is_empty() && train.bytes().is_empty() && train.packets().next().is_none());
+}
+
+#[test]
+fn splitting() {
+    let split = |len, stride| split(len, stride).collect::<Vec<_>>();
+    assert_eq!(split(2500, Some(1000)), [0..1000, 1000..2000, 2000..2500]);
+    assert_eq!(split(2000, Some(1000)), [0..1000, 1000..2000]);
+    assert_eq!(split(40, Some(1000)), vec![0..40]);
+    assert_eq!(split(40, None), vec![0..40]);
+    assert_eq!(split(40, Some(0)), vec![0..40]);
+    assert_eq!(split(0, None), vec![0..0]);
+    assert_eq!(split(0, Some(5)), vec![0..0]);
+}
+
+proptest! {
+    /// Every key's packets come out in order, whole, in trains that the kernel takes.
+    #[test]
+    fn trains_equal_the_input(
+        steps in proptest::collection::vec((0u8..6, prop_oneof![Just(1472usize), Just(90), 20usize..1600, Just(30_000)]), 0..300),
+        pool in 1usize..12, max_segments in 1u16..70, max_segment_size in 60u16..1500, enabled in any::<bool>(),
+    ) {
+        let limits = Limits { max_segments, max_segment_size, enabled };
+        let mut batcher = Batcher::new(pool, limits);
+        let mut expected: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
+        let mut sent: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
+        let mut flush = |batcher: &mut Batcher<u8>| {
+            let trains: Vec<_> = batcher.flush().collect();
+            for (key, train) in trains {
+                let size = usize::from(train.segment_size());
+                assert!(train.count() == 1 || enabled && size <= usize::from(max_segment_size));
+                assert!(train.bytes().len() <= TRAIN_BYTES && train.count() <= usize::from(max_segments));
+                let packets: Vec<_> = train.bytes().chunks(size).map(<[u8]>::to_vec).collect();
+                assert_eq!(packets.len(), train.count());
+                sent.entry(key).or_default().extend(packets);
+                batcher.give_back(train);
+            }
+        };
+        for (i, (key, len)) in steps.iter().enumerate() {
+            let fill = (i % 256) as u8;
+            let placed = batcher.place(*key, *len).map(|room| room.fill(fill)).is_some();
+            if !placed {
+                flush(&mut batcher);
+                batcher.place(*key, *len).unwrap().fill(fill);
+            }
+            expected.entry(*key).or_default().push(vec![fill; *len]);
+        }
+        flush(&mut batcher);
+        prop_assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn splitting_covers_every_byte(len in 0usize..70_000, stride in proptest::option::of(any::<u16>())) {
+        let mut next = 0;
+        for range in split(len, stride).take(70_001) {
+            prop_assert_eq!(range.start, next);
+            prop_assert!(range.end > range.start || len == 0);
+            next = range.end;
+        }
+        prop_assert_eq!(next, len);
+    }
+}
