@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// The largest UDP payload over IPv4: 65 535 − 20 − 8.
@@ -138,9 +139,10 @@ impl Train {
 pub struct Batcher<K> {
     limits: Limits,
     /// Keys apart from the trains: the search reads a few cache lines only.
-    keys: Vec<K>,
-    open: Vec<Train>,
+    keys: VecDeque<K>,
+    open: VecDeque<Train>,
     pool: Vec<Train>,
+    /// The train that took the last packet, so the newest of its key; out of range if there is none.
     last: usize,
 }
 
@@ -151,10 +153,10 @@ impl<K: Copy + Eq> Batcher<K> {
     pub fn new(trains: usize, limits: Limits) -> Batcher<K> {
         Batcher {
             limits,
-            keys: Vec::with_capacity(trains),
-            open: Vec::with_capacity(trains),
+            keys: VecDeque::with_capacity(trains),
+            open: VecDeque::with_capacity(trains),
             pool: (0..trains).map(|_| Train::new(limits)).collect(),
-            last: 0,
+            last: usize::MAX,
         }
     }
 
@@ -188,7 +190,6 @@ impl<K: Copy + Eq> Batcher<K> {
     /// The newest open train of `key`.
     #[inline]
     fn newest(&self, key: K) -> Option<usize> {
-        // `last` is where the last packet went, thus the newest train of its own key.
         if self.keys.get(self.last) == Some(&key) {
             return Some(self.last);
         }
@@ -201,16 +202,35 @@ impl<K: Copy + Eq> Batcher<K> {
         }
         let mut train = self.pool.pop()?;
         train.reset(self.limits);
-        self.open.push(train);
-        self.keys.push(key);
+        self.open.push_back(train);
+        self.keys.push_back(key);
         Some(self.open.len() - 1)
+    }
+
+    /// Takes the oldest open train. It must come home through [`Batcher::give_back`] once it is sent.
+    pub fn take(&mut self) -> Option<(K, Train)> {
+        let oldest = self.keys.pop_front().zip(self.open.pop_front());
+        self.last = self.last.wrapping_sub(1);
+        oldest
     }
 
     /// Takes all open trains, oldest first. Each must come home through [`Batcher::give_back`]; those that the caller
     /// does not take out of the iterator are lost with it.
     pub fn flush(&mut self) -> impl Iterator<Item = (K, Train)> {
-        self.last = 0;
+        self.last = usize::MAX;
         self.keys.drain(..).zip(self.open.drain(..))
+    }
+
+    /// The open trains, oldest first, for a carrier that sends while it waits; then [`Batcher::recycle`].
+    pub fn iter(&self) -> impl Iterator<Item = (K, &Train)> {
+        self.keys.iter().copied().zip(&self.open)
+    }
+
+    /// Returns all open trains to the pool.
+    pub fn recycle(&mut self) {
+        while let Some((_, train)) = self.take() {
+            self.give_back(train);
+        }
     }
 
     /// Returns a train to the pool, the most recently used first in line (its memory is warm).

@@ -57,6 +57,28 @@ fn trains_come_home() {
     assert!(batcher.place(1, 70_000).is_none());
 }
 
+/// Taking trains while others are filled keeps a key's newest train the one that grows.
+#[test]
+fn taking_one_by_one() {
+    let mut batcher = Batcher::new(4, LIMITS);
+    for (key, len) in [(1u8, 50), (2, 60), (1, 70), (2, 60)] {
+        batcher.place(key, len).unwrap().fill(key);
+    }
+    let (key, oldest) = batcher.take().unwrap();
+    assert_eq!((key, oldest.bytes().len()), (1, 50));
+    for (key, len) in [(2, 60), (1, 70)] {
+        batcher.place(key, len).unwrap().fill(key);
+    }
+    let open: Vec<_> = batcher.iter().map(|(key, train)| (key, train.bytes().len())).collect();
+    assert_eq!(open, [(2, 180), (1, 140)]);
+    batcher.give_back(oldest);
+    batcher.recycle();
+    assert!(batcher.is_empty() && batcher.take().is_none());
+    assert_eq!(batcher.available(), 4);
+    batcher.place(2, 60).unwrap().fill(0);
+    assert_eq!(batcher.open(), 1);
+}
+
 #[test]
 fn a_train_by_itself() {
     let mut train = Train::new(LIMITS);
