@@ -18,7 +18,7 @@
 //!   alone; answers have a largest size.
 //! - **One task, one runtime.** Nothing here is `Send`; nothing is spawned.
 
-pub mod backoff;
+mod backoff;
 mod endpoints;
 mod keyspace;
 mod memory;
