@@ -18,7 +18,6 @@
 //!   alone; answers have a largest size.
 //! - **One task, one runtime.** Nothing here is `Send`; nothing is spawned.
 
-mod backoff;
 mod endpoints;
 mod keyspace;
 mod memory;
@@ -27,7 +26,6 @@ mod tls;
 mod v2;
 mod v3;
 
-pub use backoff::Backoff;
 pub use memory::{Memory, MemoryWatch};
 pub use store::{Auto, Store, StoreWatch, connect};
 pub use v2::{V2, V2Watch};
