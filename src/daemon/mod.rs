@@ -1,1 +1,3 @@
 //! The daemon room.
+
+pub mod leases;
