@@ -50,7 +50,7 @@ pub enum Api {
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `http://host:port` or `https://host:port`; tried in turn.
+    /// `http://host:port` or `https://host:port` (a bare `host:port` is `http`); tried in turn.
     pub endpoints: Vec<String>,
     /// Key prefix, normalised to one leading and no trailing slash.
     pub prefix: String,

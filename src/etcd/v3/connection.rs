@@ -142,6 +142,8 @@ async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.timeout / 2)
         .with_keep_alive(PING_AFTER, PING_ANSWER)
+        // etcd takes pings without a stream for abuse and closes the connection after the third.
+        .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     if url.starts_with("https://") {
         let pem = Pem::read(settings).map_err(Failure::Unreached)?;
