@@ -89,7 +89,11 @@ impl Manager {
         }
         match created {
             Some(entry) => self.confirmed(now, sent, entry),
-            None => self.regain(now, false),
+            // It is there: ours, somebody's, or unreadable. Look, but not in a tight loop.
+            None => {
+                let at = Some(now + self.seek_backoff.next(&mut self.rng));
+                self.phase = Phase::Regain { at, create: false, conflict_said: false };
+            }
         }
         if let Some(news) = self.own.as_mut().and_then(|own| own.news.take()) {
             self.own_changed(now, &news);
@@ -199,6 +203,13 @@ impl Manager {
                 own.entry = entry.clone();
                 self.update(now, entry.clone());
             }
+            None if listing.skipped.iter().any(|skip| skip.key == own.entry.key.to_string()) => {
+                // The key is there and nobody can read it. It keeps others away as long as it stands, so
+                // there is nothing to do but to look again.
+                if let Phase::Regain { at, .. } = &mut self.phase {
+                    *at = Some(now + self.seek_backoff.next(&mut self.rng));
+                }
+            }
             None if held => self.revoked(now, listing.revision),
             None => self.create_if_free(now, listing),
         }
@@ -285,3 +296,6 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ const SAY_FULL_EVERY: Duration = Duration::from_secs(60);
 
 impl Manager {
     /// Takes the next step with a list.
-    pub(super) fn choose(&mut self, now: Duration, mut cache: Cache) {
+    pub(super) fn choose(&mut self, now: Duration, cache: Cache) {
         let mine: Vec<&Entry> =
             cache.entries.iter().filter(|entry| entry.attrs.public_ip == self.attrs.public_ip).collect();
         let usable = |entry: &&&Entry| entry.key.ipv6.is_none() && self.config.fits(entry.key.ipv4);
@@ -36,13 +36,15 @@ impl Manager {
         } else if let Some(held) = misfit {
             self.call(now, Call::Delete { held });
         } else {
-            let taken: Vec<Ipv4Net> = cache.entries.iter().map(|entry| entry.key.ipv4).collect();
+            let readable = cache.entries.iter().map(|entry| entry.key);
+            // A key with a bad value cannot be created either.
+            let keys = readable.chain(cache.skipped.iter().filter_map(|skip| skip.key.parse().ok()));
+            let taken: Vec<Ipv4Net> = keys.map(|key| key.ipv4).collect();
             match self.free_subnet(&taken) {
                 Ok(subnet) => self.create(now, SubnetKey::v4(subnet)),
                 Err(full) => return self.out_of_subnets(now, full),
             }
         }
-        cache.entries.shrink_to_fit();
         self.phase = Phase::Seek { at: Duration::MAX, cache: Some(cache) };
     }
 
@@ -107,3 +109,6 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,367 @@
+//! The store when things go wrong: refusals, expired tokens, dead endpoints, restarts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use flanneld::etcd::{Api, Change, Credentials, Error, Registry, Settings, Store, Watch, connect};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use support::{Etcd, Options, attrs, failure, free_port, is_denied, key, run, store, until_available, works};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const BOTH: [Api; 2] = [Api::V2, Api::V3];
+
+fn credentials(username: &str, password: &str) -> Option<Credentials> {
+    Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+}
+
+#[test]
+fn v2_users_and_passwords() {
+    let etcd = Etcd::start();
+    let root = ["--user", "root:top"];
+    let put = |path: &str, body: &str| {
+        let answer = etcd.curl(path, &["-XPUT", root[0], root[1], "--data", body]);
+        assert!(!answer.contains("\"message\""), "{path}: {answer}");
+    };
+    put("/v2/auth/users/root", r#"{"user":"root","password":"top"}"#);
+    put("/v2/auth/enable", "");
+    put(
+        "/v2/auth/roles/net",
+        r#"{"role":"net","permissions":{"kv":{"read":["/n/*","/n"],"write":["/n/*","/n"]}}}"#,
+    );
+    put("/v2/auth/users/flannel", r#"{"user":"flannel","password":"secret word","roles":["net"]}"#);
+    put("/v2/auth/roles/guest", r#"{"role":"guest","revoke":{"kv":{"read":["/*"],"write":["/*"]}}}"#);
+    run(async {
+        let mut settings = etcd.settings(Api::V2, "/n");
+        for wrong in [None, credentials("flannel", "secret"), credentials("nobody", "secret word")] {
+            settings.credentials = wrong;
+            let error = failure(&store(&settings), Duration::from_secs(2)).await;
+            assert!(is_denied(&error), "{error:?}");
+        }
+        settings.credentials = credentials("flannel", "secret word");
+        works(&store(&settings)).await;
+        settings.prefix = "/elsewhere".to_owned();
+        assert!(is_denied(&failure(&store(&settings), Duration::from_secs(2)).await));
+        assert!(!format!("{settings:?}").contains("secret"));
+    });
+}
+
+/// Users of etcd v3: root, and flannel who may only touch `/n/`.
+fn enable_v3_auth(etcd: &Etcd) {
+    for command in [
+        "user add root:top",
+        "user grant-role root root",
+        "role add net",
+        "role grant-permission net --prefix=true readwrite /n/",
+        "user add flannel:secret",
+        "user grant-role flannel net",
+        "auth enable",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        if command == "user grant-role root root" {
+            etcd.etcdctl(&["role", "add", "root"]);
+        }
+        etcd.etcdctl(&words);
+    }
+}
+
+#[test]
+fn v3_wrong_users_and_expired_tokens() {
+    let flags = vec!["--auth-token-ttl=1".to_owned(), "--bcrypt-cost=4".to_owned()];
+    let etcd = Etcd::with(Options { flags, ..Options::default() });
+    let mut settings = etcd.settings(Api::V3, "/n");
+    settings.credentials = credentials("flannel", "secret");
+    run(async {
+        works(&store(&settings)).await; // authentication is off: a user does no harm
+        enable_v3_auth(&etcd);
+        let store_ = store(&settings);
+        works(&store_).await;
+        let made = store_.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+        let mut watch = store_.watch(made.revision).await.unwrap();
+
+        // The token dies of disuse, and every kind of call must notice.
+        let idle = Duration::from_secs(3);
+        tokio::time::sleep(idle).await;
+        assert_eq!(store_.list().await.unwrap().entries.len(), 1);
+        tokio::time::sleep(idle).await;
+        let newer = store_.update(&made, &attrs(2), DAY).await.unwrap();
+        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer.clone())]), "the old watch lives on");
+        tokio::time::sleep(idle).await;
+        let mut watch = store_.watch(made.revision).await.unwrap();
+        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer.clone())]));
+        let leases = etcd.etcdctl(&["--user=root:top", "lease", "list"]);
+        assert_eq!(leases.lines().skip(1).count(), 1, "{leases}");
+
+        for wrong in [None, credentials("flannel", "secrets"), credentials("nobody", "secret")] {
+            settings.credentials = wrong;
+            let error = failure(&store(&settings), Duration::from_secs(2)).await;
+            assert!(is_denied(&error), "{error:?}");
+        }
+        settings.credentials = credentials("flannel", "secret");
+        settings.prefix = "/elsewhere".to_owned();
+        let elsewhere = store(&settings);
+        assert!(is_denied(&failure(&elsewhere, Duration::from_secs(2)).await));
+        let watch = elsewhere.watch(1).await;
+        assert!(matches!(&watch, Err(error) if is_denied(error)), "{watch:?}");
+    });
+}
+
+/// With JWT every change of users makes every token old.
+#[test]
+fn v3_auth_store_moves_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let openssl = |arguments: &[&str]| {
+        let output = std::process::Command::new("openssl").args(arguments).output();
+        assert!(output.expect("install the Debian package openssl").status.success());
+    };
+    openssl(&["genrsa", "-out", &path("key"), "2048"]);
+    openssl(&["rsa", "-in", &path("key"), "-pubout", "-out", &path("pub")]);
+    let token =
+        format!("--auth-token=jwt,pub-key={},priv-key={},sign-method=RS256", path("pub"), path("key"));
+    let flags = vec![token, "--bcrypt-cost=4".to_owned()];
+    let etcd = Etcd::with(Options { flags, ..Options::default() });
+    enable_v3_auth(&etcd);
+    let mut settings = etcd.settings(Api::V3, "/n");
+    settings.credentials = credentials("flannel", "secret");
+    run(async {
+        let store = store(&settings);
+        works(&store).await;
+        etcd.etcdctl(&["--user=root:top", "user", "add", "more:pw"]);
+        let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+        etcd.etcdctl(&["--user=root:top", "user", "add", "evenmore:pw"]);
+        let mut watch = store.watch(made.revision).await.unwrap();
+        etcd.etcdctl(&["--user=root:top", "user", "delete", "more"]);
+        let newer = store.update(&made, &attrs(2), DAY).await.unwrap();
+        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer)]));
+        let leases = etcd.etcdctl(&["--user=root:top", "lease", "list"]);
+        assert_eq!(leases.lines().skip(1).count(), 1, "{leases}");
+
+        etcd.etcdctl(&["--user=root:top", "user", "delete", "flannel"]);
+        assert!(is_denied(&failure(&store, Duration::from_secs(2)).await));
+    });
+}
+
+#[test]
+fn settings_that_can_never_work_are_refused_at_once() {
+    let good = support::settings(vec!["http://127.0.0.1:1".to_owned()], Api::Auto, "/n");
+    assert!(connect(&good).is_ok());
+    let missing = Some(PathBuf::from("/nonexistent/file.pem"));
+    let cases: [Settings; 4] = [
+        Settings { endpoints: vec![" ".to_owned()], ..good.clone() },
+        Settings { endpoints: vec!["http://me:secret@127.0.0.1:1".to_owned()], ..good.clone() },
+        Settings { ca_file: missing.clone(), ..good.clone() },
+        Settings { cert_file: missing, ..good },
+    ];
+    for settings in cases {
+        let error = connect(&settings).unwrap_err();
+        assert!(matches!(&error, Error::Invalid(text) if !text.contains("secret")), "{error:?}");
+    }
+}
+
+/// A server that reads a request on every connection and gives one answer, none if it is empty.
+fn server(answer: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut silent: Vec<TcpStream> = Vec::new();
+        for mut stream in listener.incoming().take(50).flatten() {
+            if answer.is_empty() {
+                silent.push(stream);
+                continue;
+            }
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn another_endpoint_is_asked() {
+    let etcd = Etcd::start();
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let black_hole = server(String::new());
+    let broken = server("HTTP/1.1 503 Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned());
+    run(async {
+        for api in BOTH {
+            for other in [&dead, &black_hole, &broken] {
+                let mut settings = support::settings(vec![other.clone(), etcd.url()], api, "/n");
+                settings.timeout = Duration::from_secs(1);
+                let store = store(&settings);
+                let since = Instant::now();
+                assert_eq!(store.list().await.unwrap().entries, []);
+                assert!(since.elapsed() < Duration::from_secs(2), "{api:?} over {other}");
+                let since = Instant::now();
+                works(&store).await;
+                assert!(since.elapsed() < Duration::from_secs(1), "the call did not stay with the good one");
+            }
+            let none = support::settings(vec![dead.clone(), dead.clone()], api, "/n");
+            let error = failure(&store(&none), Duration::from_secs(2)).await;
+            assert!(matches!(&error, Error::Unavailable(text) if text.contains(&dead)), "{error:?}");
+        }
+    });
+}
+
+/// A write may be the first thing that meets a dead endpoint. One that never left goes to the next.
+#[test]
+fn a_write_that_never_left_goes_elsewhere() {
+    let etcd = Etcd::start();
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    run(async {
+        for (api, name) in [(Api::V2, "10.1.5.0-24"), (Api::V3, "10.1.5.0-24")] {
+            let settings = support::settings(vec![dead.clone(), etcd.url()], api, "/n");
+            let made = store(&settings).create(key(name), &attrs(1), DAY).await.unwrap();
+            store(&settings).delete(&made).await.unwrap();
+        }
+        // One that may have arrived does not: it would meet itself.
+        let mut settings = support::settings(vec![server(String::new()), etcd.url()], Api::V2, "/n");
+        settings.timeout = Duration::from_millis(500);
+        let store = store(&settings);
+        let lost = store.create(key("10.1.6.0-24"), &attrs(1), DAY).await;
+        assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
+        assert!(store.create(key("10.1.6.0-24"), &attrs(1), DAY).await.is_ok());
+    });
+}
+
+#[test]
+fn v2_redirects_are_followed() {
+    let etcd = Etcd::start();
+    let location = format!("{}/v2/keys/n/config?quorum=true", etcd.url());
+    let answer = format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=here"]);
+    let settings = support::settings(vec![server(answer)], Api::V2, "/n");
+    assert_eq!(run(async { store(&settings).config().await }).as_deref(), Ok("here"));
+}
+
+#[test]
+fn etcd_stops_and_comes_back() {
+    for api in BOTH {
+        let mut etcd = Etcd::start();
+        run(async {
+            let mut settings = etcd.settings(api, "/n");
+            settings.timeout = Duration::from_secs(1);
+            let store = store(&settings);
+            let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+            let mut watch = store.watch(made.revision).await.unwrap();
+            etcd.stop();
+            let ended = tokio::time::timeout(Duration::from_secs(3), watch.next()).await.unwrap();
+            assert!(matches!(ended, Err(Error::Unavailable(_))), "{ended:?}");
+            for _ in 0..3 {
+                let error = failure(&store, Duration::from_millis(1500)).await;
+                assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+            }
+            let lost = store.update(&made, &attrs(2), DAY).await;
+            assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
+
+            etcd.run();
+            let entries = until_available(async || store.list().await).await.entries;
+            assert_eq!(entries, std::slice::from_ref(&made));
+            let newer = store.update(&made, &attrs(2), DAY).await.unwrap();
+            let mut watch = store.watch(made.revision).await.unwrap();
+            assert_eq!(watch.next().await, Ok(vec![Change::Set(newer)]));
+        });
+    }
+}
+
+/// A server that holds its connections and says nothing.
+#[test]
+fn etcd_freezes_and_thaws() {
+    let etcd = Etcd::start();
+    run(async {
+        let mut watches = Vec::new();
+        for api in BOTH {
+            let mut settings = etcd.settings(api, "/n");
+            settings.timeout = Duration::from_millis(400);
+            let store = store(&settings);
+            let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+            let mut watch = store.watch(made.revision).await.unwrap();
+            // The server shows that it answers when asked for a sign of life.
+            let quiet = tokio::time::timeout(settings.timeout * 8, watch.next()).await;
+            assert!(quiet.is_err(), "{quiet:?}");
+            watches.push((store, watch, made));
+        }
+        etcd.signal("-STOP");
+        for (store, watch, made) in &mut watches {
+            let since = Instant::now();
+            let error = failure(store, Duration::from_millis(900)).await;
+            assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+            let lost = store.update(made, &attrs(2), DAY).await;
+            assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
+            let ended = tokio::time::timeout(Duration::from_secs(6), watch.next()).await.unwrap();
+            assert!(matches!(ended, Err(Error::Unavailable(_))), "{ended:?} after {:?}", since.elapsed());
+        }
+        etcd.signal("-CONT");
+        for (store, ..) in &watches {
+            let entries = until_available(async || store.list().await).await.entries;
+            assert_eq!(entries.len(), 1);
+            until_available(async || store.watch(1).await).await;
+        }
+    });
+}
+
+#[test]
+fn auto_takes_the_api_that_holds_the_config() {
+    let mut etcd = Etcd::start();
+    let chosen = |store: &Store| match store {
+        Store::Auto(auto) => auto.chosen(),
+        other => panic!("not auto: {other:?}"),
+    };
+    let auto = |prefix: &str| store(&etcd.settings(Api::Auto, prefix));
+    run(async {
+        etcd.curl("/v2/keys/two/config", &["-XPUT", "--data", "value=v2"]);
+        etcd.etcdctl(&["put", "/three/config", "v3"]);
+        etcd.curl("/v2/keys/both/config", &["-XPUT", "--data", "value=v2"]);
+        etcd.etcdctl(&["put", "/both/config", "v3"]);
+        for (prefix, text, api) in
+            [("/two", "v2", Api::V2), ("/three", "v3", Api::V3), ("/both", "v3", Api::V3)]
+        {
+            let store = auto(prefix);
+            assert_eq!(chosen(&store), None);
+            assert_eq!(store.config().await.as_deref(), Ok(text));
+            assert_eq!(chosen(&store), Some(api));
+            works(&store).await;
+        }
+        for late in [Api::V2, Api::V3] {
+            let prefix = format!("/late{late:?}");
+            let store = auto(&prefix);
+            for _ in 0..2 {
+                assert!(matches!(store.config().await, Err(Error::NotFound(_))));
+                assert!(matches!(store.list().await, Err(Error::NotFound(_))));
+            }
+            if late == Api::V2 {
+                etcd.curl(&format!("/v2/keys{prefix}/config"), &["-XPUT", "--data", "value=x"]);
+            } else {
+                etcd.etcdctl(&["put", &format!("{prefix}/config"), "x"]);
+            }
+            works(&store).await;
+            assert_eq!(chosen(&store), Some(late));
+        }
+    });
+    let store = auto("/two");
+    etcd.stop();
+    run(async {
+        assert!(matches!(store.config().await, Err(Error::Unavailable(_))));
+        assert_eq!(chosen(&store), None, "silence decides nothing");
+    });
+}
+
+#[test]
+fn etcd_without_v2_says_so() {
+    let flags = vec!["--enable-v2=false".to_owned()];
+    let etcd = Etcd::with(Options { flags, ..Options::default() });
+    run(async {
+        let v2 = store(&etcd.settings(Api::V2, "/n"));
+        let auto = store(&etcd.settings(Api::Auto, "/n"));
+        let error = v2.config().await.unwrap_err();
+        assert!(matches!(&error, Error::Invalid(text) if text.contains("--enable-v2=true")), "{error:?}");
+        assert!(matches!(auto.config().await, Err(Error::NotFound(_))));
+        etcd.etcdctl(&["put", "/n/config", "v3"]);
+        assert_eq!(auto.config().await.as_deref(), Ok("v3"));
+    });
+}
