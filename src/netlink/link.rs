@@ -127,7 +127,7 @@ impl Netlink {
         let messages: Vec<_> = match request.try_collect().await {
             Ok(messages) => messages,
             Err(e) => {
-                let error = Error::new(format!("read the counters of link {index}"), e);
+                let error = Error::request(format!("read the counters of link {index}"), e);
                 return if error.is_not_found() { Ok(None) } else { Err(error) };
             }
         };
