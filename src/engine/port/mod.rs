@@ -8,7 +8,7 @@ mod memory;
 mod poll;
 mod uring;
 
-pub use memory::MemoryPort;
+pub use memory::{Arrival, MemoryPort, Sent};
 pub use poll::PollPort;
 pub use uring::UringPort;
 
