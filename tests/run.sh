@@ -29,5 +29,5 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 say "build"
 cargo build --locked
 say "tests"
-cargo test --locked "$@"
+cargo test --locked --no-fail-fast "$@"
 say "all passed in $((SECONDS - started)) s"

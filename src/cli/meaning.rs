@@ -1,9 +1,10 @@
 //! From checked values to [`Options`].
 
 use super::flags::{FLAGS, Kind, Standing};
-use super::options::{LeaseOptions, LogOptions, OnLeaseLost, Options};
+use super::options::{LogOptions, Options};
 use super::value::Value;
 use super::{Refusal, spelled};
+use crate::lease::{self, OnLost};
 use crate::{engine, etcd, iface};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
@@ -103,7 +104,7 @@ pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
         iface: iface_choice(given)?,
         subnet_file: subnet_file.into(),
         ip_masq: false,
-        lease: lease_options(given)?,
+        lease: lease_settings(given)?,
         engine: engine_settings(given),
         log: LogOptions { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
     })
@@ -228,27 +229,22 @@ fn iface_choice(given: &Given<'_>) -> Result<iface::Choice, Refusal> {
     })
 }
 
-fn lease_options(given: &Given<'_>) -> Result<LeaseOptions, Refusal> {
+fn lease_settings(given: &Given<'_>) -> Result<lease::Settings, Refusal> {
     let flag = "subnet-lease-renew-margin";
     let minutes = given.int(flag).unwrap_or(60);
     let minutes = u64::try_from(minutes).ok().filter(|m| (1..=1439).contains(m));
     let minutes = minutes.ok_or_else(|| given.setting(flag, "must be between 1 and 1439 minutes"))?;
-    let ttl = given.duration("lease-ttl", Duration::from_secs(24 * 3600));
+    let ttl = given.duration("lease-ttl", lease::DEFAULT_TTL);
     if ttl.subsec_nanos() != 0 {
         return Err(given.setting("lease-ttl", "etcd counts whole seconds"));
     }
-    let mut renew_margin = Duration::from_secs(minutes * 60);
-    if !given.is_explicit(flag) {
-        renew_margin = renew_margin.min(ttl / 2);
-    } else if renew_margin >= ttl {
-        return Err(given.setting(flag, format!("must be shorter than the lease ({ttl:?})")));
-    }
+    let margin = given.is_explicit(flag).then(|| Duration::from_secs(minutes * 60));
     let on_lost = match given.text("on-lease-lost") {
-        "keep" => OnLeaseLost::Keep,
-        "reacquire" => OnLeaseLost::Reacquire,
-        _ => OnLeaseLost::Exit,
+        "keep" => OnLost::Keep,
+        "reacquire" => OnLost::Reacquire,
+        _ => OnLost::Exit,
     };
-    Ok(LeaseOptions { ttl, renew_margin, on_lost })
+    lease::Settings::new(ttl, margin, on_lost).map_err(|error| given.setting(flag, error))
 }
 
 fn engine_settings(given: &Given<'_>) -> engine::Settings {
@@ -282,6 +278,7 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
             "off" => engine::PeerFilter::Off,
             _ => engine::PeerFilter::Strict,
         },
+        one_source_port: matches!(given.value("one-source-port"), Some(Value::Bool(true))),
         ..default
     }
 }

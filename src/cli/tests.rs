@@ -2,6 +2,7 @@
 
 use super::flags::{FLAGS, Kind, Standing};
 use super::*;
+use crate::lease::OnLost;
 use crate::{engine, etcd};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
@@ -329,12 +330,15 @@ fn endpoints_and_prefix_are_put_in_form() {
 fn the_renew_margin_fits_into_the_lease() {
     let lease = |words: &[&str]| run(words, &[]).unwrap().lease;
     let default = lease(&[]);
-    assert_eq!((default.ttl, default.renew_margin), (Duration::from_secs(86_400), Duration::from_secs(3600)));
-    assert_eq!(default.on_lost, OnLeaseLost::Exit);
-    assert_eq!(lease(&["-lease-ttl=10"]).renew_margin, Duration::from_secs(5));
-    assert_eq!(lease(&["-lease-ttl=90m"]).renew_margin, Duration::from_secs(45 * 60));
+    assert_eq!(
+        (default.ttl(), default.renew_margin()),
+        (Duration::from_secs(86_400), Duration::from_secs(3600))
+    );
+    assert_eq!(default.on_lost, OnLost::Exit);
+    assert_eq!(lease(&["-lease-ttl=10"]).renew_margin(), Duration::from_secs(5));
+    assert_eq!(lease(&["-lease-ttl=90m"]).renew_margin(), Duration::from_secs(45 * 60));
     assert_eq!(refused(&["-lease-ttl=2500ms"], &[]).0, 1);
-    assert_eq!(lease(&["-lease-ttl=2h", "-subnet-lease-renew-margin=0x1e"]).renew_margin.as_secs(), 1800);
+    assert_eq!(lease(&["-lease-ttl=2h", "-subnet-lease-renew-margin=0x1e"]).renew_margin().as_secs(), 1800);
     assert_eq!(refused(&["-lease-ttl=30m", "-subnet-lease-renew-margin=30"], &[]).0, 1);
     for margin in ["0", "-1", "1440"] {
         assert_eq!(refused(&["-subnet-lease-renew-margin", margin], &[]).0, 1);

@@ -1,1 +1,87 @@
-//! The daemon room.
+//! The composition root: the only place that knows both paths. Start, signals, stop.
+//!
+//! The control thread (`fl-ctl`) runs everything here on one current-thread runtime; packets are carried by the
+//! engine's own threads and never wait for it. The order of start is flannel's: interface → config → backend →
+//! lease → `subnet.env` → `READY=1`. A stop keeps the lease and `subnet.env`, so that the next start gets the
+//! same subnet; the TUN device goes with the process.
+
+mod control;
+pub mod leases;
+mod notify;
+
+pub use control::Control;
+
+use crate::backend::{BackendError, EngineSettings};
+use crate::iface::{self, ChoiceError};
+use crate::subnet::EnvFileError;
+use crate::{etcd, lease, netlink};
+use std::io;
+use std::path::PathBuf;
+
+/// What the daemon runs with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How to reach the store.
+    pub etcd: etcd::Settings,
+    /// Which interface carries the overlay.
+    pub iface: iface::Choice,
+    /// Where `subnet.env` goes.
+    pub subnet_file: PathBuf,
+    /// What `FLANNEL_IPMASQ` says.
+    pub ip_masq: bool,
+    /// The lease's life.
+    pub lease: lease::Settings,
+    /// The packet path.
+    pub engine: EngineSettings,
+}
+
+/// Why the daemon ended other than by a signal. Each ends the process with code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Signals, threads, the runtime.
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+    /// The kernel's tables.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// No interface.
+    #[error("Failed to find any valid interface to use: {0}")]
+    Interface(#[from] ChoiceError),
+    /// The store's settings can never work.
+    #[error("Failed to create SubnetManager: {0}")]
+    Store(#[from] etcd::Error),
+    /// The backend does not work here.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// `subnet.env` could not be written at start.
+    #[error("Failed to write subnet file: {0}")]
+    EnvFile(#[from] EnvFileError),
+    /// Somebody else owns our subnet.
+    #[error("Lease has been revoked. Shutting down daemon.")]
+    LeaseLost,
+    /// The control thread panicked.
+    #[error("the control thread panicked")]
+    Panicked,
+}
+
+/// Runs until SIGTERM or SIGINT (then `Ok`), or until it cannot go on.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn run(settings: Settings) -> Result<(), DaemonError> {
+    let thread = std::thread::Builder::new()
+        .name("fl-ctl".to_owned())
+        .spawn(move || control_thread(settings))
+        .map_err(|error| DaemonError::System("start the control thread", error))?;
+    thread.join().unwrap_or(Err(DaemonError::Panicked))
+}
+
+fn control_thread(settings: Settings) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| DaemonError::System("start the control thread's runtime", error))?;
+    // Tasks of libraries (connections) may run as long as the runtime; none holds what we own.
+    let tasks = tokio::task::LocalSet::new();
+    tasks.block_on(&runtime, async { Control::start(settings).await?.run().await })
+}

@@ -18,7 +18,6 @@
 //!   alone; answers have a largest size.
 //! - **One task, one runtime.** Nothing here is `Send`; nothing is spawned.
 
-pub mod backoff;
 mod endpoints;
 mod keyspace;
 mod memory;
@@ -27,7 +26,6 @@ mod tls;
 mod v2;
 mod v3;
 
-pub use backoff::Backoff;
 pub use memory::{Memory, MemoryWatch};
 pub use store::{Auto, Store, StoreWatch, connect};
 pub use v2::{V2, V2Watch};
@@ -52,7 +50,7 @@ pub enum Api {
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `http://host:port` or `https://host:port`; tried in turn.
+    /// `http://host:port` or `https://host:port` (a bare `host:port` is `http`); tried in turn.
     pub endpoints: Vec<String>,
     /// Key prefix, normalised to one leading and no trailing slash.
     pub prefix: String,

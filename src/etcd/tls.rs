@@ -1,7 +1,13 @@
-//! Certificates and keys, as the files hold them at this moment.
+//! Certificates and keys, as the files hold them at this moment, and the HTTP client that uses them.
 
+use super::endpoints::chain;
 use super::{Error, Settings};
+use reqwest::{Certificate, Client, Identity};
 use std::path::Path;
+use std::time::Duration;
+
+/// TCP keep-alive of a long poll: first probe, spacing, count.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
 
 /// The PEM text of the files in [`Settings`]. It is read again for every new connection, so that
 /// replaced files take effect without a restart.
@@ -29,4 +35,36 @@ impl Pem {
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))
+}
+
+/// An HTTP client. No proxy: a control plane's store is near, and gRPC does not use one either.
+pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
+    // Fails when there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (first, spacing, count) = KEEP_ALIVE;
+    let mut builder = Client::builder()
+        .no_proxy()
+        .connect_timeout(settings.timeout / 2)
+        .tcp_keepalive(first)
+        .tcp_keepalive_interval(spacing)
+        .tcp_keepalive_retries(count);
+    let pem = Pem::read(settings)?;
+    let invalid = |error: reqwest::Error| Error::Invalid(format!("etcd certificates: {}", text(error)));
+    if let Some(ca) = pem.ca {
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&ca).map_err(invalid)?);
+    } else if !settings.endpoints.iter().any(|url| url.contains("https://")) {
+        // Else a system without roots, such as a small container, would fail here for nothing.
+        builder = builder.tls_certs_only([]);
+    }
+    if let Some((mut cert, key)) = pem.identity {
+        cert.push(b'\n');
+        cert.extend(key);
+        builder = builder.identity(Identity::from_pem(&cert).map_err(invalid)?);
+    }
+    builder.build().map_err(invalid)
+}
+
+/// The error with its causes; the URL is said elsewhere.
+pub(super) fn text(error: reqwest::Error) -> String {
+    chain(&error.without_url())
 }

@@ -1,6 +1,8 @@
 //! The naive twin that the tests compare with: builds packets field by field, sums word by word, and cuts a frame as
 //! the kernel would, after checking what the kernel checks on a write to the TUN.
 
+#![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
+
 use std::ops::Range;
 
 /// A TCP or UDP packet, described.

@@ -433,6 +433,8 @@ impl Drop for Ring {
             Ok(()) => true,
             Err(error) => error.raw_os_error() == Some(libc::ENOENT),
         };
+        // Closing the ring lets go of the files only some time later; a successor wants the port and the device now.
+        let _ = self.io.submitter().unregister_files();
         // SAFETY: not used again; closing the ring comes first, so that no request outlives its memory.
         unsafe { ManuallyDrop::drop(&mut self.io) };
         if !quiet {

@@ -69,16 +69,17 @@ impl Etcd {
             .expect("etcd does not start: install the Debian packages etcd-server and etcd-client");
         self.child = Some(child);
         let since = Instant::now();
-        while !self.is_healthy() {
-            assert!(since.elapsed() < Duration::from_secs(20), "etcd does not serve: {}", self.log());
+        while let Err(answer) = self.health() {
+            assert!(since.elapsed() < Duration::from_secs(20), "etcd does not serve: {answer}{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    fn is_healthy(&self) -> bool {
+    fn health(&self) -> Result<(), String> {
         let output = self.curl_command("/health").output();
         let output = output.expect("curl does not start: install the Debian package curl");
-        String::from_utf8_lossy(&output.stdout).contains("\"true\"")
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        if text.contains("\"true\"") { Ok(()) } else { Err(text) }
     }
 
     fn curl_command(&self, path: &str) -> Command {

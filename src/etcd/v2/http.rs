@@ -1,18 +1,15 @@
 //! Requests of the keys API: URLs, authentication, TLS, fail-over.
 
 use super::answer::{self, Answer, Fault};
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, chain, unreached};
-use crate::etcd::tls::Pem;
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, unreached};
+use crate::etcd::tls::{self, text};
 use crate::etcd::{Error, Revision, Settings};
-use reqwest::{Certificate, Client, Identity, Method, Response, Url};
+use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
 use std::time::Duration;
 
 /// The largest answer taken: some 10^5 leases.
 const MOST_BYTES: usize = 64 << 20;
-
-/// TCP keep-alive of a long poll: first probe, spacing, count.
-const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
 
 /// One request.
 #[derive(Debug)]
@@ -160,34 +157,10 @@ impl Http {
         {
             return Ok(client.clone());
         }
-        let client = client(&self.settings).map_err(Failure::Unreached)?;
+        let client = tls::http_client(&self.settings).map_err(Failure::Unreached)?;
         *self.client.borrow_mut() = Some((generation, client.clone()));
         Ok(client)
     }
-}
-
-/// No proxy: a control plane's store is near, and gRPC does not use one either.
-fn client(settings: &Settings) -> Result<Client, Error> {
-    // Fails when there is one already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let (first, spacing, count) = KEEP_ALIVE;
-    let mut builder = Client::builder()
-        .no_proxy()
-        .connect_timeout(settings.timeout / 2)
-        .tcp_keepalive(first)
-        .tcp_keepalive_interval(spacing)
-        .tcp_keepalive_retries(count);
-    let pem = Pem::read(settings)?;
-    let invalid = |error: reqwest::Error| Error::Invalid(format!("etcd certificates: {}", text(error)));
-    if let Some(ca) = pem.ca {
-        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&ca).map_err(invalid)?);
-    }
-    if let Some((mut cert, key)) = pem.identity {
-        cert.push(b'\n');
-        cert.extend(key);
-        builder = builder.identity(Identity::from_pem(&cert).map_err(invalid)?);
-    }
-    builder.build().map_err(invalid)
 }
 
 /// `<endpoint>/v2/keys<key>`; what a URL cannot hold is escaped.
@@ -236,11 +209,6 @@ pub(super) fn append(body: &mut Vec<u8>, chunk: &[u8]) -> Result<(), Error> {
     }
     body.extend_from_slice(chunk);
     Ok(())
-}
-
-/// The error with its causes; the URL is said elsewhere.
-pub(super) fn text(error: reqwest::Error) -> String {
-    chain(&error.without_url())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::answer::{self, Answer, Node};
 use super::decoded;
 use super::http::{self, Http, Request};
 use crate::etcd::keyspace::{self, Keyspace};
+use crate::etcd::tls::text;
 use crate::etcd::{Change, Error, Revision, Watch};
 use reqwest::{Response, StatusCode};
 use std::rc::Rc;
@@ -59,7 +60,7 @@ impl V2Watch {
                 http::append(&mut poll.body, &chunk).map(|()| None)
             }
             Ok(Ok(None)) => self.finish(),
-            Ok(Err(error)) => Err(Error::Unavailable(http::text(error))),
+            Ok(Err(error)) => Err(Error::Unavailable(text(error))),
             Err(_) if poll.body.is_empty() => self.finish(),
             Err(_) => Err(Error::Unavailable("etcd stopped in the middle of an event".to_owned())),
         }

@@ -5,7 +5,7 @@
 //! replaces the whole client: certificates are read and the user is authenticated anew.
 
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, chain, unreached};
-use crate::etcd::tls::Pem;
+use crate::etcd::tls::{self, Pem};
 use crate::etcd::{Error, Settings};
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
@@ -116,12 +116,25 @@ impl Connection {
         // The client connects with its first request: better with one that may be repeated.
         let options = GetOptions::new().with_keys_only();
         if let Err(error) = client.get(self.probe.clone(), Some(options)).await
-            && let unreached @ Failure::Unreached(_) = failure(error)
+            && let Failure::Unreached(error) = failure(error)
         {
-            return Err(unreached);
+            return Err(self.reason(url).await.unwrap_or(Failure::Unreached(error)));
         }
         *self.client.borrow_mut() = Some((generation, client.clone()));
         Ok(client)
+    }
+}
+
+impl Connection {
+    /// Why a server has closed a TLS connection: hyper keeps the alert from gRPC, but tells it to a
+    /// plain request. `None` if that one finds nothing wrong, or nothing at all.
+    async fn reason(&self, url: &str) -> Option<Failure> {
+        if !url.starts_with("https://") {
+            return None;
+        }
+        let client = tls::http_client(&self.settings).ok()?;
+        let error = client.get(format!("{url}/version")).send().await.err()?;
+        Some(unreached(tls::text(error)))
     }
 }
 
@@ -129,10 +142,12 @@ async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.timeout / 2)
         .with_keep_alive(PING_AFTER, PING_ANSWER)
+        // etcd takes pings without a stream for abuse and closes the connection after the third.
+        .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     if url.starts_with("https://") {
         let pem = Pem::read(settings).map_err(Failure::Unreached)?;
-        options = options.with_tls(tls(pem));
+        options = options.with_tls(tls_options(pem));
     }
     let Some(credentials) = &settings.credentials else {
         return Client::connect([url], Some(options)).await.map_err(failure);
@@ -147,7 +162,7 @@ async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
     }
 }
 
-fn tls(pem: Pem) -> TlsOptions {
+fn tls_options(pem: Pem) -> TlsOptions {
     let options = match pem.ca {
         Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
         None => TlsOptions::new().with_native_roots(),

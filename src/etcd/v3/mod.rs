@@ -9,7 +9,7 @@
 //! | delete | txn { mod revision = held → delete }; its lease is let go |
 //! | watch | prefix watch from revision + 1, leader required |
 //!
-//! etcd leases that hold no key any more do not pile up: see [`loose`].
+//! etcd leases that hold no key any more do not pile up: see `loose.rs`.
 
 mod connection;
 mod loose;
@@ -132,10 +132,12 @@ impl Registry for V3 {
         let started = Instant::now();
         let revision = signed(held.revision);
         let unchanged = |name| Compare::mod_revision(name, CompareOp::Equal, revision);
-        let made = self.put(held.key, attrs, held.lease.map(|_| ttl), unchanged).await?;
-        if made.is_some() {
+        let made = self.put(held.key, attrs, held.lease.map(|_| ttl), unchanged).await;
+        // Replaced, or perhaps: the answer may be all that was lost.
+        if matches!(made, Ok(Some(_)) | Err(Error::Unavailable(_))) {
             self.loose.push(held.lease.map(signed));
         }
+        let made = made?;
         self.tidy(started).await;
         made.ok_or(Error::Conflict)
     }

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;

@@ -39,8 +39,8 @@ pub const MAX_PIECES: usize = 130;
 /// a head holds (60 bytes of IPv4 and 60 of TCP).
 const INLINE: usize = 120;
 
-/// Header bytes that one more packet can need.
-const HEAD_ROOM: usize = VNET_LEN + INLINE;
+/// Header bytes that one more packet can need: `frames × HEAD_ROOM` of [`Settings::header_bytes`] never run out first.
+pub const HEAD_ROOM: usize = VNET_LEN + INLINE;
 
 /// What to merge, and how much memory to allocate for one flush.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub struct Settings {
     pub frames: usize,
     /// Most pieces in a flush: each packet takes one at most.
     pub pieces: usize,
-    /// Bytes for heads. A new frame needs up to 130 free; an [owned](Coalescer::push_owned) packet 10 and itself.
+    /// Bytes for heads. A new frame needs [`HEAD_ROOM`] free; an [owned](Coalescer::push_owned) packet 10 and itself.
     pub header_bytes: usize,
 }
 
@@ -87,9 +87,10 @@ pub enum Pushed {
     Merged,
     /// It opened a frame that others may join.
     Opened,
-    /// It is a frame of its own.
+    /// It is a frame that no other joins.
     Alone,
-    /// Storage is used up. Nothing was recorded: write the frames, clear, push again.
+    /// Storage is used up (see [`Coalescer::has_room_for`], of one packet). Nothing was recorded: write the frames,
+    /// clear, push again.
     NoRoom,
     /// Its TTL is 0 or 1. Nothing was recorded.
     Expired,

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
+
 use super::*;
 use crate::offload::reference::{DF, Spec, cut, finish_ip, naive_sum, unfinish, vnet};
 use crate::offload::segment;

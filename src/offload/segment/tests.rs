@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
+
 use super::*;
 use crate::offload::reference::{Spec, cut, unfinish, vnet};
 use proptest::prelude::*;

@@ -19,7 +19,7 @@ fn naive(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut free = Vec::new();
     let mut base = u64::from(u32::from(config.subnet_min));
     while base <= u64::from(u32::from(config.subnet_max)) && free.len() < MAX_CANDIDATES {
-        let candidate = Ipv4Net::new((base as u32).into(), config.subnet_len).unwrap();
+        let candidate = Ipv4Net::new(u32::try_from(base).unwrap().into(), config.subnet_len).unwrap();
         if taken.iter().all(|net| !overlap(candidate, *net)) {
             free.push(candidate);
         }

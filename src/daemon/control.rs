@@ -1,0 +1,288 @@
+//! The control loop: notices of the lease, changes in the kernel's tables, signals and a slow timer meet here.
+
+use super::leases::{self, Clock, Ending};
+use super::{DaemonError, Settings, notify};
+use crate::backend::{Backend, BackendError, Network};
+use crate::iface;
+use crate::lease::{Manager, Notice};
+use crate::netlink::{Monitor, Netlink};
+use crate::subnet::{Config, EnvFile};
+use crate::{etcd, netlink};
+use ipnet::Ipv4Net;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+/// How often the kernel's tables are compared with ours although nothing was announced.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Announcements come in bursts (a deleted device takes its addresses along): wait for the end of one.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a repair that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The signals that we handle.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    report: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, DaemonError> {
+        let on = |kind| signal(kind).map_err(|error| DaemonError::System("catch signals", error));
+        Ok(Signals {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            report: on(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// The next one.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.report.recv() => Asked::Report,
+        }
+    }
+
+    /// The next one that asks us to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Asked::Stop(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+}
+
+/// What a signal asks.
+enum Asked {
+    Stop(&'static str),
+    Report,
+}
+
+/// The daemon, started as far as nothing outside is needed: signals, interface, store.
+pub struct Control {
+    settings: Settings,
+    signals: Signals,
+    netlink: Netlink,
+    monitor: Monitor,
+    external: iface::External,
+    store: etcd::Store,
+    seed: u64,
+}
+
+/// Why the loop ended.
+enum End {
+    Signal(&'static str),
+    LeaseLost,
+}
+
+impl Control {
+    /// Chooses the interface and checks the store's settings.
+    ///
+    /// # Errors
+    /// [`DaemonError`]: nothing that waiting could mend.
+    pub async fn start(settings: Settings) -> Result<Control, DaemonError> {
+        let signals = Signals::new()?;
+        let netlink = Netlink::new()?;
+        // From before the first look, so that no change is missed.
+        let monitor = Monitor::new()?;
+        let external = iface::choose(&netlink, &settings.iface).await?;
+        let store = etcd::connect(&settings.etcd)?;
+        let seed =
+            SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
+        Ok(Control { settings, signals, netlink, monitor, external, store, seed })
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub async fn run(self) -> Result<(), DaemonError> {
+        let Control { settings, mut signals, netlink, monitor, external, store, seed } = self;
+        notify::status("waiting for the network config in etcd");
+        let config = tokio::select! {
+            config = leases::fetch_config(&store, seed) => config,
+            name = signals.stop() => {
+                info!("{name}: stopping; there was no network config yet");
+                return Ok(());
+            }
+        };
+        info!("Found network config - Backend type: {}", config.backend.kind);
+        let backend = Backend::from_config(&config, &external, &settings.engine)?;
+        notify::status("waiting for a subnet lease");
+        let previous = previous_subnet(&settings, &config);
+        let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
+        let (notices, inbox) = mpsc::unbounded_channel();
+        let (status, _) = watch::channel(None);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let clock = Clock::new();
+        let stop_asked = async {
+            let _ = stopped.await;
+        };
+        let lease = leases::run(&store, manager, &clock, notices, status, stop_asked);
+        let running = Running {
+            settings,
+            config,
+            backend,
+            netlink,
+            monitor,
+            network: None,
+            announced: false,
+            check_at: Instant::now() + RESYNC,
+        };
+        // Dropping `stop` at the end of the loop ends the lease's task; the lease itself stays.
+        running.run(signals, inbox, lease, stop).await
+    }
+}
+
+/// The subnet of an earlier run, if its `subnet.env` is still there and of this network.
+fn previous_subnet(settings: &Settings, config: &Config) -> Option<Ipv4Net> {
+    match EnvFile::read(&settings.subnet_file) {
+        Ok(Some(file)) if file.network == config.network => Some(file.subnet),
+        Ok(_) => None,
+        Err(error) => {
+            warn!("{error}; doing without");
+            None
+        }
+    }
+}
+
+/// The daemon at work.
+struct Running {
+    settings: Settings,
+    config: Config,
+    backend: Backend,
+    netlink: Netlink,
+    monitor: Monitor,
+    network: Option<(Ipv4Net, Network)>,
+    /// Whether systemd was told that we are ready.
+    announced: bool,
+    check_at: Instant,
+}
+
+impl Running {
+    async fn run(
+        mut self,
+        mut signals: Signals,
+        mut inbox: mpsc::UnboundedReceiver<Notice>,
+        lease: impl Future<Output = Ending>,
+        _stop: oneshot::Sender<()>,
+    ) -> Result<(), DaemonError> {
+        let mut lease = std::pin::pin!(lease);
+        let end = loop {
+            tokio::select! {
+                biased;
+                asked = signals.next() => match asked {
+                    Asked::Stop(name) => break End::Signal(name),
+                    Asked::Report => self.report(),
+                },
+                Some(notice) = inbox.recv() => self.notice(notice).await?,
+                ending = &mut lease => match ending {
+                    Ending::LeaseLost => break End::LeaseLost,
+                    Ending::Stopped => break End::Signal("stop"),
+                },
+                change = self.monitor.next() => self.changed(change)?,
+                () = sleep_until(self.check_at) => self.maintain().await?,
+            }
+        };
+        notify::stopping();
+        self.report();
+        match end {
+            End::Signal(name) => {
+                info!("{name}: stopping; the lease stays");
+                Ok(())
+            }
+            End::LeaseLost => Err(DaemonError::LeaseLost),
+        }
+    }
+
+    async fn notice(&mut self, notice: Notice) -> Result<(), DaemonError> {
+        match notice {
+            Notice::Acquired { subnet, .. } => self.acquired(subnet).await?,
+            Notice::Peers(events) => {
+                if let Some((_, network)) = &mut self.network {
+                    network.apply(&events)?;
+                }
+            }
+            Notice::StoreLost { reason } => notify::status(&format!("forwarding without etcd: {reason}")),
+            Notice::StoreBack { .. } => self.tell_state(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A subnet is ours: make it work, then say so.
+    async fn acquired(&mut self, subnet: Ipv4Net) -> Result<(), DaemonError> {
+        if self.network.as_ref().is_some_and(|(current, _)| *current == subnet) {
+            return Ok(());
+        }
+        // Of the subnet that was lost; its device must go before the next one is made.
+        self.network = None;
+        let network = self.backend.register(&self.netlink, subnet).await?;
+        self.network = Some((subnet, network));
+        let file = EnvFile {
+            network: self.config.network,
+            subnet,
+            mtu: self.backend.mtu(),
+            ip_masq: self.settings.ip_masq,
+        };
+        file.write(&self.settings.subnet_file)?;
+        info!("Wrote subnet file to {}", self.settings.subnet_file.display());
+        self.tell_state();
+        Ok(())
+    }
+
+    fn tell_state(&mut self) {
+        let Some((subnet, _)) = &self.network else { return };
+        let text = format!("{} backend, subnet {subnet}", self.config.backend.kind);
+        if self.announced {
+            notify::status(&text);
+        } else {
+            notify::ready(&text);
+            self.announced = true;
+        }
+    }
+
+    fn changed(&mut self, change: Result<netlink::Change, netlink::Error>) -> Result<(), DaemonError> {
+        let concerns = match change {
+            Ok(change) => self.network.as_ref().is_some_and(|(_, network)| network.concerns(&change)),
+            Err(error) => {
+                warn!("{error}; subscribing again");
+                self.monitor = Monitor::new()?;
+                true
+            }
+        };
+        if concerns {
+            self.check_at = self.check_at.min(Instant::now() + SETTLE);
+        }
+        Ok(())
+    }
+
+    async fn maintain(&mut self) -> Result<(), DaemonError> {
+        self.check_at = Instant::now() + RESYNC;
+        let Some((_, network)) = &mut self.network else { return Ok(()) };
+        match network.maintain(&self.netlink).await {
+            Ok(()) => Ok(()),
+            Err(error @ BackendError::Unstable(_)) => Err(error.into()),
+            Err(error) => {
+                error!("repair failed: {error}; trying again");
+                self.check_at = Instant::now() + RETRY;
+                Ok(())
+            }
+        }
+    }
+
+    /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
+    fn report(&self) {
+        if let Some((_, network)) = &self.network {
+            eprint!("{}", network.report());
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! How long to wait before the next attempt.
+
+use rand::{Rng, RngExt};
+use std::time::Duration;
+
+/// Doubling delays from 100 ms to a limit, each drawn from its upper half so that hosts that failed
+/// together do not come back together.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    failures: u32,
+    limit: Duration,
+}
+
+const FIRST: Duration = Duration::from_millis(100);
+
+impl Backoff {
+    /// No delay will be longer than `limit`.
+    pub fn new(limit: Duration) -> Self {
+        Self { failures: 0, limit }
+    }
+
+    /// After a success: the next delay is a short one again.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The delay before the next attempt.
+    pub fn next(&mut self, rng: &mut impl Rng) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.failures.min(20)).min(self.limit);
+        self.failures = self.failures.saturating_add(1);
+        jitter(full, rng)
+    }
+}
+
+/// Between half of `full` and all of it.
+pub(super) fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
+    full.mul_f64(rng.random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    #[test]
+    fn delays_double_up_to_the_limit_with_jitter() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut backoff = Backoff::new(Duration::from_secs(5));
+        for full in [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000] {
+            let full = Duration::from_millis(full);
+            let delay = backoff.next(&mut rng);
+            assert!(delay >= full / 2 && delay <= full, "{delay:?} for {full:?}");
+        }
+        for _ in 0..100 {
+            backoff.next(&mut rng);
+        }
+        backoff.reset();
+        assert!(backoff.next(&mut rng) <= FIRST);
+    }
+}

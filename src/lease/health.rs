@@ -1,0 +1,89 @@
+//! Whether the store answers, and when to say so: at loss, once a minute, at return.
+
+use super::Notice;
+use std::time::Duration;
+
+/// One line in so much time.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// The store as we see it.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    outage: Option<Outage>,
+    /// When something was said last, so that a store that comes and goes does not fill the log.
+    said_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Duration,
+    reason: String,
+    said: bool,
+}
+
+impl Health {
+    /// No answer, or a refusal.
+    pub(super) fn failed(&mut self, now: Duration, reason: String) -> Option<Notice> {
+        match &mut self.outage {
+            Some(outage) => outage.reason = reason,
+            None => self.outage = Some(Outage { since: now, reason, said: false }),
+        }
+        self.tick(now)
+    }
+
+    /// An answer, whatever it says.
+    pub(super) fn answered(&mut self, now: Duration) -> Option<Notice> {
+        let outage = self.outage.take()?;
+        outage.said.then_some(Notice::StoreBack { after: now.saturating_sub(outage.since) })
+    }
+
+    /// Whether the last call got no answer.
+    pub(super) fn is_out(&self) -> bool {
+        self.outage.is_some()
+    }
+
+    /// When there is something to say, if the outage lasts.
+    pub(super) fn wake_at(&self) -> Option<Duration> {
+        self.outage.as_ref()?;
+        Some(self.said_at? + EVERY)
+    }
+
+    /// Says it.
+    pub(super) fn tick(&mut self, now: Duration) -> Option<Notice> {
+        let outage = self.outage.as_mut()?;
+        if self.said_at.is_some_and(|said| now < said + EVERY) {
+            return None;
+        }
+        self.said_at = Some(now);
+        let reason = outage.reason.clone();
+        if !outage.said {
+            outage.said = true;
+            return Some(Notice::StoreLost { reason });
+        }
+        Some(Notice::StoreStillLost { reason, since: now.saturating_sub(outage.since) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_at_loss_one_a_minute_one_at_return() {
+        let at = Duration::from_secs;
+        let mut health = Health::default();
+        assert_eq!(health.answered(at(1)), None);
+        assert_eq!(health.failed(at(10), "a".into()), Some(Notice::StoreLost { reason: "a".into() }));
+        assert_eq!(health.failed(at(12), "b".into()), None);
+        assert_eq!(health.wake_at(), Some(at(70)));
+        assert_eq!(health.tick(at(69)), None);
+        let still = Notice::StoreStillLost { reason: "b".into(), since: at(60) };
+        assert_eq!(health.tick(at(70)), Some(still));
+        assert_eq!(health.answered(at(75)), Some(Notice::StoreBack { after: at(65) }));
+        // A second loss within the minute is said only if it lasts.
+        assert_eq!(health.failed(at(80), "c".into()), None);
+        assert_eq!(health.answered(at(81)), None);
+        assert_eq!(health.failed(at(82), "d".into()), None);
+        assert_eq!(health.tick(at(130)), Some(Notice::StoreLost { reason: "d".into() }));
+    }
+}

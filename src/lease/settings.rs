@@ -1,0 +1,116 @@
+//! What the operator decides about leases.
+
+use std::time::Duration;
+
+/// flannel's TTL.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// flannel's `--subnet-lease-renew-margin`.
+pub const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
+
+/// What to do once somebody else owns our subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLost {
+    /// Stop and exit non-zero, so that the unit restarts us. flannel since v0.8 stops too, with code 0.
+    #[default]
+    Exit,
+    /// Keep forwarding with the old subnet, and take the lease back as soon as it is free.
+    Keep,
+    /// Take another subnet in the same process, as flannel up to v0.7 did.
+    Reacquire,
+}
+
+impl std::str::FromStr for OnLost {
+    type Err = SettingsError;
+
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        match text {
+            "exit" => Ok(Self::Exit),
+            "keep" => Ok(Self::Keep),
+            "reacquire" => Ok(Self::Reacquire),
+            other => Err(SettingsError::OnLost(other.to_owned())),
+        }
+    }
+}
+
+/// Settings that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// etcd counts whole seconds.
+    #[error("the lease TTL must be 1 s or more, not {0:?}")]
+    Ttl(Duration),
+    /// The lease would be renewed all the time.
+    #[error("the renew margin {margin:?} must be shorter than the lease TTL {ttl:?}")]
+    Margin {
+        /// The margin.
+        margin: Duration,
+        /// The TTL.
+        ttl: Duration,
+    },
+    /// Not one of the three words.
+    #[error("{0:?} is none of exit, keep, reacquire")]
+    OnLost(String),
+}
+
+/// What the operator decides about leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    ttl: Duration,
+    renew_margin: Duration,
+    /// What to do once somebody else owns our subnet.
+    pub on_lost: OnLost,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { ttl: DEFAULT_TTL, renew_margin: DEFAULT_RENEW_MARGIN, on_lost: OnLost::default() }
+    }
+}
+
+impl Settings {
+    /// `renew_margin`: how long before its end a lease is renewed; if not given 60 minutes, or half the
+    /// TTL if that is shorter.
+    ///
+    /// # Errors
+    /// A TTL under a second, or a margin that is not shorter than the TTL.
+    pub fn new(
+        ttl: Duration,
+        renew_margin: Option<Duration>,
+        on_lost: OnLost,
+    ) -> Result<Self, SettingsError> {
+        if ttl < Duration::from_secs(1) {
+            return Err(SettingsError::Ttl(ttl));
+        }
+        let margin = renew_margin.unwrap_or(DEFAULT_RENEW_MARGIN.min(ttl / 2));
+        if margin >= ttl {
+            return Err(SettingsError::Margin { margin, ttl });
+        }
+        Ok(Self { ttl, renew_margin: margin, on_lost })
+    }
+
+    /// How long a lease lives without renewal.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// How long before its end a lease is renewed; shorter than the TTL.
+    pub fn renew_margin(&self) -> Duration {
+        self.renew_margin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_margin_is_shorter_than_the_ttl() {
+        let seconds = Duration::from_secs;
+        let default = Settings::new(DEFAULT_TTL, None, OnLost::Exit).unwrap();
+        assert_eq!(default, Settings::default());
+        assert_eq!(Settings::new(seconds(5), None, OnLost::Keep).unwrap().renew_margin(), seconds(5) / 2);
+        assert!(Settings::new(seconds(5), Some(seconds(5)), OnLost::Exit).is_err());
+        assert!(Settings::new(Duration::from_millis(999), None, OnLost::Exit).is_err());
+        assert_eq!("reacquire".parse(), Ok(OnLost::Reacquire));
+        assert!("fence".parse::<OnLost>().is_err());
+    }
+}

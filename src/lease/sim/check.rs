@@ -1,0 +1,73 @@
+//! The checker.
+
+use super::world::{Node, World};
+use crate::lease::OnLost;
+use crate::subnet::{LeaseAttrs, SubnetKey, overlap};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+impl World {
+    /// What a node holds now, as far as anybody promises anything.
+    pub(super) fn hold(&self, node: &Node) -> Option<Ipv4Net> {
+        let manager = node.manager.as_ref()?;
+        let status = manager.status();
+        let subnet = status.subnet?;
+        if status.deadline.is_some_and(|deadline| deadline <= self.now + node.clock) {
+            return None;
+        }
+        let revision = manager.lease()?.revision;
+        node.robbed.is_none_or(|robbed| revision > robbed).then_some(subnet)
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let holds: Vec<(Ipv4Addr, Ipv4Net)> =
+            self.nodes.iter().filter_map(|node| Some((node.ip, self.hold(node)?))).collect();
+        for (i, (ip, subnet)) in holds.iter().enumerate() {
+            if let Some((other, theirs)) = holds[..i].iter().find(|(_, net)| overlap(*net, *subnet)) {
+                return Err(format!("{:?}: {ip} holds {subnet}, {other} holds {theirs}", self.now));
+            }
+            let stored = self.store.get(SubnetKey::v4(*subnet)).map(|entry| entry.attrs.public_ip);
+            if stored != Some(*ip) {
+                return Err(format!("{:?}: {ip} holds {subnet}, the store says {stored:?}", self.now));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_end(&self) -> Result<(), String> {
+        let listing = self.store.list();
+        for (key, ip) in &self.reserved {
+            match self.store.get(*key) {
+                Some(entry) if entry.lease.is_none() && entry.attrs.public_ip == *ip => {}
+                other => return Err(format!("reservation {key} of {ip} became {other:?}")),
+            }
+        }
+        for node in &self.nodes {
+            let ip = node.ip;
+            let Some(manager) = &node.manager else { return Err(format!("{ip} is down at the end")) };
+            let Some(subnet) = manager.status().subnet else {
+                let wanted = manager.lease().map(|entry| entry.key);
+                let other = wanted.and_then(|key| self.store.get(key)).map(|entry| entry.attrs.public_ip);
+                if node.on_lost == OnLost::Keep && other.is_some_and(|other| other != ip) {
+                    continue;
+                }
+                return Err(format!("{ip} holds nothing at the end: {manager:?}"));
+            };
+            let wanted: BTreeMap<Ipv4Net, LeaseAttrs> = listing
+                .entries
+                .iter()
+                .filter(|entry| entry.key.ipv4 != subnet && entry.attrs.public_ip != ip)
+                .map(|entry| (entry.key.ipv4, entry.attrs.clone()))
+                .collect();
+            let known = manager.peers().map(|(subnet, attrs)| (subnet, attrs.clone())).collect();
+            if wanted != known {
+                return Err(format!("{ip} knows {known:?}\nthe store has {wanted:?}"));
+            }
+            if node.routes != known {
+                return Err(format!("{ip}: by events {:?}\nin the table {known:?}", node.routes));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! The nemesis: what goes wrong, as the seed wills.
+
+use super::world::{Ev, QUIET, World};
+use crate::lease::Manager;
+use crate::subnet::{LeaseAttrs, SubnetKey};
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use std::net::Ipv4Addr;
+
+impl World {
+    pub(super) fn nemesis(&mut self) {
+        if self.now >= QUIET {
+            return;
+        }
+        let node = self.rng.random_range(0..self.nodes.len());
+        let until = self.within(100, 45_000).min(QUIET);
+        match self.rng.random_range(0..14) {
+            0..=2 => self.nodes[node].partition_until = until,
+            3 | 4 => self.nodes[node].paused_until = until,
+            5 | 6 if self.nodes[node].manager.is_some() => {
+                if self.rng.random_bool(0.3) {
+                    self.nodes[node].env_file = None;
+                }
+                self.stop(node);
+            }
+            7 | 8 => {
+                self.summary.compactions += 1;
+                self.store.compact();
+            }
+            action @ 9..=13 => self.tamper(action),
+            _ => {}
+        }
+        let at = self.within(100, 5000);
+        self.at(at, Ev::Nemesis);
+    }
+
+    /// An operator's hand in the store; never on a reservation of the start.
+    fn tamper(&mut self, action: u32) {
+        let mut keys = self.store.list().entries;
+        keys.retain(|entry| self.reserved.iter().all(|(reserved, _)| *reserved != entry.key));
+        if action == 13 && self.rng.random_bool(0.5) {
+            // A wiped store.
+            for entry in keys {
+                self.rob(entry.key);
+                self.store.remove(entry.key);
+            }
+            return;
+        }
+        let Some(entry) = keys.choose(&mut self.rng).cloned() else { return };
+        if action == 12 && !self.nodes.iter().any(|node| self.hold(node) == Some(entry.key.ipv4)) {
+            return; // a reservation for nobody would only make the pool smaller
+        }
+        let expires = Some(self.within(1000, 20_000));
+        self.rob(entry.key);
+        match action {
+            9 | 10 => self.store.remove(entry.key),
+            11 => drop(self.store.put(entry.key, &LeaseAttrs::new(Ipv4Addr::new(203, 0, 113, 77)), expires)),
+            12 => drop(self.store.put(entry.key, &entry.attrs, None)),
+            _ => self.store.put_garbage(entry.key, expires),
+        }
+        if self.verbose {
+            println!("{:>12.3?} nemesis {action} on {}", self.now, entry.key);
+        }
+    }
+
+    fn rob(&mut self, key: SubnetKey) {
+        let revision = self.store.revision + 1;
+        for node in &mut self.nodes {
+            let held = node.manager.as_ref().and_then(Manager::lease);
+            let owns = self.store.get(key).is_some_and(|entry| entry.attrs.public_ip == node.ip);
+            if owns || held.is_some_and(|entry| entry.key == key) {
+                node.robbed = Some(revision);
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The peers: every lease of the network but our own, as last known.
+//!
+//! A list is compared with what is known over all attributes, additions come out before removals, and a
+//! key whose value has become unreadable keeps the last good one. A list that lacks more than half of
+//! four or more peers is suspect (a wiped store, a partial restore): its removals wait for a second list.
+
+use super::Notice;
+use crate::etcd::{Change, Entry, Skipped};
+use crate::subnet::{LeaseAttrs, SubnetKey, overlap};
+use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// A peer's subnet and what it published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// Its owner.
+    pub attrs: LeaseAttrs,
+}
+
+/// A peer came, changed or went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The peer is new or its attributes have changed; it replaces what was known of that subnet.
+    Added(Lease),
+    /// The peer is gone; these were its attributes.
+    Removed(Lease),
+}
+
+/// Counted since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Keys and values that could not be read, each counted once as long as it stands.
+    pub skipped: u64,
+    /// Leases outside the network, over our subnet, or with an address that nobody can send to.
+    pub rejected: u64,
+    /// Differences that a list on the timer found: events that the watch has lost.
+    pub repairs: u64,
+    /// Lists whose removals were held back.
+    pub withheld: u64,
+}
+
+/// As many peers must be known before a list is suspect.
+const GUARD_MIN_PEERS: usize = 4;
+/// A suspect list is believed if another says the same after this long.
+pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
+
+/// The peers.
+#[derive(Debug)]
+pub struct Watcher {
+    network: Ipv4Net,
+    own_ip: Ipv4Addr,
+    own: Option<Ipv4Net>,
+    /// The key tells `10.1.5.0-24` from `10.1.5.0-24&fc00::-64`; both are one IPv4 subnet.
+    peers: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>,
+    /// Key and what was said about it.
+    refused: BTreeMap<String, String>,
+    withheld_at: Option<Duration>,
+    counters: Counters,
+    notices: Vec<Notice>,
+}
+
+/// What becomes of an entry.
+enum Verdict {
+    Peer,
+    Own,
+    Reject(&'static str),
+}
+
+impl Watcher {
+    /// No peers yet.
+    pub fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
+        Self {
+            network,
+            own_ip,
+            own: None,
+            peers: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            withheld_at: None,
+            counters: Counters::default(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// All peers, in order of their subnets.
+    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
+        self.peers.iter().map(|(subnet, (_, attrs))| (*subnet, attrs))
+    }
+
+    /// How many peers there are.
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    /// Counted since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Forgets all peers and takes `own` for our subnet.
+    pub(super) fn restart(&mut self, own: Option<Ipv4Net>) -> Vec<Event> {
+        self.own = own;
+        self.withheld_at = None;
+        let peers = std::mem::take(&mut self.peers);
+        peers.into_iter().map(|(subnet, (_, attrs))| Event::Removed(Lease { subnet, attrs })).collect()
+    }
+
+    /// What is to be said about keys and values since the last call.
+    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// When a suspect list may be confirmed, if one is.
+    pub(super) fn confirm_at(&self) -> Option<Duration> {
+        self.withheld_at.map(|at| at + CONFIRM_AFTER)
+    }
+
+    /// Makes the peers what a list says. `repair`: only lost events can make a difference now.
+    pub fn snapshot(
+        &mut self,
+        now: Duration,
+        entries: &[Entry],
+        skipped: &[Skipped],
+        repair: bool,
+    ) -> Vec<Event> {
+        let mut refused = BTreeSet::new();
+        let mut wanted: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)> = BTreeMap::new();
+        let mut last_good = Vec::new();
+        let mut entries: Vec<&Entry> = entries.iter().collect();
+        entries.sort_by_key(|entry| entry.revision);
+        for entry in entries {
+            match self.judge(entry) {
+                Verdict::Own => {}
+                Verdict::Peer => drop(wanted.insert(entry.key.ipv4, (entry.key, entry.attrs.clone()))),
+                Verdict::Reject(reason) => {
+                    refused.insert(entry.key.to_string());
+                    self.reject(entry.key, reason);
+                    last_good.push(entry.key);
+                }
+            }
+        }
+        for skip in skipped {
+            refused.insert(skip.key.clone());
+            self.skip(skip);
+            last_good.extend(skip.key.parse::<SubnetKey>());
+        }
+        self.refused.retain(|key, _| refused.contains(key));
+        for key in last_good {
+            if let Some(peer) = self.peers.get(&key.ipv4).filter(|peer| peer.0 == key) {
+                wanted.entry(key.ipv4).or_insert_with(|| peer.clone());
+            }
+        }
+        let events = self.replace(now, wanted);
+        if repair {
+            self.counters.repairs += events.len() as u64;
+        }
+        events
+    }
+
+    fn replace(&mut self, now: Duration, wanted: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>) -> Vec<Event> {
+        let mut gone: Vec<Ipv4Net> =
+            self.peers.keys().filter(|subnet| !wanted.contains_key(subnet)).copied().collect();
+        let suspect = self.peers.len() >= GUARD_MIN_PEERS && gone.len() * 2 > self.peers.len();
+        if suspect && self.confirm_at().is_none_or(|at| now < at) {
+            if self.withheld_at.is_none() {
+                self.withheld_at = Some(now);
+                self.counters.withheld += 1;
+                self.notices.push(Notice::Withheld { count: gone.len() });
+            }
+            gone.clear();
+        } else {
+            self.withheld_at = None;
+        }
+        let mut events = Vec::new();
+        for (subnet, peer) in wanted {
+            events.extend(self.put(subnet, peer));
+        }
+        for subnet in gone {
+            let removed = self.peers.remove(&subnet);
+            events.extend(removed.map(|(_, attrs)| Event::Removed(Lease { subnet, attrs })));
+        }
+        events
+    }
+
+    /// One change, in the store's order.
+    pub fn apply(&mut self, change: &Change) -> Option<Event> {
+        match change {
+            Change::Set(entry) => match self.judge(entry) {
+                Verdict::Own => None,
+                Verdict::Peer => {
+                    self.refused.remove(&entry.key.to_string());
+                    self.put(entry.key.ipv4, (entry.key, entry.attrs.clone()))
+                }
+                Verdict::Reject(reason) => {
+                    self.reject(entry.key, reason);
+                    None
+                }
+            },
+            Change::Gone { key, .. } => {
+                self.refused.remove(&key.to_string());
+                if self.peers.get(&key.ipv4).is_none_or(|peer| peer.0 != *key) {
+                    return None;
+                }
+                let (_, attrs) = self.peers.remove(&key.ipv4)?;
+                Some(Event::Removed(Lease { subnet: key.ipv4, attrs }))
+            }
+            Change::Skipped(skip) => {
+                self.skip(skip);
+                None
+            }
+        }
+    }
+
+    /// A peer's renewal changes nothing and says nothing.
+    fn put(&mut self, subnet: Ipv4Net, peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
+        let attrs = peer.1.clone();
+        let known = self.peers.insert(subnet, peer);
+        if known.is_some_and(|(_, known)| known == attrs) {
+            return None;
+        }
+        Some(Event::Added(Lease { subnet, attrs }))
+    }
+
+    fn judge(&self, entry: &Entry) -> Verdict {
+        let subnet = entry.key.ipv4;
+        let ip = entry.attrs.public_ip;
+        match self.own {
+            Some(own) if own == subnet => return Verdict::Own,
+            Some(own) if overlap(own, subnet) => return Verdict::Reject("it overlaps our own subnet"),
+            _ => {}
+        }
+        if !self.network.contains(&subnet) {
+            Verdict::Reject("it lies outside the network")
+        } else if ip == self.own_ip {
+            Verdict::Reject("its PublicIP is our own")
+        } else if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+            Verdict::Reject("nobody can send to its PublicIP")
+        } else {
+            Verdict::Peer
+        }
+    }
+
+    fn reject(&mut self, key: SubnetKey, reason: &str) {
+        if self.refuse(key.to_string(), reason.to_owned()) {
+            self.counters.rejected += 1;
+        }
+    }
+
+    fn skip(&mut self, skip: &Skipped) {
+        if self.refuse(skip.key.clone(), skip.reason.clone()) {
+            self.counters.skipped += 1;
+        }
+    }
+
+    /// Whether this is news.
+    fn refuse(&mut self, key: String, reason: String) -> bool {
+        let news = self.refused.get(&key) != Some(&reason);
+        if news {
+            self.notices.push(Notice::Refused { key: key.clone(), reason: reason.clone() });
+        }
+        self.refused.insert(key, reason);
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! The lab's etcd and what is in it, through curl (v2) and etcdctl (v3).
+
+use super::{Lab, Proc, eventually, secs, words};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const URL: &str = "http://10.77.0.254:2379";
+const PREFIX: &str = "/coreos.com/network";
+
+/// Which of etcd's two stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    V2,
+    V3,
+}
+
+impl Api {
+    /// The command line flag that chooses it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Api::V2 => "--etcd-api=v2",
+            Api::V3 => "--etcd-api=v3",
+        }
+    }
+}
+
+impl Lab {
+    /// Starts etcd; a second start finds the data of the first.
+    pub fn start_etcd(&mut self) {
+        let line = format!(
+            "etcd --name lab --data-dir {} --enable-v2=true --listen-client-urls {URL} --advertise-client-urls {URL} \
+             --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
+             --initial-cluster lab=http://127.0.0.1:2380 --heartbeat-interval 20 --election-timeout 200",
+            self.path("etcd").display()
+        );
+        let log = self.path("etcd.log");
+        self.etcd = Some(Proc::start(&self.ns("sw"), &words(&line), &[], &log));
+        eventually(secs(20), "etcd", || {
+            let health = self.try_run(&self.ns("sw"), &["curl", "-fsSm2", &format!("{URL}/health")]);
+            (health.status.success() && health.stdout.windows(4).any(|w| w == b"true")).then_some(())
+        });
+    }
+
+    /// Ends etcd at once; its data stay.
+    pub fn stop_etcd(&mut self) {
+        self.etcd = None;
+    }
+
+    fn curl(&self, args: &[&str], key: &str) -> Value {
+        let url = format!("{URL}/v2/keys{PREFIX}/{key}");
+        let out = self.run(&self.ns("sw"), &[&["curl", "-sSm10", &url], args].concat());
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{url}: {e}: {out}"))
+    }
+
+    fn etcdctl(&self, args: &[&str]) -> String {
+        self.run(&self.ns("sw"), &[&["etcdctl", "--endpoints", URL], args].concat())
+    }
+
+    /// Puts a key under the prefix, without a TTL.
+    pub fn put(&self, api: Api, key: &str, value: &str) {
+        match api {
+            Api::V2 => {
+                let body = format!("value={value}");
+                let answer = self.curl(&["-XPUT", "--data-urlencode", &body], key);
+                assert!(answer.get("errorCode").is_none(), "{answer}");
+            }
+            Api::V3 => drop(self.etcdctl(&["put", &format!("{PREFIX}/{key}"), value])),
+        }
+    }
+
+    /// Puts the network config.
+    pub fn put_config(&self, api: Api, json: &str) {
+        self.put(api, "config", json);
+    }
+
+    /// Registers a peer (a reservation, without a TTL): `10.1.9.0-24` at `10.77.0.2`.
+    pub fn put_lease(&self, api: Api, key: &str, public_ip: &str) {
+        self.put(api, &format!("subnets/{key}"), &format!("{{\"PublicIP\":\"{public_ip}\"}}"));
+    }
+
+    /// Deletes one lease.
+    pub fn delete_lease(&self, api: Api, key: &str) {
+        match api {
+            Api::V2 => drop(self.curl(&["-XDELETE"], &format!("subnets/{key}"))),
+            Api::V3 => drop(self.etcdctl(&["del", &format!("{PREFIX}/subnets/{key}")])),
+        }
+    }
+
+    /// Every lease: the key's last element, and the value as it stands in the store.
+    pub fn leases(&self, api: Api) -> BTreeMap<String, String> {
+        let short = |key: &str| key.strip_prefix(&format!("{PREFIX}/subnets/")).unwrap().to_owned();
+        match api {
+            Api::V2 => {
+                let answer = self.curl(&[], "subnets");
+                let nodes = answer["node"]["nodes"].as_array().cloned().unwrap_or_default();
+                let pair =
+                    |n: &Value| (short(n["key"].as_str().unwrap()), n["value"].as_str().unwrap().to_owned());
+                nodes.iter().map(pair).collect()
+            }
+            Api::V3 => {
+                let out = self.etcdctl(&["get", "--prefix", &format!("{PREFIX}/subnets/")]);
+                let lines: Vec<_> = out.lines().collect();
+                lines.chunks(2).map(|pair| (short(pair[0]), pair[1].to_owned())).collect()
+            }
+        }
+    }
+
+    /// The seconds that a lease has left; `None` for a reservation.
+    pub fn ttl(&self, api: Api, key: &str) -> Option<i64> {
+        match api {
+            Api::V2 => self.curl(&[], &format!("subnets/{key}"))["node"]["ttl"].as_i64(),
+            Api::V3 => {
+                let full = format!("{PREFIX}/subnets/{key}");
+                let entry: Value =
+                    serde_json::from_str(&self.etcdctl(&["get", &full, "-w", "json"])).unwrap();
+                let lease = entry["kvs"][0]["lease"].as_i64().filter(|id| *id != 0)?;
+                let text = self.etcdctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
+                serde_json::from_str::<Value>(&text).unwrap()["ttl"].as_i64()
+            }
+        }
+    }
+
+    /// Empties the store's leases and config, for tests that use one lab several times.
+    pub fn clear(&self, api: Api) {
+        match api {
+            Api::V2 => drop(self.curl(&["-XDELETE", "-G", "-drecursive=true"], "")),
+            Api::V3 => drop(self.etcdctl(&["del", "--prefix", PREFIX])),
+        }
+    }
+}

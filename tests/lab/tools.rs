@@ -1,0 +1,212 @@
+//! Small network programs that run inside a namespace. The test executable starts itself there at its
+//! `tool_entry` test, with the tool's command line in an environment variable; so no second binary is needed.
+//!
+//! Tools talk in lines that begin with `=> `. The first is `ready`. Most end when their input closes.
+
+use super::stream::{Hash, Plan, Stream};
+use super::{ipv4, ms, secs, words};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::fmt::Display;
+use std::io::{Read, Write, stdin, stdout};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Holds the tool's command line.
+pub const VARIABLE: &str = "FLANNELD_LAB_TOOL";
+const CHUNK: usize = 64 * 1024;
+
+/// What `tool_entry` calls. Without the variable there is nothing to do.
+pub fn entry() {
+    let Ok(line) = std::env::var(VARIABLE) else { return };
+    let argv = words(&line);
+    let number = |n: usize| argv[n].parse::<usize>().unwrap();
+    match argv[0] {
+        "tcp_sink" => tcp_sink(argv[1], number(2) as u64, number(3)),
+        "tcp_send" => tcp_send(argv[1], number(2) as u64, number(3)),
+        "udp_sink" => udp_flows(argv[1], number(2) as u64, number(3), number(4), udp_sink),
+        "udp_send" => udp_flows(argv[1], number(2) as u64, number(3), number(4), udp_send),
+        "udp_socket" => udp_socket(argv[1]),
+        "raw_ip" => raw_ip(),
+        "pulse_sink" => pulse_sink(argv[1]),
+        "pulse_send" => pulse_send(argv[1], Duration::from_micros(number(2) as u64)),
+        other => panic!("no tool named {other}"),
+    }
+}
+
+fn say(line: impl Display) {
+    let mut out = stdout().lock();
+    writeln!(out, "=> {line}").unwrap();
+    out.flush().unwrap();
+}
+
+/// True once the input has closed.
+fn input_closed() -> Arc<AtomicBool> {
+    let closed = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&closed);
+    std::thread::spawn(move || {
+        let _ = stdin().read_to_end(&mut Vec::new());
+        flag.store(true, Ordering::Release);
+    });
+    closed
+}
+
+/// Accepts one connection and compares every byte with the seed's stream.
+fn tcp_sink(bind: &str, seed: u64, bytes: usize) {
+    let listener = TcpListener::bind(bind).unwrap();
+    say("ready");
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(secs(30))).unwrap();
+    let (mut stream, mut hash) = (Stream::new(seed), Hash::default());
+    let (mut got, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+    for offset in (0..bytes).step_by(CHUNK) {
+        let len = CHUNK.min(bytes - offset);
+        peer.read_exact(&mut got[..len]).unwrap();
+        stream.fill(&mut wanted[..len]);
+        let wrong = got[..len].iter().zip(&wanted[..len]).position(|(a, b)| a != b);
+        assert!(got[..len] == wanted[..len], "byte {:?} differs", wrong.map(|n| offset + n));
+        hash.add(&got[..len]);
+    }
+    assert_eq!(peer.read(&mut got).unwrap(), 0, "more bytes than were sent");
+    say(format_args!("{bytes} {:016x}", hash.0));
+}
+
+/// Connects and sends the seed's stream.
+fn tcp_send(to: &str, seed: u64, bytes: usize) {
+    say("ready");
+    let to: SocketAddr = to.parse().unwrap();
+    let mut peer =
+        (0..10).find_map(|_| TcpStream::connect_timeout(&to, secs(2)).ok()).expect("no connection");
+    peer.set_write_timeout(Some(secs(30))).unwrap();
+    let (mut stream, mut hash, mut chunk) = (Stream::new(seed), Hash::default(), vec![0; CHUNK]);
+    for offset in (0..bytes).step_by(CHUNK) {
+        let len = CHUNK.min(bytes - offset);
+        stream.fill(&mut chunk[..len]);
+        hash.add(&chunk[..len]);
+        peer.write_all(&chunk[..len]).unwrap();
+    }
+    peer.shutdown(Shutdown::Write).unwrap();
+    // The other end closes when it has read and compared everything.
+    assert_eq!(peer.read(&mut chunk).unwrap(), 0);
+    say(format_args!("{bytes} {:016x}", hash.0));
+}
+
+/// One thread a flow, on consecutive ports.
+fn udp_flows(addr: &str, seed: u64, flows: usize, rounds: usize, run: fn(SocketAddr, usize, Plan)) {
+    let addr: SocketAddr = addr.parse().unwrap();
+    let threads: Vec<_> = (0..flows)
+        .map(|flow| {
+            let port = addr.port() + u16::try_from(flow).unwrap();
+            let at = SocketAddr::new(addr.ip(), port);
+            std::thread::spawn(move || run(at, flow, Plan::new(seed + flow as u64, rounds)))
+        })
+        .collect();
+    std::thread::sleep(ms(50));
+    say("ready");
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+/// Receives a flow's datagrams: each must be a later one of the plan than the one before.
+fn udp_sink(bind: SocketAddr, flow: usize, plan: Plan) {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.set_recv_buffer_size(4 << 20).unwrap();
+    socket.bind(&bind.into()).unwrap();
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(secs(20))).unwrap();
+    let (mut buffer, mut next, mut received, mut hash) = (vec![0; 65536], 0, 0, Hash::default());
+    while next < plan.len() {
+        let Ok(len) = socket.recv(&mut buffer) else { break };
+        socket.set_read_timeout(Some(secs(2))).unwrap();
+        let same = |n: &usize| plan.size(*n) == len && plan.payload(*n) == buffer[..len];
+        let Some(found) = (next..plan.len()).find(same) else {
+            panic!("flow {flow}: {len} bytes that do not follow datagram {next} of {}", plan.len());
+        };
+        hash.add(&buffer[..len]);
+        (next, received) = (found + 1, received + 1);
+    }
+    say(format_args!("flow {flow} {received} of {} {:016x}", plan.len(), hash.0));
+}
+
+/// Sends a flow's datagrams in small bursts.
+fn udp_send(to: SocketAddr, flow: usize, plan: Plan) {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.connect(to).unwrap();
+    let mut hash = Hash::default();
+    // The first packet of a path may wait for ARP, where a queue of a few packets is all there is.
+    std::thread::sleep(ms(100));
+    for n in 0..plan.len() {
+        let payload = plan.payload(n);
+        socket.send(&payload).unwrap();
+        hash.add(&payload);
+        if n % 16 == 15 || n == 0 {
+            std::thread::sleep(ms(1));
+        }
+    }
+    say(format_args!("flow {flow} {} of {} {:016x}", plan.len(), plan.len(), hash.0));
+}
+
+/// A UDP socket by hand: a line `ADDRESS HEX` is sent, whatever comes is said as `ADDRESS HEX`.
+fn udp_socket(bind: &str) {
+    let socket = UdpSocket::bind(bind).unwrap();
+    let receiver = socket.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        // An error here is an ICMP answer to something sent earlier; the next datagram may be fine.
+        loop {
+            if let Ok((len, from)) = receiver.recv_from(&mut buffer) {
+                say(format_args!("{from} {}", ipv4::hex(&buffer[..len])));
+            }
+        }
+    });
+    say("ready");
+    for line in stdin().lines().map_while(Result::ok) {
+        let (to, hex) = line.split_once(' ').unwrap();
+        let _ = socket.send_to(&ipv4::unhex(hex), to);
+    }
+}
+
+/// Sends whole IPv4 packets (one line of hexadecimal each) through a raw socket; the kernel routes them.
+fn raw_ip() {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+    socket.set_header_included_v4(true).unwrap();
+    say("ready");
+    for line in stdin().lines().map_while(Result::ok) {
+        let packet = ipv4::unhex(&line);
+        let to = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
+        socket.send_to(&packet, &SocketAddrV4::new(to, 0).into()).unwrap();
+    }
+}
+
+/// Counts numbered datagrams until its input closes: `RECEIVED LAST LONGEST-GAP-MS DISORDERED`.
+fn pulse_sink(bind: &str) {
+    let socket = UdpSocket::bind(bind).unwrap();
+    socket.set_read_timeout(Some(ms(100))).unwrap();
+    say("ready");
+    let closed = input_closed();
+    let (mut received, mut last, mut gap, mut disordered) = (0u64, 0u64, Duration::ZERO, 0u64);
+    let (mut buffer, mut at) = ([0; 8], None::<Instant>);
+    while !closed.load(Ordering::Acquire) {
+        let Ok(8) = socket.recv(&mut buffer) else { continue };
+        let number = u64::from_be_bytes(buffer);
+        disordered += u64::from(number <= last);
+        (received, last) = (received + 1, last.max(number));
+        gap = gap.max(at.map_or(Duration::ZERO, |t| t.elapsed()));
+        at = Some(Instant::now());
+    }
+    say(format_args!("{received} {last} {} {disordered}", gap.as_millis()));
+}
+
+/// Sends numbered datagrams, from 1, until its input closes; then says how many.
+fn pulse_send(to: &str, interval: Duration) {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    say("ready");
+    let closed = input_closed();
+    let mut number = 0u64;
+    while !closed.load(Ordering::Acquire) {
+        number += 1;
+        socket.send_to(&number.to_be_bytes(), to).unwrap();
+        std::thread::sleep(interval);
+    }
+    say(number);
+}
