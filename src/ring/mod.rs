@@ -15,6 +15,7 @@
 //! A turn first drains the completion queue fully and sorts it into frames, datagrams and failures; handling
 //! reads in queue order while waiting for sends behind them would deadlock.
 
+mod close;
 mod pool;
 mod setup;
 mod staging;
@@ -24,7 +25,7 @@ pub use setup::RingError;
 pub use staging::Staging;
 pub use wake::Wake;
 
-use io_uring::types::{CancelBuilder, RecvMsgOut, Timespec};
+use io_uring::types::RecvMsgOut;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use pool::{Filled, Pool};
 use staging::Store;
@@ -422,33 +423,6 @@ impl Ring {
             Err(libc::ENOBUFS) => self.starved += 1,
             Err(errno) => self.udp_error = Some(errno),
         }
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        let second = Timespec::new().sec(1);
-        let cancelled = self.io.submitter().register_sync_cancel(Some(second), CancelBuilder::any());
-        let quiet = match cancelled {
-            Ok(()) => true,
-            Err(error) => error.raw_os_error() == Some(libc::ENOENT),
-        };
-        // Closing the ring lets go of the files only some time later; a successor wants the port and the device now.
-        let _ = self.io.submitter().unregister_files();
-        // SAFETY: not used again; closing the ring comes first, so that no request outlives its memory.
-        unsafe { ManuallyDrop::drop(&mut self.io) };
-        if !quiet {
-            // A request may still write into the buffers: leak them rather than free memory in use.
-            return;
-        }
-        // SAFETY: not used again, and no request is left that could use it.
-        unsafe { ManuallyDrop::drop(&mut self.frames) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.datagrams) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.store) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.receive) };
     }
 }
 

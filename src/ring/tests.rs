@@ -149,6 +149,26 @@ fn buffers_that_run_out_are_counted_and_reading_goes_on() {
     assert!(b.ring.starved() > 0);
 }
 
+/// Both with its requests waiting in the kernel and with them armed but not yet submitted.
+#[test]
+fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
+    for round in 0..40 {
+        let Bench { mut ring, wake, to_ring, near, far } = bench(SIZES);
+        let address = local(&near);
+        wake.wake();
+        for _ in 0..round % 4 {
+            far.send_to(b"x", address).unwrap();
+            ring.turn(|_| {}).unwrap();
+            while ring.datagram().is_some() {}
+        }
+        drop((ring, near));
+        UdpSocket::bind(address).unwrap();
+        // The other end of the pair was the ring's alone.
+        let error = rustix::io::write(&to_ring, b"x").unwrap_err();
+        assert_eq!(error, rustix::io::Errno::CONNREFUSED, "round {round}");
+    }
+}
+
 #[test]
 fn tokens_survive_packing() {
     for token in [Token::Frame, Token::Datagram, Token::Wake, Token::Send(7), Token::Write(4095)] {
