@@ -170,6 +170,10 @@ impl Port for PollPort {
         }
         if self.nothing_to_handle() {
             self.wait()?;
+        } else {
+            // The side that had run dry may have more by now. Without another look a busy side would starve it.
+            self.tun_ready = true;
+            self.udp_ready = true;
         }
         Ok(())
     }
