@@ -16,6 +16,8 @@
 //! reads in queue order while waiting for sends behind them would deadlock.
 
 mod close;
+#[cfg(test)]
+pub(crate) mod forbid;
 mod pool;
 mod setup;
 mod staging;

@@ -169,6 +169,33 @@ fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
     }
 }
 
+/// The kernel's refusals, each with what the operator can do.
+#[test]
+fn a_ring_that_cannot_be_made_names_the_remedy() {
+    let refusal = |errno| {
+        let text = forbid::without_io_uring(errno, || {
+            let (near, wake) = (UdpSocket::bind("127.0.0.1:0").unwrap(), Wake::new().unwrap());
+            let fd = near.as_fd();
+            let descriptors = Descriptors { tun: fd, receive: fd, send: fd, wake: wake.as_fd() };
+            Ring::new(descriptors, SIZES).err().map(|error| (format!("{error:?}"), error.to_string()))
+        });
+        text.expect("no ring")
+    };
+    let (kind, text) = refusal(libc::EPERM);
+    assert_eq!(kind, "Forbidden");
+    for remedy in ["kernel.io_uring_disabled", "seccomp", "--engine=poll"] {
+        assert!(text.contains(remedy), "{text}");
+    }
+    let (kind, text) = refusal(libc::ENOSYS);
+    assert!(kind == "Absent" && text.contains("--engine=poll"), "{text}");
+    let (kind, text) = refusal(libc::ENOMEM);
+    assert!(kind.starts_with("Memory") && text.contains("LimitMEMLOCK"), "{text}");
+    let (kind, text) = refusal(libc::EINVAL);
+    assert!(kind.starts_with("Lacks") && text.contains("6.1"), "{text}");
+    let (kind, text) = refusal(libc::EMFILE);
+    assert!(kind.starts_with("Other") && text.contains("Too many open files"), "{text}");
+}
+
 #[test]
 fn tokens_survive_packing() {
     for token in [Token::Frame, Token::Datagram, Token::Wake, Token::Send(7), Token::Write(4095)] {

@@ -3,7 +3,7 @@
 //! sockets on 127.0.0.0/8 play the peers.
 
 use super::*;
-use crate::engine::{Carrier, Engine, Link, Setup, UdpOffload};
+use crate::engine::{Carrier, Engine, EngineError, Link, Setup, UdpOffload};
 use crate::netlink::namespace::ip;
 use crate::packet::checksum::Sum;
 use crate::packet::ipv4::{Ipv4, header_checksum_ok};
@@ -61,6 +61,10 @@ impl Lab {
     }
 
     pub(super) fn with(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Lab {
+        Lab::attempt(shape, adjust).unwrap()
+    }
+
+    pub(super) fn attempt(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Result<Lab, EngineError> {
         let device = Device::create("flannel%d", shape.workers, shape.tun).unwrap();
         let name = device.name().to_owned();
         // As on a wire of 1500: a longer datagram is fragmented, a longer segment refused.
@@ -98,8 +102,8 @@ impl Lab {
             routes: vec![set("10.1.9.0/24", address_of(&peer))],
         };
         adjust(&mut setup);
-        let engine = Engine::start(setup).unwrap();
-        Lab { engine, device: name, address, peer }
+        let engine = Engine::start(setup)?;
+        Ok(Lab { engine, device: name, address, peer })
     }
 
     /// A packet from the peer, as it is.
@@ -217,7 +221,7 @@ pub(super) fn assert_sound(packet: &[u8]) {
 /// Plays a host at 10.1.8.3 that sends every packet back with its addresses swapped: whoever connects to
 /// 10.1.8.3 finds his own listener. Checksums stay right under the swap.
 pub(super) struct Mirror {
-    stop: std::sync::Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -228,7 +232,7 @@ impl Mirror {
             SocketOptions { receive_buffer: 8 << 20, send_buffer: 8 << 20, gro: joined, reuse_port: false };
         let socket = Socket::bind("127.0.0.8:0".parse().unwrap(), options).unwrap();
         lab.engine.route(set("10.1.8.0/24", socket.local_addr().unwrap())).unwrap();
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
