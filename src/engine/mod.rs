@@ -1,8 +1,8 @@
 //! The engine carries packets: it joins the rooms of the packet path and runs them, one worker a core.
 //!
 //! A worker owns a TUN queue, a UDP socket, a [`port`] (io_uring or poll), its buffers and its own copy of the
-//! routes; workers share nothing. Its loop is [`worker`]: obey the control thread, take datagrams and frames
-//! from the port, push them through [`udp_to_tun`] and [`tun_to_udp`] into one [`port::Outgoing`], and hand that
+//! routes; workers share nothing. Its loop is `worker`: obey the control thread, take datagrams and frames
+//! from the port, push them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hand that
 //! back to the port in one turn.
 //!
 //! The control thread holds an [`Engine`]. Down go [`RouteCommand`]s and a stop, over a bounded channel and a

@@ -2,14 +2,14 @@
 //! carries the worker's sends and writes.
 //!
 //! Two multishot requests stay armed all the time: `READ_MULTISHOT` on the TUN and multishot `RECVMSG` on the
-//! socket. Each takes buffers from a pool of its own ([`pool`]) and posts one completion per frame or
+//! socket. Each takes buffers from a pool of its own (`pool`) and posts one completion per frame or
 //! datagram, in the order in which the kernel queued them. A third, on the event descriptor of [`Wake`],
 //! lets the control thread interrupt the wait.
 //!
 //! [`Ring::turn`] is the only system call. It submits what was staged ([`Staging`]), waits, and returns only
 //! when every send and write of that turn is complete. So the kernel holds nothing of the caller's between
 //! turns: what it reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of
-//! reach until it lends them ([`pool::Filled`]). The wait costs nothing, because neither a TUN write nor a
+//! reach until it lends them (`pool::Filled`). The wait costs nothing, because neither a TUN write nor a
 //! `MSG_DONTWAIT` send ever blocks: both are done when the `enter` that submits them returns.
 //!
 //! A turn first drains the completion queue fully and sorts it into frames, datagrams and failures; handling
