@@ -174,7 +174,7 @@ pub struct Ring {
     woken: bool,
     starved: u64,
     tun_error: Option<i32>,
-    udp_error: Option<i32>,
+    receive_error: Option<i32>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -210,7 +210,7 @@ impl Ring {
             woken: false,
             starved: 0,
             tun_error: None,
-            udp_error: None,
+            receive_error: None,
             not_send: PhantomData,
         };
         ring.frames.register(&ring.io.submitter()).map_err(setup::classify)?;
@@ -299,15 +299,15 @@ impl Ring {
         std::mem::take(&mut self.woken)
     }
 
-    /// The errno that ended reading from the TUN, if any: it is not read again.
+    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
     #[must_use]
     pub fn tun_error(&self) -> Option<i32> {
         self.tun_error
     }
 
-    /// The last errno of the standing receive, if any; it is armed again.
-    pub fn take_udp_error(&mut self) -> Option<i32> {
-        self.udp_error.take()
+    /// The last errno of a standing read or receive since the last time, if any; it is armed again.
+    pub fn take_receive_error(&mut self) -> Option<i32> {
+        self.receive_error.take()
     }
 
     /// How often the kernel had something for us and no buffer to put it in.
@@ -318,7 +318,7 @@ impl Ring {
 
     fn nothing_to_handle(&self) -> bool {
         let quiet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
-        quiet && !self.woken && self.failures.is_empty() && self.udp_error.is_none()
+        quiet && !self.woken && self.failures.is_empty() && self.receive_error.is_none()
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
@@ -413,7 +413,8 @@ impl Ring {
             Ok(Some(filled)) => self.ready_frames.push_back(filled),
             Ok(None) => {}
             Err(libc::ENOBUFS) => self.starved += 1,
-            Err(errno) => self.tun_error = Some(errno),
+            Err(errno @ libc::EBADFD) => self.tun_error = Some(errno),
+            Err(errno) => self.receive_error = Some(errno),
         }
     }
 
@@ -423,7 +424,7 @@ impl Ring {
             Ok(Some(filled)) => self.ready_datagrams.push_back(filled),
             Ok(None) => {}
             Err(libc::ENOBUFS) => self.starved += 1,
-            Err(errno) => self.udp_error = Some(errno),
+            Err(errno) => self.receive_error = Some(errno),
         }
     }
 }

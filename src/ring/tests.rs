@@ -169,6 +169,31 @@ fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
     }
 }
 
+/// A connected UDP socket in place of the TUN: its peer is not there at first, which a read tells once.
+#[test]
+fn a_read_that_fails_is_told_and_made_again() {
+    let (tun, near) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let wake = Wake::new().unwrap();
+    let absent = {
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        tun.connect(local(&peer)).unwrap();
+        local(&peer)
+    };
+    let descriptors =
+        Descriptors { tun: tun.as_fd(), receive: near.as_fd(), send: near.as_fd(), wake: wake.as_fd() };
+    let mut ring = Ring::new(descriptors, SIZES).unwrap();
+    tun.send(b"anybody?").unwrap();
+    while ring.take_receive_error() != Some(libc::ECONNREFUSED) {
+        ring.turn(|_| {}).unwrap();
+    }
+    assert_eq!(ring.tun_error(), None);
+    UdpSocket::bind(absent).unwrap().send_to(b"here", tun.local_addr().unwrap()).unwrap();
+    while ring.frame().is_none() {
+        ring.turn(|_| {}).unwrap();
+    }
+    assert_eq!(ring.frame().unwrap(), b"here");
+}
+
 /// The kernel's refusals, each with what the operator can do.
 #[test]
 fn a_ring_that_cannot_be_made_names_the_remedy() {

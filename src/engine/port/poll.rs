@@ -105,6 +105,8 @@ impl PollPort {
             Err(error) => {
                 self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
                 self.tun_gone |= is_gone(&error);
+                let expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                self.receive_errors += usize::from(!expected && !self.tun_gone);
             }
         }
     }
