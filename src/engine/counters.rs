@@ -135,7 +135,7 @@ pub enum Count {
     Turns,
     /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
     Starved,
-    /// Errors of the standing receive.
+    /// Errors of reading from the TUN and of receiving, other than the deletion of the device.
     ReceiveErrors,
     /// Route changes applied.
     RouteChanges,

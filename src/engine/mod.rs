@@ -17,6 +17,8 @@ mod icmp_limit;
 pub mod port;
 pub mod settings;
 mod start;
+#[cfg(test)]
+mod tests;
 mod tun_to_udp;
 mod udp_to_tun;
 mod worker;

@@ -54,7 +54,7 @@ impl Port for UringPort {
             Operation::Send(index) => Failure::Send(index, failure.errno),
             Operation::Write(index) => Failure::Write(index, failure.errno),
         }));
-        if self.ring.take_udp_error().is_some() {
+        if self.ring.take_receive_error().is_some() {
             self.receive_errors += 1;
         }
         Ok(())
