@@ -120,6 +120,23 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(|e| Error::request(operation, e))
     }
 
+    /// Packets that the kernel dropped on their way into a device, such as a TUN whose queue was full;
+    /// `None` if the device is gone.
+    pub async fn dropped_on_send(&self, index: u32) -> Result<Option<u64>, Error> {
+        let request = self.handle.link().get().match_index(index).execute();
+        let messages: Vec<_> = match request.try_collect().await {
+            Ok(messages) => messages,
+            Err(e) => {
+                let error = Error::request(format!("read the counters of link {index}"), e);
+                return if error.is_not_found() { Ok(None) } else { Err(error) };
+            }
+        };
+        Ok(messages.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            _ => None,
+        }))
+    }
+
     /// Deletes the link; false if it was gone already.
     pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
         match self.handle.link().del(index).execute().await {
