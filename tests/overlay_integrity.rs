@@ -21,6 +21,11 @@ const UDP_ONLY: [&str; 2] = ["--tun-offload=off", "--udp-offload=auto"];
 const TSO_SEND: [&str; 2] = ["--tun-offload=tso", "--udp-offload=send"];
 const TSO_RECEIVE: [&str; 2] = ["--tun-offload=tso", "--udp-offload=receive"];
 
+/// What a TCP stream carries: 64 MiB, or as many as `FLANNELD_TEST_MIB` says.
+fn bytes() -> usize {
+    std::env::var("FLANNELD_TEST_MIB").map_or(64, |mib| mib.parse().unwrap()) << 20
+}
+
 /// One end: its engine and its offloads at the TUN and at the UDP socket.
 type End = (&'static str, [&'static str; 2]);
 
@@ -75,7 +80,7 @@ fn every_byte_arrives_with_two_workers() {
     let Some(lab) = Lab::start(2) else { return };
     lab.put_config(Api::V3, TUTORIAL);
     for engine in [URING, POLL] {
-        with_daemons(&lab, &[engine, TWO], &[engine, TWO], |from, to| tcp(&lab, from, to, 3, 64 << 20));
+        with_daemons(&lab, &[engine, TWO], &[engine, TWO], |from, to| tcp(&lab, from, to, 3, bytes()));
     }
 }
 
@@ -95,7 +100,7 @@ fn flows_stay_in_order_with_two_workers() {
 /// Both kinds of traffic in both directions.
 fn carries(lab: &Lab, seed: u64, a: &[&str], b: &[&str]) {
     with_daemons(lab, a, b, |from, to| {
-        tcp(lab, from, to, seed, 64 << 20);
+        tcp(lab, from, to, seed, bytes());
         udp(lab, from, to, seed, true);
     });
 }
@@ -119,7 +124,7 @@ fn with_daemons(lab: &Lab, a: &[&str], b: &[&str], traffic: impl Fn(&Container, 
 fn tcp(lab: &Lab, from: &Container, to: &Container, seed: u64, bytes: usize) {
     let sink = lab.tool(&to.ns, &format!("tcp_sink {}:5000 {seed} {bytes}", to.addr));
     let sender = lab.tool(&from.ns, &format!("tcp_send {}:5000 {seed} {bytes}", to.addr));
-    let received = sink.line(secs(60));
+    let received = sink.line(secs(60 + (bytes as u64 >> 22)));
     assert_eq!(sender.line(secs(5)), received);
 }
 
