@@ -180,6 +180,7 @@ impl Network {
         let gone = || BackendError::Engine(format!("{name} vanished while it was set up"));
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
+        netlink.accept_local(&name);
         let setup = Setup {
             settings: config.engine.clone(),
             network: config.network,

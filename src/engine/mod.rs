@@ -50,14 +50,6 @@ pub enum EngineError {
     /// No thread, no event descriptor.
     #[error("cannot start worker {0}: {1}")]
     Start(usize, io::Error),
-    /// There must be one socket pair for each queue.
-    #[error("{queues} TUN queues and {sockets} sockets do not pair up")]
-    Unpaired {
-        /// Queues given.
-        queues: usize,
-        /// Sockets given.
-        sockets: usize,
-    },
     /// A worker has ended or hangs.
     #[error("worker {0} does not answer")]
     Worker(usize),

@@ -148,19 +148,32 @@ impl Netlink {
         }
     }
 
+    /// Lets a device of ours deliver packets whose source is an address of this host: an ICMP error that we
+    /// write into the TUN comes from the TUN's own address, and the kernel would drop it as a martian
+    /// (`fib_validate_source`). Tells what it changed; a read-only `/proc/sys` is no error.
+    pub fn accept_local(&self, name: &str) -> Changes {
+        set_to_one("ipv4", name, "accept_local")
+    }
+
     /// Keeps IPv6 off a device of ours: no link-local address, no router solicitations into the
     /// overlay. Tells what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
     /// error: packets other than IPv4 are dropped later anyway.
     pub fn disable_ipv6(&self, name: &str) -> Changes {
         let mut changes = Changes::default();
         // addr_gen_mode 1 is IN6_ADDR_GEN_MODE_NONE (Linux include/uapi/linux/if_link.h).
-        for key in ["addr_gen_mode", "disable_ipv6"] {
-            let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
-            let Ok(present) = fs::read_to_string(&path) else { continue };
-            if present.trim() != "1" && fs::write(&path, "1").is_ok() {
-                changes.push(format!("set {key} of {name}"));
-            }
-        }
+        changes.extend(set_to_one("ipv6", name, "addr_gen_mode"));
+        changes.extend(set_to_one("ipv6", name, "disable_ipv6"));
         changes
     }
+}
+
+/// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to 1 if it is there and is not 1 yet.
+fn set_to_one(family: &str, name: &str, key: &str) -> Changes {
+    let mut changes = Changes::default();
+    let path = Path::new("/proc/sys/net").join(family).join("conf").join(name).join(key);
+    let Ok(present) = fs::read_to_string(&path) else { return changes };
+    if present.trim() != "1" && fs::write(&path, "1").is_ok() {
+        changes.push(format!("set {key} of {name}"));
+    }
+    changes
 }

@@ -129,10 +129,6 @@ impl Port for MemoryPort {
         false
     }
 
-    fn tun_gone(&self) -> bool {
-        self.gone
-    }
-
     fn take_receive_errors(&mut self) -> usize {
         0
     }

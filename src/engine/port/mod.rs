@@ -107,9 +107,6 @@ pub trait Port {
     /// Whether the control thread called since the last time.
     fn take_woken(&mut self) -> bool;
 
-    /// Whether the TUN device is gone for good.
-    fn tun_gone(&self) -> bool;
-
     /// How many errors of reading and receiving there were since the last time.
     fn take_receive_errors(&mut self) -> usize;
 

@@ -228,10 +228,6 @@ impl Port for PollPort {
         std::mem::take(&mut self.woken)
     }
 
-    fn tun_gone(&self) -> bool {
-        self.tun_gone
-    }
-
     fn take_receive_errors(&mut self) -> usize {
         std::mem::take(&mut self.receive_errors)
     }

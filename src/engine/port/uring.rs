@@ -2,7 +2,6 @@
 
 use super::{Failure, Link, Outgoing, Port, Received};
 use crate::ring::{Operation, Ring, Wake};
-use crate::tun::is_gone;
 use crate::udp::control::{self, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
@@ -98,10 +97,6 @@ impl Port for UringPort {
             self.wake.drain();
         }
         woken
-    }
-
-    fn tun_gone(&self) -> bool {
-        self.ring.tun_error().is_some_and(|errno| is_gone(&io::Error::from_raw_os_error(errno)))
     }
 
     fn take_receive_errors(&mut self) -> usize {
