@@ -209,10 +209,11 @@ fn icmp_answers_are_rationed() {
         let (gained, _) = stage.daemon.gained(&counted);
         let seconds = start.elapsed().as_secs() + 1;
         let count = gained.get(reason).copied().unwrap_or(0);
-        assert!((1900..=2000).contains(&count), "{what}: {gained:?}");
+        // On a busy machine the device's queue of 500 may overflow before the daemon gets to read.
+        assert!((1000..=2000).contains(&count), "{what}: {gained:?}");
         let answered = (answers.packets().len() - before) as u64;
         assert!((1..=200 + 200 * seconds).contains(&answered), "{what}: {answered} answers in {seconds} s");
-        assert!(answered < 1500, "{what}: {answered} answers are no ration");
+        assert!(answered < count, "{what}: {answered} answers to {count} packets are no ration");
         // The bucket fills again.
         std::thread::sleep(ms(1100));
     }
