@@ -170,6 +170,11 @@ impl Network {
         let config = &self.config;
         let device = Device::create(DEVICE, self.receivers.len(), config.engine.tun_offload)?;
         let (name, offloads) = (device.name().to_owned(), device.offloads());
+        if !device.keeps_flows() {
+            warn!(
+                "no steering program on {name} (it takes CAP_BPF): a flow may change its worker once, out of order"
+            );
+        }
         let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
         let segmentation = sending && max_segments().is_some();
         let mut links = Vec::with_capacity(self.receivers.len());

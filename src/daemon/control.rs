@@ -14,7 +14,7 @@ use rand::rngs::SysRng;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 /// How often the kernel's tables are compared with ours although nothing was announced.
@@ -23,6 +23,9 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a repair that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a port in use is tried again, and how often. Below the second that a stop may take.
+const PORT_PATIENCE: Duration = Duration::from_millis(900);
+const PORT_RETRY: Duration = Duration::from_millis(50);
 
 /// The signals that we handle.
 struct Signals {
@@ -225,7 +228,7 @@ impl Running {
         }
         // Of the subnet that was lost; its device must go before the next one is made.
         self.network = None;
-        let network = self.backend.register(&self.netlink, subnet).await?;
+        let network = self.register(subnet).await?;
         self.network = Some((subnet, network));
         let file = EnvFile {
             network: self.config.network,
@@ -237,6 +240,17 @@ impl Running {
         info!("Wrote subnet file to {}", self.settings.subnet_file.display());
         self.tell_state();
         Ok(())
+    }
+
+    /// Registers the backend, with some patience for a port that another daemon is about to let go.
+    async fn register(&self, subnet: Ipv4Net) -> Result<Network, BackendError> {
+        let last = Instant::now() + PORT_PATIENCE;
+        loop {
+            match self.backend.register(&self.netlink, subnet).await {
+                Err(error) if error.may_pass() && Instant::now() < last => sleep(PORT_RETRY).await,
+                result => return result,
+            }
+        }
     }
 
     fn tell_state(&mut self) {
