@@ -171,7 +171,8 @@ pub(super) fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<St
 }
 
 /// The commands for one group. Copies that are there are deleted before rules are appended, so that the order is
-/// right. A chain is declared only if it is absent: else its declaration would empty it.
+/// right. An absent chain is made with `-N`, which fails if another daemon was faster; a `:CHAIN`
+/// line would empty its chain.
 fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> String {
     let (chain, builtin) = (group.chain, group.builtin);
     let in_table = || listing.lines.iter().filter(|line| line.table == group.table);
@@ -213,7 +214,7 @@ fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> Strin
         ours.iter().for_each(|line| command("D", chain, line.spec));
         group.body.iter().for_each(|spec| command("A", chain, spec));
     }
-    if exists { text } else { format!(":{chain} - [0:0]\n{text}") }
+    if exists { text } else { format!("-N {chain}\n{text}") }
 }
 
 /// The programs.
@@ -236,10 +237,15 @@ impl Iptables {
 
     /// Whether something had to be written.
     pub(super) fn ensure(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
+        let rules = Rules { random_fully: rules.random_fully && self.modern, ..*rules };
+        // A script is for what was there a moment ago: it fails, without effect, if another writer came between.
+        self.try_once(&rules, older).or_else(|_| self.try_once(&rules, older))
+    }
+
+    fn try_once(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
         // Of all tables: naming one would load its module.
         let present = command::run(&self.save, &[], "")?.text()?;
-        let rules = Rules { random_fully: rules.random_fully && self.modern, ..*rules };
-        let Some(script) = restore(&present, &rules, older) else { return Ok(false) };
+        let Some(script) = restore(&present, rules, older) else { return Ok(false) };
         let args: &[&str] = if self.modern { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
         command::run(&self.restore, args, &script)?.text()?;
         Ok(true)

@@ -2,8 +2,8 @@
 //! overlay may be forwarded.
 //!
 //! Theory of operation. [`Rules`] says what should be there; it is a value, made from the network, this host's
-//! subnet and the flags. Two flavours turn it into text: [`iptables`] for `iptables-restore`, [`nftables`]
-//! for `nft -f`. Each reads what is there, and writes nothing if that is right; else the whole difference goes
+//! subnet and the flags. Two flavours turn it into text: `iptables.rs` for `iptables-restore`,
+//! `nftables.rs` for `nft -f`. Each reads what is there, and writes nothing if that is right; else the whole difference goes
 //! to the kernel in one step. The [`Keeper`] is a thread of its own that does so when the subnet changes and then
 //! every resync period; a slow `iptables-save` on a host with many rules delays neither packets nor the lease.
 //!

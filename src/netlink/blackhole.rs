@@ -58,3 +58,44 @@ impl Present {
         self.main_table && self.kind == RouteType::BlackHole && self.destination == subnet.trunc()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::namespace::{ip, ip_shows, run};
+
+    #[test]
+    fn a_blackhole_is_kept_yields_to_a_bridge_and_only_ours_is_removed() {
+        run(
+            "netlink::blackhole::tests::a_blackhole_is_kept_yields_to_a_bridge_and_only_ours_is_removed",
+            || async {
+                let netlink = Netlink::new().unwrap();
+                let subnet: Ipv4Net = "10.1.5.0/24".parse().unwrap();
+                assert!(netlink.remove_blackhole(subnet).await.unwrap().is_empty());
+                let changes = netlink.ensure_blackhole(subnet).await.unwrap();
+                assert_eq!(changes.to_string(), "add route blackhole 10.1.5.0/24");
+                assert!(netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                let routes = ip_shows("route show");
+                assert_eq!(routes.trim(), "blackhole 10.1.5.0/24 proto 78 metric 4294967295");
+
+                // The bridge comes after it, with the same destination.
+                ip("link add b0 type bridge");
+                ip("link set b0 up");
+                ip("addr add 10.1.5.1/24 dev b0");
+                assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));
+                // And before it.
+                ip("route del blackhole 10.1.5.0/24 metric 4294967295");
+                assert!(!netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));
+
+                let changes = netlink.remove_blackhole(subnet).await.unwrap();
+                assert_eq!(changes.to_string(), "delete route blackhole 10.1.5.0/24");
+                assert_eq!(ip_shows("route show type blackhole"), "");
+                ip("route add blackhole 10.1.5.0/24 metric 9");
+                assert!(netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                assert!(netlink.remove_blackhole(subnet).await.unwrap().is_empty());
+                assert_eq!(ip_shows("route show type blackhole").trim(), "blackhole 10.1.5.0/24 metric 9");
+            },
+        );
+    }
+}

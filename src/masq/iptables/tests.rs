@@ -19,7 +19,7 @@ fn rules() -> Rules {
 
 const FRESH: &str = "\
 *nat
-:FLANNEL-POSTRTG - [0:0]
+-N FLANNEL-POSTRTG
 -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG
 -I FLANNEL-POSTRTG 1 -m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN
 -A FLANNEL-POSTRTG -s 10.10.5.0/24 -d 10.10.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN
@@ -29,7 +29,7 @@ const FRESH: &str = "\
 -A FLANNEL-POSTRTG ! -s 10.10.0.0/16 -d 10.10.0.0/16 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully
 COMMIT
 *filter
-:FLANNEL-FWD - [0:0]
+-N FLANNEL-FWD
 -A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD
 -A FLANNEL-FWD -s 10.10.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
 -A FLANNEL-FWD -d 10.10.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
@@ -82,8 +82,8 @@ impl Host {
                 table = name;
                 continue;
             }
-            if let Some(rest) = line.strip_prefix(':') {
-                self.0.insert((table.to_owned(), rest.split(' ').next().unwrap().to_owned()), Vec::new());
+            if let Some(chain) = line.strip_prefix("-N ") {
+                assert!(self.0.insert((table.to_owned(), chain.to_owned()), Vec::new()).is_none(), "{chain}");
                 continue;
             }
             let (operation, rest) = line.split_once(' ').unwrap();
