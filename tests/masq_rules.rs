@@ -233,33 +233,53 @@ fn the_nftables_table_is_ours_whole_and_each_flavour_cleans_the_other() {
 }
 
 #[test]
-fn two_daemons_on_one_host_leave_each_other_in_peace() {
+fn daemons_of_several_networks_on_one_host_leave_each_other_in_peace() {
     let Some(lab) = host() else { return };
-    config(&lab, 10, false);
-    lab.put(
-        Api::V3,
-        "other/config",
-        r#"{"Network":"10.20.0.0/16","SubnetMin":"10.20.5.0","SubnetMax":"10.20.5.0","Backend":{"Type":"alloc"}}"#,
-    );
-    let first = start(&lab, &["-ip-masq"]);
-    let file = lab.path("other/subnet.env");
-    let words = [
-        "--iface=eth0",
-        "--etcd-api=v3",
-        "--etcd-prefix=/coreos.com/network/other",
-        "--iptables-resync=1",
-        "-ip-masq",
-    ];
-    let mut second = Daemon::start(&lab, &lab.host(1), &file, &words, &[]);
-    second.subnet();
-    std::thread::sleep(ms(2500));
+    let networks = [10, 20, 30, 40];
+    for n in networks {
+        let config = format!(r#"{{"Network":"10.{n}.0.0/16","Backend":{{"Type":"alloc"}}}}"#);
+        lab.put(Api::V3, &format!("n{n}/config"), &config);
+    }
+    // All at once: none of them finds the chains when it looks.
+    let mut daemons = networks.map(|n| {
+        let file = lab.path(&format!("n{n}/subnet.env"));
+        let prefix = format!("--etcd-prefix=/coreos.com/network/n{n}");
+        let words = ["--iface=eth0", "--etcd-api=v3", "--iptables-resync=1", "-ip-masq", &prefix];
+        Daemon::start(&lab, &lab.host(1), &file, &words, &[])
+    });
+    for daemon in &mut daemons {
+        daemon.subnet();
+    }
     let text = saved(&lab);
-    assert_eq!(text.matches("-A FLANNEL-POSTRTG").count(), 1 + 5 + 5, "{text}");
-    assert_eq!(text.matches("-A FLANNEL-FWD").count(), 2 + 2, "{text}");
+    assert_eq!(text.matches("-A FLANNEL-POSTRTG").count(), 1 + 4 * 5, "{text}");
+    assert_eq!(text.matches("-A FLANNEL-FWD").count(), 4 * 2, "{text}");
     assert_eq!(text.matches("-j FLANNEL-").count(), 2, "{text}");
-    for daemon in [&first, &second] {
+    std::thread::sleep(ms(2500));
+    assert_eq!(saved(&lab), text);
+    for daemon in &daemons {
         assert!(!daemon.text().contains("changed by somebody"), "{}", daemon.text());
     }
+}
+
+/// Where flannel does not start at all.
+#[test]
+fn without_bridge_netfilter_there_is_one_warning() {
+    let Some(lab) = host() else { return };
+    if !Path::new("/proc/sys/net/bridge").exists() {
+        eprintln!("skipped: there is no /proc/sys/net/bridge to hide");
+        return;
+    }
+    config(&lab, 10, false);
+    let hide = "mount -t tmpfs none /proc/sys/net/bridge; exec \"$0\" \"$@\"";
+    let file = format!("--subnet-file={}", lab.path("subnet.env").display());
+    let program = lab::flanneld();
+    let head = ["unshare", "-m", "sh", "-c", hide, &program, "--etcd-endpoints=http://10.77.0.254:2379"];
+    let words = ["--iface=eth0", "--etcd-api=v3", "-ip-masq", &file];
+    let daemon = lab.spawn(&lab.host(1), "hidden", &[&head[..], &words].concat());
+    daemon.wait_text("Wrote subnet file", secs(10));
+    assert_eq!(daemon.text().matches("br_netfilter").count(), 1, "{}", daemon.text());
+    assert!(saved(&lab).contains("FLANNEL-POSTRTG"), "{}", saved(&lab));
+    assert!(!start(&lab, &[]).text().contains("br_netfilter"));
 }
 
 #[test]
