@@ -33,6 +33,7 @@
 //! | [`lease`] | the lease's life, without I/O |
 //! | [`netlink`] | the kernel's links, addresses and routes |
 //! | [`iface`] | which interface carries the overlay |
+//! | [`masq`] | masquerade and forward rules, in iptables or nftables |
 //! | [`backend`] | what a lease event does |
 //! | [`cli`] | what was typed and what it means |
 //! | [`daemon`] | puts the two paths together; start, signals, stop |
@@ -47,6 +48,7 @@ pub mod engine;
 pub mod etcd;
 pub mod iface;
 pub mod lease;
+pub mod masq;
 pub mod netlink;
 pub mod offload;
 pub mod packet;

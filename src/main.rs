@@ -30,7 +30,7 @@ fn settings(options: Options) -> Settings {
         etcd: options.etcd,
         iface: options.iface,
         subnet_file: options.subnet_file,
-        ip_masq: options.ip_masq,
+        masq: options.masq,
         lease: options.lease,
         engine: options.engine,
     }

@@ -90,12 +90,13 @@ const fn number(n: usize) -> i64 {
 }
 const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end()));
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
+/// Seconds.
+const RESYNC: Kind = Int(1, 24 * 3600);
 const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
 
 const NO_KUBERNETES: &str = "leases come from etcd only";
 const NO_NETWORKS: &str = "start one flanneld for each network, with its own -etcd-prefix and -subnet-file";
 const NO_SERVER: &str = "let every node speak to etcd itself (-etcd-endpoints)";
-const NO_RULES: &str = "no iptables rules are installed yet; install them yourself";
 
 use Kind::{AutoOr, Bool, Choice, Cores, Int, List, Secret, Text, Time};
 use Standing::{Flannel, Logging, NotServed, Ours};
@@ -116,6 +117,11 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Flannel, "public-ip", Text, "", "IPv4 address that peers send to; alone it also names the interface that has it"),
     flag(Flannel, "subnet-file", Text, "/run/flannel/subnet.env", "Where the subnet, MTU and so on are written"),
     flag(Flannel, "subnet-lease-renew-margin", ANY_INT, "60", "Minutes before a lease's end to renew it, 1 to 1439"),
+    flag(Flannel, "ip-masq", Bool, "false", "Masquerade what leaves the overlay"),
+    flag(Flannel, "ip-masq-fully-random-disable", Bool, "false", "Masquerade without random source ports"),
+    flag(Flannel, "iptables-forward-rules", Bool, "true", "Accept forwarded packets of the overlay; with nftables too"),
+    flag(Flannel, "iptables-resync", RESYNC, "5", "Seconds between checks of these rules and of the blackhole route"),
+    flag(Flannel, "ip-blackhole-route", Bool, "false", "Keep a blackhole route for this node's own subnet"),
     flag(Flannel, "help", Bool, "false", "Print this text"),
     flag(Flannel, "version", Bool, "false", "Print the version"),
 
@@ -139,14 +145,10 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "etcd-password-file", Text, "", "File whose first line is the password for etcd"),
     flag(Ours, "etcd-timeout", Time(TIMEOUT_RANGE.0, TIMEOUT_RANGE.1), "5s", "Deadline of a call to etcd"),
     flag(Ours, "lease-ttl", Time(SHORTEST_LEASE, LONGEST_LEASE), "24h", "How long a lease lives without renewal, in seconds or as 24h, 90m"),
+    flag(Ours, "cleanup-on-exit", Bool, "false", "Remove rules and blackhole route at the end; else they stay, as flannel's do"),
     flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),
 
     flag(NotServed(&["true"], "all goes to stderr"), "logtostderr", Bool, "true", "Log to stderr; =false is refused"),
-    flag(NotServed(&["false"], "let Docker or the CNI plugin masquerade: the subnet file says FLANNEL_IPMASQ=false"), "ip-masq", Bool, "false", "Masquerade rules"),
-    flag(NotServed(&["true", "false"], ""), "ip-masq-fully-random-disable", Bool, "false", "Accepted: means something only with -ip-masq"),
-    flag(NotServed(&["false"], NO_RULES), "iptables-forward-rules", Bool, "false", "Forward rules; flannel's default is true, here none are installed yet"),
-    flag(NotServed(&["5"], NO_RULES), "iptables-resync", ANY_INT, "5", "Seconds between checks of rules"),
-    flag(NotServed(&["false"], "add `ip route add blackhole SUBNET` yourself"), "ip-blackhole-route", Bool, "false", "Blackhole route for the node's own subnet"),
     flag(NotServed(&["0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-port", ANY_INT, "0", "Health server's port"),
     flag(NotServed(&["", "0.0.0.0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-ip", Text, "0.0.0.0", "Health server's address"),
     flag(NotServed(&[""], "the overlay is IPv4 only"), "public-ipv6", Text, "", "IPv6 address that peers send to"),

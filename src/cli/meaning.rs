@@ -5,7 +5,7 @@ use super::options::{LogOptions, Options};
 use super::value::Value;
 use super::{Refusal, spelled};
 use crate::lease::{self, OnLost};
-use crate::{engine, etcd, iface};
+use crate::{engine, etcd, iface, masq};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use regex::Regex;
@@ -64,6 +64,10 @@ impl<'a> Given<'a> {
         }
     }
 
+    fn is_true(&self, flag: &str) -> bool {
+        matches!(self.value(flag), Some(Value::Bool(true)))
+    }
+
     fn size(&self, flag: &str, default: usize) -> usize {
         self.int(flag).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
     }
@@ -103,7 +107,7 @@ pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
         etcd: etcd_settings(given)?,
         iface: iface_choice(given)?,
         subnet_file: subnet_file.into(),
-        ip_masq: false,
+        masq: masq_settings(given),
         lease: lease_settings(given)?,
         engine: engine_settings(given),
         log: LogOptions { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
@@ -245,6 +249,19 @@ fn lease_settings(given: &Given<'_>) -> Result<lease::Settings, Refusal> {
         _ => OnLost::Exit,
     };
     lease::Settings::new(ttl, margin, on_lost).map_err(|error| given.setting(flag, error))
+}
+
+fn masq_settings(given: &Given<'_>) -> masq::Settings {
+    let default = masq::Settings::default();
+    let seconds = given.int("iptables-resync").and_then(|seconds| u64::try_from(seconds).ok());
+    masq::Settings {
+        masquerade: given.is_true("ip-masq"),
+        random_fully: !given.is_true("ip-masq-fully-random-disable"),
+        forward: given.is_true("iptables-forward-rules"),
+        resync: seconds.map_or(default.resync, Duration::from_secs),
+        blackhole: given.is_true("ip-blackhole-route"),
+        cleanup_on_exit: given.is_true("cleanup-on-exit"),
+    }
 }
 
 fn engine_settings(given: &Given<'_>) -> engine::Settings {

@@ -1,6 +1,6 @@
 //! The settings of all rooms, as the command line and the environment give them.
 
-use crate::{engine, etcd, iface, lease};
+use crate::{engine, etcd, iface, lease, masq};
 use std::path::PathBuf;
 
 /// Everything that the operator may set.
@@ -12,8 +12,8 @@ pub struct Options {
     pub iface: iface::Choice,
     /// Where `subnet.env` goes.
     pub subnet_file: PathBuf,
-    /// Install masquerade rules; always false as long as that is not served.
-    pub ip_masq: bool,
+    /// Masquerade and forward rules, and the blackhole route.
+    pub masq: masq::Settings,
     /// The lease's life.
     pub lease: lease::Settings,
     /// The packet path.

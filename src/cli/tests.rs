@@ -3,7 +3,7 @@
 use super::flags::{FLAGS, Kind, Standing};
 use super::*;
 use crate::lease::OnLost;
-use crate::{engine, etcd};
+use crate::{engine, etcd, masq};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
@@ -47,6 +47,11 @@ const SERVED: &[Row<'_>] = &[
     ("public-ip", "192.0.2.1", Some(("here", 1)), &[]),
     ("subnet-file", "/tmp/x.env", Some((" ", 1)), &[]),
     ("subnet-lease-renew-margin", "1439", Some(("1440", 1)), &[]),
+    ("ip-masq", "true", Some(("yes", 2)), &[]),
+    ("ip-masq-fully-random-disable", "true", Some(("yes", 2)), &[]),
+    ("iptables-forward-rules", "false", Some(("no", 2)), &[]),
+    ("iptables-resync", "7", Some(("0", 2)), &[]),
+    ("ip-blackhole-route", "true", Some(("yes", 2)), &[]),
     ("v", "1", Some(("x", 2)), &[]),
     ("engine", "poll", Some(("epoll", 2)), &[]),
     ("workers", "2", Some(("257", 2)), &[]),
@@ -61,6 +66,7 @@ const SERVED: &[Row<'_>] = &[
     ("etcd-password-file", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-username=u"]),
     ("etcd-timeout", "500ms", Some(("0", 2)), &[]),
     ("lease-ttl", "90m", Some(("1s", 2)), &[]),
+    ("cleanup-on-exit", "true", Some(("yes", 2)), &[]),
     ("on-lease-lost", "keep", Some(("panic", 2)), &[]),
 ];
 
@@ -77,12 +83,14 @@ fn the_table_names_every_served_flag() {
 fn every_served_flag_has_its_effect_in_every_form() {
     for (name, value, _, beside) in SERVED {
         let without = run(beside, &[]).map(|o| format!("{o:?}")).unwrap_or_default();
-        let forms: [&[&str]; 4] = [
-            &[&format!("-{name}={value}")],
-            &[&format!("--{name}={value}")],
-            &[&format!("-{name}"), value],
-            &[&format!("--{name}"), value],
-        ];
+        let (one, two) = (format!("-{name}"), format!("--{name}"));
+        let (one_with, two_with) = (format!("{one}={value}"), format!("{two}={value}"));
+        let is_bool = FLAGS.iter().any(|flag| flag.name == *name && flag.kind == Kind::Bool);
+        let forms: [&[&str]; 4] = match *value {
+            "true" if is_bool => [&[&one_with], &[&two_with], &[&one], &[&two]],
+            _ if is_bool => [&[&one_with], &[&two_with], &[&one, &two_with], &[&two, &one_with]],
+            _ => [&[&one_with], &[&two_with], &[&one, value], &[&two, value]],
+        };
         let results: Vec<_> = forms.iter().map(|form| shown(run(&[beside, *form].concat(), &[]))).collect();
         assert!(results.iter().all(|one| *one == results[0]), "-{name}: {results:?}");
         let from_env = shown(run(beside, &[(&variable(name), &format!(" {value} "))]));
@@ -184,11 +192,10 @@ fn booleans_never_take_the_next_word() {
     assert_eq!(code, 2);
     assert!(text.contains("argument 2 (after -ip-masq) is no flag"), "{text}");
     for literal in ["0", "f", "F", "false", "FALSE", "False"] {
-        assert!(run(&[&format!("-ip-masq={literal}")], &[]).is_ok(), "{literal}");
+        assert!(!run(&[&format!("-ip-masq={literal}")], &[]).unwrap().masq.masquerade, "{literal}");
     }
     for literal in ["1", "t", "T", "true", "TRUE", "True"] {
-        let (_, text) = refused(&[&format!("-ip-masq={literal}")], &[]);
-        assert!(text.contains("-ip-masq=true"), "{text}");
+        assert!(run(&[&format!("-ip-masq={literal}")], &[]).unwrap().masq.masquerade, "{literal}");
     }
     for literal in ["", "yes", "no", "tRUE", " true"] {
         let (code, text) = refused(&[&format!("-ip-masq={literal}")], &[]);
@@ -250,8 +257,8 @@ fn the_last_of_a_repeated_flag_wins_but_interfaces_accumulate() {
     assert_eq!(options.iface.names, ["a", "192.0.2.1"]);
     let patterns: Vec<_> = options.iface.regexes.iter().map(regex::Regex::as_str).collect();
     assert_eq!(patterns, ["x", "y"]);
-    assert_eq!(refused(&["-ip-masq=false", "-ip-masq"], &[]).0, 2);
-    assert!(run(&["-ip-masq", "-ip-masq=false"], &[]).is_ok());
+    assert!(run(&["-ip-masq=false", "-ip-masq"], &[]).unwrap().masq.masquerade);
+    assert!(!run(&["-ip-masq", "-ip-masq=false"], &[]).unwrap().masq.masquerade);
 }
 
 #[test]
@@ -372,6 +379,29 @@ fn the_engines_settings_are_what_was_typed() {
     };
     assert_eq!(run(&words, &[]).unwrap().engine, expected);
     assert_eq!(run(&["-workers=auto"], &[]).unwrap().engine.workers, None);
+}
+
+#[test]
+fn rules_are_flannels_unless_asked_otherwise() {
+    assert_eq!(run(&[], &[]).unwrap().masq, masq::Settings::default());
+    let words = [
+        "-ip-masq",
+        "-ip-masq-fully-random-disable",
+        "-iptables-forward-rules=false",
+        "-iptables-resync",
+        "60",
+        "-ip-blackhole-route",
+        "--cleanup-on-exit",
+    ];
+    let expected = masq::Settings {
+        masquerade: true,
+        random_fully: false,
+        forward: false,
+        resync: Duration::from_secs(60),
+        blackhole: true,
+        cleanup_on_exit: true,
+    };
+    assert_eq!(run(&words, &[]).unwrap().masq, expected);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The control loop: notices of the lease, changes in the kernel's tables, signals and a slow timer meet here.
 
 use super::leases::{self, Clock, Ending};
+use super::rules::HostRules;
 use super::{DaemonError, Settings, notify};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface;
@@ -119,6 +120,7 @@ impl Control {
         };
         info!("Found network config - Backend type: {}", config.backend.kind);
         let backend = Backend::from_config(&config, &external, &settings.engine)?;
+        let rules = HostRules::start(&settings, &config)?;
         notify::status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
         let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
@@ -134,6 +136,7 @@ impl Control {
             settings,
             config,
             backend,
+            rules,
             netlink,
             monitor,
             network: None,
@@ -162,6 +165,7 @@ struct Running {
     settings: Settings,
     config: Config,
     backend: Backend,
+    rules: HostRules,
     netlink: Netlink,
     monitor: Monitor,
     network: Option<(Ipv4Net, Network)>,
@@ -193,10 +197,12 @@ impl Running {
                 },
                 change = self.monitor.next() => self.changed(change)?,
                 () = sleep_until(self.check_at) => self.maintain().await?,
+                () = sleep_until(self.rules.check_at()) => self.rules.check(&self.netlink).await,
             }
         };
         notify::stopping();
         self.report().await;
+        self.rules.stop(&self.netlink).await;
         match end {
             End::Signal(name) => {
                 info!("{name}: stopping; the lease stays");
@@ -230,11 +236,12 @@ impl Running {
         self.network = None;
         let network = self.register(subnet).await?;
         self.network = Some((subnet, network));
+        self.rules.set(subnet, &self.netlink).await?;
         let file = EnvFile {
             network: self.config.network,
             subnet,
             mtu: self.backend.mtu(),
-            ip_masq: self.settings.ip_masq,
+            ip_masq: self.settings.masq.masquerade,
         };
         file.write(&self.settings.subnet_file)?;
         info!("Wrote subnet file to {}", self.settings.subnet_file.display());

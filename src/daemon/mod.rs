@@ -2,19 +2,20 @@
 //!
 //! The control thread (`fl-ctl`) runs everything here on one current-thread runtime; packets are carried by the
 //! engine's own threads and never wait for it. The order of start is flannel's: interface → config → backend →
-//! lease → `subnet.env` → `READY=1`. A stop keeps the lease and `subnet.env`, so that the next start gets the
-//! same subnet; the TUN device goes with the process.
+//! lease → rules → `subnet.env` → `READY=1`. A stop keeps the lease, `subnet.env` and the rules, so that the next
+//! start gets the same subnet and containers keep their way out; the TUN device goes with the process.
 
 mod control;
 pub mod leases;
 mod notify;
+mod rules;
 
 pub use control::Control;
 
 use crate::backend::{BackendError, EngineSettings};
 use crate::iface::{self, ChoiceError};
 use crate::subnet::EnvFileError;
-use crate::{etcd, lease, netlink};
+use crate::{etcd, lease, masq, netlink};
 use std::io;
 use std::path::PathBuf;
 
@@ -27,8 +28,8 @@ pub struct Settings {
     pub iface: iface::Choice,
     /// Where `subnet.env` goes.
     pub subnet_file: PathBuf,
-    /// What `FLANNEL_IPMASQ` says.
-    pub ip_masq: bool,
+    /// Masquerade and forward rules; `FLANNEL_IPMASQ` says the same.
+    pub masq: masq::Settings,
     /// The lease's life.
     pub lease: lease::Settings,
     /// The packet path.
@@ -53,6 +54,9 @@ pub enum DaemonError {
     /// The backend does not work here.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Masquerade rules were asked for and could not be installed at start.
+    #[error("Failed to set up masquerade rules: {0}")]
+    Masquerade(#[from] masq::Error),
     /// `subnet.env` could not be written at start.
     #[error("Failed to write subnet file: {0}")]
     EnvFile(#[from] EnvFileError),

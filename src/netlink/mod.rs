@@ -1,8 +1,8 @@
 //! The kernel's links, IPv4 addresses and routes, over rtnetlink.
 //!
 //! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`,
-//! `ensure_route`); the present state is read and only the difference is written. A second call
-//! therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
+//! `ensure_route`, `ensure_blackhole`); the present state is read and only the difference is written.
+//! A second call therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
 //! program installed is never touched: routes of ours carry [`ROUTE_PROTOCOL`], and addresses are
 //! removed only from the device that the caller names as its own.
 //!
@@ -10,6 +10,7 @@
 //! of its own: a flood of events can overrun it without disturbing requests.
 
 mod addr;
+mod blackhole;
 mod link;
 mod monitor;
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub(super) struct Present {
     onlink: bool,
     metric: u32,
     tos: u8,
-    kind: RouteType,
+    pub(super) kind: RouteType,
     scope: RouteScope,
 }
 
@@ -106,7 +106,7 @@ impl Present {
 }
 
 impl Netlink {
-    async fn routes(&self) -> Result<Vec<Present>, Error> {
+    pub(super) async fn routes(&self) -> Result<Vec<Present>, Error> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let messages: Vec<_> = self
             .handle

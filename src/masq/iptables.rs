@@ -1,0 +1,269 @@
+//! The iptables flavour: flannel's chains, brought to what is wanted by one `iptables-restore --noflush`.
+
+use super::command;
+use super::{Error, Rules};
+use ipnet::Ipv4Net;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// How long, in seconds, to wait for the lock that other writers hold.
+const WAIT: &str = "5";
+/// The first iptables whose restore takes `--wait` and whose MASQUERADE takes `--random-fully`.
+const MODERN: (u32, u32, u32) = (1, 6, 2);
+
+/// A chain of ours, the jump that leads to it, and what stands in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Group {
+    table: &'static str,
+    builtin: &'static str,
+    chain: &'static str,
+    comment: &'static str,
+    /// A rule without a network: one for all daemons on this host, before all others.
+    head: Option<String>,
+    /// The rules of this network, in order; none if they are not wanted.
+    body: Vec<String>,
+}
+
+impl Group {
+    fn jump(&self) -> String {
+        format!("-m comment --comment \"{}\" -j {}", self.comment, self.chain)
+    }
+}
+
+fn groups(rules: &Rules) -> [Group; 2] {
+    let (c, p) = (rules.network, rules.subnet);
+    let comment = "-m comment --comment \"flanneld masq\" -j";
+    let masquerade = if rules.random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" };
+    let masq = [
+        format!("-s {p} -d {c} {comment} RETURN"),
+        format!("-s {c} -d {p} {comment} RETURN"),
+        format!("! -s {c} -d {p} {comment} RETURN"),
+        format!("-s {c} ! -d 224.0.0.0/4 {comment} {masquerade}"),
+        format!("! -s {c} -d {c} {comment} {masquerade}"),
+    ];
+    let comment = "-m comment --comment \"flanneld forward\" -j";
+    let forward = [format!("-s {c} {comment} ACCEPT"), format!("-d {c} {comment} ACCEPT")];
+    [
+        Group {
+            table: "nat",
+            builtin: "POSTROUTING",
+            chain: "FLANNEL-POSTRTG",
+            comment: "flanneld masq",
+            // kube-proxy's mark: it masquerades such a packet itself.
+            head: Some(
+                "-m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN".to_owned(),
+            ),
+            body: if rules.masquerade { masq.to_vec() } else { Vec::new() },
+        },
+        Group {
+            table: "filter",
+            builtin: "FORWARD",
+            chain: "FLANNEL-FWD",
+            comment: "flanneld forward",
+            head: None,
+            body: if rules.forward { forward.to_vec() } else { Vec::new() },
+        },
+    ]
+}
+
+/// A rule as `iptables-save` prints it.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    table: &'a str,
+    chain: &'a str,
+    spec: &'a str,
+}
+
+impl Line<'_> {
+    fn words(&self) -> Vec<String> {
+        words(self.spec)
+    }
+
+    fn is(&self, spec: &str) -> bool {
+        self.words() == words(spec)
+    }
+
+    /// Carries this comment and names one of these networks.
+    fn is_of(&self, comment: &str, networks: &[Ipv4Net]) -> bool {
+        let words = self.words();
+        let after =
+            |option: &str, value: &str| words.windows(2).any(|pair| pair[0] == option && pair[1] == value);
+        let names = |network: &Ipv4Net| {
+            let network = network.to_string();
+            after("-s", &network) || after("-d", &network)
+        };
+        after("--comment", comment) && networks.iter().any(names)
+    }
+
+    fn leads_to(&self, chain: &str) -> bool {
+        self.words().windows(2).any(|pair| matches!(pair[0].as_str(), "-j" | "-g") && pair[1] == chain)
+    }
+}
+
+/// A rule's words; quotes hold blanks together, and whether a word is quoted differs among versions.
+fn words(spec: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let (mut word, mut quoted, mut escaped) = (String::new(), false, false);
+    for c in spec.chars() {
+        match c {
+            _ if escaped => {
+                word.push(c);
+                escaped = false;
+            }
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ' ' if !quoted => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            _ => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+/// The chains and rules in the output of `iptables-save`.
+#[derive(Debug, Default)]
+struct Listing<'a> {
+    chains: Vec<(&'a str, &'a str)>,
+    lines: Vec<Line<'a>>,
+}
+
+impl<'a> Listing<'a> {
+    fn parse(text: &'a str) -> Self {
+        let mut listing = Self::default();
+        let mut table = "";
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name.trim();
+            } else if let Some(chain) = line.strip_prefix(':') {
+                listing.chains.push((table, chain.split(' ').next().unwrap_or_default()));
+            } else if let Some((chain, spec)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' '))
+            {
+                listing.lines.push(Line { table, chain, spec });
+            }
+        }
+        listing
+    }
+
+    fn has_chain(&self, table: &str, chain: &str) -> bool {
+        self.chains.contains(&(table, chain))
+    }
+}
+
+/// What to feed to `iptables-restore --noflush` so that the host of this `iptables-save` output has these rules,
+/// and none of the `older` networks; `None` if it does already.
+pub(super) fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<String> {
+    let listing = Listing::parse(save);
+    let networks: Vec<Ipv4Net> = [&[rules.network], older].concat();
+    let mut text = String::new();
+    for group in groups(rules) {
+        let commands = commands(&listing, &group, &networks);
+        if !commands.is_empty() {
+            let _ = write!(text, "*{}\n{commands}COMMIT\n", group.table);
+        }
+    }
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// The commands for one group. Copies that are there are deleted before rules are appended, so that the order is
+/// right. An absent chain is made with `-N`, which fails if another daemon was faster; a `:CHAIN`
+/// line would empty its chain.
+fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> String {
+    let (chain, builtin) = (group.chain, group.builtin);
+    let in_table = || listing.lines.iter().filter(|line| line.table == group.table);
+    let jumps: Vec<_> = in_table().filter(|line| line.chain == builtin && line.is(&group.jump())).collect();
+    let inside: Vec<_> = in_table().filter(|line| line.chain == chain).collect();
+    let is_head = |line: &Line<'_>| group.head.as_ref().is_some_and(|head| line.is(head));
+    let heads: Vec<_> = inside.iter().filter(|line| is_head(line)).collect();
+    let ours: Vec<_> = inside.iter().filter(|line| line.is_of(group.comment, networks)).collect();
+    let exists = listing.has_chain(group.table, chain);
+    let mut text = String::new();
+    let mut command = |operation: &str, chain: &str, spec: &str| {
+        let _ = writeln!(text, "-{operation} {chain} {spec}");
+    };
+    if group.body.is_empty() {
+        ours.iter().for_each(|line| command("D", chain, line.spec));
+        let others = inside.len() - ours.len() - heads.len();
+        let is_ours = |line: &&Line<'_>| line.chain == builtin && line.is(&group.jump());
+        let led_to = in_table().any(|line| line.leads_to(chain) && !is_ours(&line));
+        if exists && others == 0 && !led_to {
+            heads.iter().for_each(|line| command("D", chain, line.spec));
+            jumps.iter().for_each(|line| command("D", builtin, line.spec));
+            let _ = writeln!(text, "-X {chain}");
+        }
+        return text;
+    }
+    if jumps.len() != 1 {
+        jumps.iter().for_each(|line| command("D", builtin, line.spec));
+        command("A", builtin, &group.jump());
+    }
+    if let Some(head) = &group.head
+        && (heads.len() != 1 || !inside.first().is_some_and(|line| is_head(line)))
+    {
+        heads.iter().for_each(|line| command("D", chain, line.spec));
+        command("I", &format!("{chain} 1"), head);
+    }
+    let right =
+        ours.len() == group.body.len() && ours.iter().zip(&group.body).all(|(line, spec)| line.is(spec));
+    if !right {
+        ours.iter().for_each(|line| command("D", chain, line.spec));
+        group.body.iter().for_each(|spec| command("A", chain, spec));
+    }
+    if exists { text } else { format!("-N {chain}\n{text}") }
+}
+
+/// The programs.
+#[derive(Debug)]
+pub(super) struct Iptables {
+    save: PathBuf,
+    restore: PathBuf,
+    modern: bool,
+}
+
+impl Iptables {
+    pub(super) const PROGRAM: &'static str = "iptables-restore";
+
+    pub(super) fn find(path: Option<&str>) -> Option<Self> {
+        let save = command::find("iptables-save", path)?;
+        let restore = command::find(Self::PROGRAM, path)?;
+        let modern = command::find("iptables", path).is_none_or(|iptables| is_modern(&iptables));
+        Some(Self { save, restore, modern })
+    }
+
+    /// Whether something had to be written.
+    pub(super) fn ensure(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
+        let rules = Rules { random_fully: rules.random_fully && self.modern, ..*rules };
+        // A script is for what was there a moment ago: it fails, without effect, if another writer came between.
+        self.try_once(&rules, older).or_else(|_| self.try_once(&rules, older))
+    }
+
+    fn try_once(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
+        // Of all tables: naming one would load its module.
+        let present = command::run(&self.save, &[], "")?.text()?;
+        let Some(script) = restore(&present, rules, older) else { return Ok(false) };
+        let args: &[&str] = if self.modern { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
+        command::run(&self.restore, args, &script)?.text()?;
+        Ok(true)
+    }
+}
+
+/// One that does not tell its version is taken for a new one.
+fn is_modern(iptables: &Path) -> bool {
+    let Ok(output) = command::run(iptables, &["--version"], "") else { return true };
+    version(&output.stdout).is_none_or(|version| version >= MODERN)
+}
+
+/// `iptables v1.8.9 (nf_tables)` → (1, 8, 9).
+fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let digits = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    let mut numbers = digits.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests;

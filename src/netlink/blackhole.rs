@@ -1,0 +1,101 @@
+//! A route that drops: packets for this host's own subnet that no container's interface takes end here,
+//! rather than in a loop through the overlay's or the default route.
+
+use super::route::{Present, ROUTE_PROTOCOL};
+use super::{Changes, Error, Netlink};
+use ipnet::Ipv4Net;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::RouteMessageBuilder;
+use std::net::Ipv4Addr;
+
+/// The worst metric there is. The kernel takes the first of several routes with one destination and metric, so a
+/// blackhole without a metric would come before the route of a bridge that is made later.
+const METRIC: u32 = u32::MAX;
+
+impl Netlink {
+    /// Installs a blackhole route for `subnet` into the main table unless there is one, ours or not. It yields to
+    /// every other route to that destination.
+    pub async fn ensure_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        if self.routes().await?.iter().any(|route| route.is_blackhole_of(subnet)) {
+            return Ok(changes);
+        }
+        let what = format!("add route blackhole {subnet}");
+        self.handle.route().add(message(subnet)).execute().await.map_err(|e| Error::request(&what, e))?;
+        changes.push(what);
+        Ok(changes)
+    }
+
+    /// Removes our blackhole route for `subnet`, if there is one; nobody else's.
+    pub async fn remove_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        let ours = |route: &Present| route.is_blackhole_of(subnet) && route.protocol == ROUTE_PROTOCOL;
+        if !self.routes().await?.iter().any(ours) {
+            return Ok(changes);
+        }
+        let what = format!("delete route blackhole {subnet}");
+        match self.handle.route().del(message(subnet)).execute().await.map_err(|e| Error::request(&what, e)) {
+            Ok(()) => changes.push(what),
+            // Somebody was faster.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(changes)
+    }
+}
+
+fn message(subnet: Ipv4Net) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(subnet.network(), subnet.prefix_len())
+        .kind(RouteType::BlackHole)
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .priority(METRIC)
+        .build()
+}
+
+impl Present {
+    fn is_blackhole_of(&self, subnet: Ipv4Net) -> bool {
+        self.main_table && self.kind == RouteType::BlackHole && self.destination == subnet.trunc()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::namespace::{ip, ip_shows, run};
+
+    #[test]
+    fn a_blackhole_is_kept_yields_to_a_bridge_and_only_ours_is_removed() {
+        run(
+            "netlink::blackhole::tests::a_blackhole_is_kept_yields_to_a_bridge_and_only_ours_is_removed",
+            || async {
+                let netlink = Netlink::new().unwrap();
+                let subnet: Ipv4Net = "10.1.5.0/24".parse().unwrap();
+                assert!(netlink.remove_blackhole(subnet).await.unwrap().is_empty());
+                let changes = netlink.ensure_blackhole(subnet).await.unwrap();
+                assert_eq!(changes.to_string(), "add route blackhole 10.1.5.0/24");
+                assert!(netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                let routes = ip_shows("route show");
+                assert_eq!(routes.trim(), "blackhole 10.1.5.0/24 proto 78 metric 4294967295");
+
+                // The bridge comes after it, with the same destination.
+                ip("link add b0 type bridge");
+                ip("link set b0 up");
+                ip("addr add 10.1.5.1/24 dev b0");
+                assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));
+                // And before it.
+                ip("route del blackhole 10.1.5.0/24 metric 4294967295");
+                assert!(!netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));
+
+                let changes = netlink.remove_blackhole(subnet).await.unwrap();
+                assert_eq!(changes.to_string(), "delete route blackhole 10.1.5.0/24");
+                assert_eq!(ip_shows("route show type blackhole"), "");
+                ip("route add blackhole 10.1.5.0/24 metric 9");
+                assert!(netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
+                assert!(netlink.remove_blackhole(subnet).await.unwrap().is_empty());
+                assert_eq!(ip_shows("route show type blackhole").trim(), "blackhole 10.1.5.0/24 metric 9");
+            },
+        );
+    }
+}
