@@ -115,7 +115,13 @@ impl Control {
             }
         };
         info!("Found network config - Backend type: {}", config.backend.kind);
-        let backend = Backend::from_config(&config, &external, &settings.engine)?;
+        let backend = tokio::select! {
+            backend = Backend::from_config(&config, &external, &settings.engine, &netlink) => backend?,
+            name = signals.stop() => {
+                info!("{name}: stopping; the backend was not ready yet");
+                return Ok(());
+            }
+        };
         notify::status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
         let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
@@ -210,6 +216,7 @@ impl Running {
                 if let Some((_, network)) = &mut self.network {
                     network.apply(&events)?;
                 }
+                self.hurry();
             }
             Notice::StoreLost { reason } => notify::status(&format!("forwarding without etcd: {reason}")),
             Notice::StoreBack { .. } => self.tell_state(),
@@ -227,6 +234,7 @@ impl Running {
         self.network = None;
         let network = self.backend.register(&self.netlink, subnet).await?;
         self.network = Some((subnet, network));
+        self.hurry();
         let file = EnvFile {
             network: self.config.network,
             subnet,
@@ -237,6 +245,14 @@ impl Running {
         info!("Wrote subnet file to {}", self.settings.subnet_file.display());
         self.tell_state();
         Ok(())
+    }
+
+    /// The tables are written as soon as no notice waits: after the last event of a burst, and after the first
+    /// snapshot of peers, which comes right after the lease.
+    fn hurry(&mut self) {
+        if self.network.as_ref().is_some_and(|(_, network)| network.is_pending()) {
+            self.check_at = Instant::now();
+        }
     }
 
     fn tell_state(&mut self) {
