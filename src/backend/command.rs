@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,18 +100,20 @@ impl Command {
         Some((value, length))
     }
 
-    /// Runs it in a thread of its own and waits without blocking; the trimmed output.
+    /// Runs it, watched by a thread, and waits without blocking; the trimmed output. Giving up the wait kills it.
     ///
     /// # Errors
     /// [`CommandError`].
     pub(super) async fn run(self) -> Result<String, CommandError> {
         type Slot = (Option<Result<String, CommandError>>, Option<Waker>);
-        let failed = self.error("the thread that ran it is gone");
+        let (child, output) = self.start().map_err(|error| self.error(error))?;
+        let child = KillOnDrop(Arc::new(Mutex::new(child)));
         let slot: Arc<Mutex<Slot>> = Arc::default();
-        let theirs = Arc::clone(&slot);
+        let failed = self.error("cannot start a thread for it");
+        let (their_child, their_slot) = (Arc::clone(&child.0), Arc::clone(&slot));
         let work = move || {
-            let result = self.run_blocking();
-            let mut slot = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = self.watch(&their_child, &output);
+            let mut slot = lock(&their_slot);
             slot.0 = Some(result);
             if let Some(waker) = slot.1.take() {
                 waker.wake();
@@ -121,7 +123,7 @@ impl Command {
             return Err(failed);
         }
         poll_fn(|context| {
-            let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slot = lock(&slot);
             slot.1 = Some(context.waker().clone());
             slot.0.take().map_or(Poll::Pending, Poll::Ready)
         })
@@ -133,9 +135,14 @@ impl Command {
     /// # Errors
     /// [`CommandError`].
     pub(super) fn run_blocking(&self) -> Result<String, CommandError> {
-        let (mut child, output) = self.start().map_err(|error| self.error(error))?;
+        let (child, output) = self.start().map_err(|error| self.error(error))?;
+        self.watch(&Mutex::new(child), &output)
+    }
+
+    fn watch(&self, child: &Mutex<Child>, output: &Receiver<Vec<u8>>) -> Result<String, CommandError> {
         let end = Instant::now() + LIMIT;
         let status = loop {
+            let mut child = lock(child);
             match child.try_wait().map_err(|error| self.error(error))? {
                 Some(status) => break status,
                 None if Instant::now() >= end => {
@@ -143,10 +150,11 @@ impl Command {
                     let _ = child.wait();
                     return Err(CommandError::Timeout { command: self.line.clone() });
                 }
-                None => thread::sleep(TICK),
+                None => drop(child),
             }
+            thread::sleep(TICK);
         };
-        let output = collect(&output);
+        let output = collect(output);
         if status.success() {
             return Ok(output);
         }
@@ -187,6 +195,20 @@ impl Command {
     fn error(&self, reason: impl ToString) -> CommandError {
         CommandError::Run { command: self.line.clone(), reason: reason.to_string() }
     }
+}
+
+/// A child that nobody waits for any more.
+struct KillOnDrop(Arc<Mutex<Child>>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Of one that has ended and was waited for, the standard library knows that there is nothing to kill.
+        let _ = lock(&self.0).kill();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn collect(output: &Receiver<Vec<u8>>) -> String {
@@ -255,6 +277,34 @@ mod tests {
         let (result, at) = block_on(runtime);
         assert_eq!(result.unwrap(), "");
         assert!(at.elapsed() >= Duration::from_millis(150));
+    }
+
+    #[test]
+    fn giving_up_the_wait_kills_it() {
+        let mark = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("tail -f {}", mark.path().display());
+        let mut waiting = Box::pin(command(&line).run());
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        let mine = format!("/proc/{}/task", std::process::id());
+        let alive = || {
+            let children = std::fs::read_dir(&mine)
+                .unwrap()
+                .flatten()
+                .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+            let pids: Vec<_> =
+                children.flat_map(|text| text.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+            let commands = pids.iter().filter_map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
+            let path = mark.path().display().to_string();
+            commands.filter(|line| String::from_utf8_lossy(line).contains(&path)).count()
+        };
+        assert_eq!(alive(), 1);
+        drop(waiting);
+        let end = Instant::now() + Duration::from_secs(2);
+        while alive() > 0 {
+            assert!(Instant::now() < end, "it lives on");
+            thread::sleep(TICK);
+        }
     }
 
     /// A minimal executor: parks until woken.

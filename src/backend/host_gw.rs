@@ -7,7 +7,7 @@ use super::BackendError;
 use super::upkeep::Upkeep;
 use crate::iface::External;
 use crate::lease::{Event, Lease};
-use crate::netlink::{Change, Changes, Netlink, Outcome, Route, Stale, Territory};
+use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
 use crate::subnet::{self, LeaseAttrs};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -57,12 +57,14 @@ impl Config {
 pub struct Network {
     config: Config,
     peers: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Peers whose route the kernel refuses, since they are not on the interface's link.
+    off_link: usize,
     upkeep: Upkeep,
 }
 
 impl Network {
     pub(super) fn new(config: Config) -> Network {
-        Network { config, peers: BTreeMap::new(), upkeep: Upkeep::new() }
+        Network { config, peers: BTreeMap::new(), off_link: 0, upkeep: Upkeep::new() }
     }
 
     pub(super) fn apply(&mut self, events: &[Event]) {
@@ -111,8 +113,20 @@ impl Network {
         if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
             outcome.changes.extend(self.routes(netlink, Stale::Remove).await?.changes);
         }
+        self.count_off_link(&outcome);
         self.upkeep.conclude(&name, Changes::default(), outcome);
         Ok(())
+    }
+
+    fn count_off_link(&mut self, outcome: &Outcome) {
+        let unreachable =
+            |error: &&Error| matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH));
+        let count = outcome.failures.iter().filter(unreachable).count();
+        if count > 0 && count != self.off_link {
+            let name = &self.config.external.name;
+            warn!("{count} peers are not on {name}'s own link: host-gw cannot reach them (vxlan would)");
+        }
+        self.off_link = count;
     }
 
     async fn routes(&self, netlink: &Netlink, stale: Stale) -> Result<Outcome, BackendError> {
@@ -127,7 +141,7 @@ impl Network {
     }
 
     pub(super) fn report(&self) -> String {
-        self.upkeep.report(self.peers.len())
+        format!("{}count off_link_peers {}\n", self.upkeep.report(self.peers.len()), self.off_link)
     }
 }
 

@@ -15,6 +15,8 @@ use tracing::{info, warn};
 const LEAST_SUSPECT: usize = 4;
 /// How long the entries of a suspect loss stay.
 const HOLD: Duration = Duration::from_secs(25);
+/// So many refused entries are named in the log; the rest is counted.
+const MOST_SAID: usize = 3;
 
 /// Whether entries that no peer wants may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,11 +124,11 @@ impl Upkeep {
 
     fn refusals(&mut self, name: &str, failures: &[Error]) {
         self.refused = failures.len();
-        let text = match failures {
-            [] => String::new(),
-            [only] => only.to_string(),
-            [first, others @ ..] => format!("{first}, and {} more", others.len()),
-        };
+        let mut text =
+            failures.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = failures.len().checked_sub(MOST_SAID) {
+            let _ = write!(text, "; and {more} more");
+        }
         if text != self.said && !text.is_empty() {
             warn!("{name}: {text}");
         }
