@@ -250,3 +250,62 @@ fn host_gw_refuses_a_foreign_public_ip() {
     assert!(text.contains("the public IP 203.0.113.1 is not eth0's address 10.77.0.1"), "{text}");
     assert!(lab.leases(Api::V3).is_empty());
 }
+
+/// A peer as flannel 0.6.2 makes it, by hand: etcd v2, a lease without VNI, no base address in ARP but each
+/// container's, a route for the whole network.
+#[test]
+fn a_miss_driven_peer_of_flannel_0_6() {
+    let Some(lab) = Lab::start(2) else { return };
+    lab.put_config(Api::V2, &config(r#"{"Type":"vxlan"}"#));
+    lab.put(
+        Api::V2,
+        "subnets/10.10.200.0-24",
+        r#"{"PublicIP":"10.77.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"16:00:00:00:00:02"}}"#,
+    );
+    let mut daemon = lab.daemon(1, &["--etcd-api=v2"]);
+    let subnet = daemon.subnet();
+    let ours = lab.container(1, &subnet);
+    let value = &lab.leases(Api::V2)[&subnet.key()];
+    let mac = value.split(r#""VtepMAC":""#).nth(1).unwrap()[..17].to_owned();
+    let start = r#"{"PublicIP":"10.77.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"#;
+    assert!(value.starts_with(start), "{value}");
+
+    let old = Subnet { network: subnet.network.clone(), subnet: "10.10.200.1/24".to_owned(), ..subnet };
+    let theirs = lab.container(2, &old);
+    let peer_address = ours.addr;
+    lab.sh(
+        &lab.host(2),
+        &format!(
+            "ip link add flannel.1 address 16:00:00:00:00:02 type vxlan id 1 dev eth0 local 10.77.0.2 dstport 8472 nolearning
+             ip addr add 10.10.200.0/16 dev flannel.1
+             ip link set flannel.1 up
+             bridge fdb add {mac} dev flannel.1 dst 10.77.0.1 self permanent
+             ip neigh add {peer_address} lladdr {mac} dev flannel.1 nud reachable"
+        ),
+    );
+    lab.reaches(&theirs.ns, ours.addr, secs(3));
+    lab.reaches(&ours.ns, theirs.addr, secs(3));
+}
+
+/// An operator changes the network's type and restarts the daemons: nothing of the old one is in the way.
+#[test]
+fn one_backend_follows_another() {
+    let Some(mut pair) = Pair::set(r#"{"Type":"vxlan"}"#) else { return };
+    for kind in ["host-gw", "vxlan", "udp", "vxlan"] {
+        pair.lab.put_config(Api::V3, &config(&format!(r#"{{"Type":"{kind}"}}"#)));
+        for i in 0..2 {
+            pair.daemons[i].terminate();
+            pair.daemons[i] = pair.lab.daemon(i + 1, &["--etcd-api=v3"]);
+            pair.daemons[i].wait_text("Lease acquired", secs(5));
+        }
+        pair.lab.reaches(&pair.ends[0].ns, pair.ends[1].addr, secs(3));
+        pair.lab.reaches(&pair.ends[1].ns, pair.ends[0].addr, secs(3));
+        let peer = pair.subnets[1].gateway().to_string();
+        let route = pair.lab.ip(&format!("-n {} route get {peer}", pair.lab.host(1)));
+        let device = [("host-gw", "eth0"), ("vxlan", "flannel.1"), ("udp", "flannel0")]
+            .iter()
+            .find_map(|(name, device)| (*name == kind).then_some(*device))
+            .unwrap();
+        assert!(route.contains(&format!("dev {device} ")), "{kind}: {route}");
+    }
+}

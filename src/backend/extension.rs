@@ -3,7 +3,7 @@
 //! `PreStartupCommand` runs before there is a lease; what it prints is published as `BackendData`.
 //! `PostStartupCommand` runs with the lease. `SubnetAddCommand` and `SubnetRemoveCommand` run for each peer, with
 //! what that peer published on their standard input, one after the other in a thread of their own. How a command
-//! line is read: [`super::command`].
+//! line is read: the file `command.rs` beside this one.
 
 use super::BackendError;
 use super::command::Command;

@@ -24,9 +24,10 @@ pub use udp::{EngineSettings, Snapshot};
 
 use crate::iface::External;
 use crate::lease::Event;
-use crate::netlink::{self, Netlink};
+use crate::netlink::{self, Netlink, Stale, Territory};
 use crate::subnet::{Config, ConfigError, LeaseAttrs};
 use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 /// Why a backend cannot work.
@@ -123,7 +124,14 @@ impl Backend {
         // udp and alloc publish no type, as flannel does.
         let attrs = LeaseAttrs { public_ip: external.public_ip, backend_type: None, backend_data: None };
         Ok(match config.backend.kind.as_str() {
-            "udp" => Backend::Udp(udp::Config::new(config, external, engine, attrs)?),
+            "udp" => {
+                let backend = udp::Config::new(config, external, engine, attrs)?;
+                // Those that vxlan or host-gw left before the network became udp's: they are narrower than its
+                // own route and would lead packets away from it.
+                let territory = Territory { network: config.network, device: None };
+                netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
+                Backend::Udp(backend)
+            }
             vxlan::KIND => Backend::Vxlan(vxlan::Config::new(config, external, netlink).await?),
             host_gw::KIND => Backend::HostGw(host_gw::Config::new(config, external)?),
             extension::KIND => Backend::Extension(extension::Config::new(config, external).await?),

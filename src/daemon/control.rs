@@ -23,6 +23,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a repair that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// A failure that stays the same is said again after this long.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The signals that we handle.
 struct Signals {
@@ -142,6 +144,7 @@ impl Control {
             network: None,
             announced: false,
             check_at: Instant::now() + RESYNC,
+            failing: None,
         };
         // Dropping `stop` at the end of the loop ends the lease's task; the lease itself stays.
         running.run(signals, inbox, lease, stop).await
@@ -171,6 +174,8 @@ struct Running {
     /// Whether systemd was told that we are ready.
     announced: bool,
     check_at: Instant,
+    /// Why the last repair failed, and when that was said.
+    failing: Option<(Instant, String)>,
 }
 
 impl Running {
@@ -285,11 +290,19 @@ impl Running {
         self.check_at = Instant::now() + RESYNC;
         let Some((_, network)) = &mut self.network else { return Ok(()) };
         match network.maintain(&self.netlink).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.failing = None;
+                Ok(())
+            }
             Err(error @ BackendError::Unstable(_)) => Err(error.into()),
             Err(error) => {
-                error!("repair failed: {error}; trying again");
-                self.check_at = Instant::now() + RETRY;
+                let (now, text) = (Instant::now(), error.to_string());
+                let said = self.failing.as_ref();
+                if !said.is_some_and(|(at, last)| *last == text && now < *at + SAY_EVERY) {
+                    error!("repair failed: {text}; trying again");
+                    self.failing = Some((now, text));
+                }
+                self.check_at = now + RETRY;
                 Ok(())
             }
         }
