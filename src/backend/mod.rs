@@ -253,9 +253,9 @@ impl Network {
 
     /// A few lines for the operator: counters and peers; empty for a network without a data path.
     #[must_use]
-    pub fn report(&self) -> String {
+    pub async fn report(&self, netlink: &Netlink) -> String {
         match self {
-            Network::Udp(network) => network.report(),
+            Network::Udp(network) => network.report(netlink).await,
             Network::Vxlan(network) => network.report(),
             Network::HostGw(network) => network.report(),
             Network::Extension(network) => network.report(),

@@ -192,7 +192,7 @@ impl Running {
                 biased;
                 asked = signals.next() => match asked {
                     Asked::Stop(name) => break End::Signal(name),
-                    Asked::Report => self.report(),
+                    Asked::Report => self.report().await,
                 },
                 Some(notice) = inbox.recv() => self.notice(notice).await?,
                 ending = &mut lease => match ending {
@@ -204,7 +204,7 @@ impl Running {
             }
         };
         notify::stopping();
-        self.report();
+        self.report().await;
         match end {
             End::Signal(name) => {
                 info!("{name}: stopping; the lease stays");
@@ -309,9 +309,9 @@ impl Running {
     }
 
     /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
-    fn report(&self) {
+    async fn report(&self) {
         if let Some((_, network)) = &self.network {
-            eprint!("{}", network.report());
+            eprint!("{}", network.report(&self.netlink).await);
         }
     }
 }

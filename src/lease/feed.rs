@@ -206,3 +206,6 @@ fn replay(listing: &mut Listing, change: Change) {
         Change::Skipped(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -296,3 +296,6 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -310,6 +310,3 @@ impl Manager {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

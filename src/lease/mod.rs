@@ -31,6 +31,8 @@
 //! | `backoff`, `settings` | small parts |
 
 mod backoff;
+#[cfg(test)]
+mod bench;
 mod feed;
 mod health;
 mod hold;

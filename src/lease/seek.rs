@@ -109,3 +109,6 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,7 +168,8 @@ impl Watcher {
     fn replace(&mut self, now: Duration, wanted: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>) -> Vec<Event> {
         let mut gone: Vec<Ipv4Net> =
             self.peers.keys().filter(|subnet| !wanted.contains_key(subnet)).copied().collect();
-        let suspect = self.peers.len() >= GUARD_MIN_PEERS && gone.len() * 2 > self.peers.len();
+        let many = self.peers.len() >= GUARD_MIN_PEERS && gone.len() * 2 > self.peers.len();
+        let suspect = many || (self.withheld_at.is_some() && !gone.is_empty());
         if suspect && self.confirm_at().is_none_or(|at| now < at) {
             if self.withheld_at.is_none() {
                 self.withheld_at = Some(now);

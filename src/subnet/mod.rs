@@ -3,7 +3,7 @@
 //!
 //! Theory of operation. Text that other programs wrote (operators, flanneld of any age, CNI plugins)
 //! comes in, a checked value goes out, and back again byte for byte; nothing here talks to a store or
-//! knows the time. JSON is read as Go reads it ([`go_json`]): keys match whatever their case, the last
+//! knows the time. JSON is read as Go reads it (`go_json`): keys match whatever their case, the last
 //! of several wins, unknown ones are ignored. What flannel wrote and can read back, we can read; what
 //! makes no sense gets an error that names the field and its value.
 //!

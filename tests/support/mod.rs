@@ -1,7 +1,7 @@
 //! A real etcd for one test: random loopback ports, its own directory, ended when it is dropped.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
-use flanneld::etcd::{Api, Error, Settings, Store, connect};
+use flanneld::etcd::{Api, Change, Error, Registry, Settings, Store, Watch, connect};
 use flanneld::subnet::{LeaseAttrs, SubnetKey};
 use std::future::Future;
 use std::net::TcpListener;
@@ -185,4 +185,31 @@ pub(crate) async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, 
             Err(error) => panic!("{error:?}"),
         }
     }
+}
+
+/// One of each call, which must all succeed.
+pub(crate) async fn works(store: &Store) {
+    let before = store.list().await.unwrap();
+    let mut watch = store.watch(before.revision).await.unwrap();
+    let made = store.create(key("10.9.9.0-24"), &attrs(9), Duration::from_secs(86_400)).await.unwrap();
+    let newer = store.update(&made, &attrs(8), Duration::from_secs(86_400)).await.unwrap();
+    store.delete(&newer).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap().unwrap());
+    }
+    assert_eq!(seen[..2], [Change::Set(made), Change::Set(newer)]);
+    assert!(matches!(seen[2], Change::Gone { .. }));
+}
+
+/// The error of a list, which must come within `limit`.
+pub(crate) async fn failure(store: &Store, limit: Duration) -> Error {
+    let since = Instant::now();
+    let error = store.list().await.unwrap_err();
+    assert!(since.elapsed() < limit, "{error:?} took {:?}", since.elapsed());
+    error
+}
+
+pub(crate) fn is_denied(error: &Error) -> bool {
+    matches!(error, Error::Denied(reason) if !reason.contains("secret"))
 }

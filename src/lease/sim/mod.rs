@@ -3,10 +3,12 @@
 mod check;
 mod nemesis;
 pub(crate) mod store;
+mod summary;
 mod world;
 
 use std::time::Instant;
-use world::{Sabotage, World};
+use summary::{Sabotage, Summary};
+use world::World;
 
 /// One seed by hand: `FLANNELD_SIM_SEED=7 cargo test --lib lease::sim -- --nocapture`.
 const SEED: &str = "FLANNELD_SIM_SEED";
@@ -17,7 +19,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn run(seed: u64, verbose: bool) -> world::Summary {
+fn run(seed: u64, verbose: bool) -> Summary {
     let mut world = World::new(seed, verbose);
     match world.run() {
         Ok(summary) => summary,
@@ -35,7 +37,7 @@ fn one_owner_at_any_instant() {
     }
     let start = Instant::now();
     let seeds = number(SEEDS).unwrap_or(600);
-    let mut total = world::Summary::default();
+    let mut total = Summary::default();
     for seed in 0..seeds {
         total += run(seed, false);
     }

@@ -1,6 +1,7 @@
 //! Nodes, a network that fails, a nemesis, and the checker.
 
 use super::store::Store;
+use super::summary::{Sabotage, Summary};
 use crate::etcd::{Change, Error, Revision};
 use crate::lease::{Call, Event, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 use crate::subnet::{Config, LeaseAttrs, SubnetKey};
@@ -10,7 +11,6 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::ops::AddAssign;
 use std::time::Duration;
 
 /// Faults happen before this, none after.
@@ -19,59 +19,6 @@ pub(super) const QUIET: Duration = Duration::from_secs(90);
 const END: Duration = Duration::from_secs(90 + 60 + 40 + 365 + 30);
 /// A call's deadline.
 const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What happened in a run, to see that something did.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Summary {
-    acquired: u64,
-    renewed: u64,
-    regained: u64,
-    lost: u64,
-    revoked: u64,
-    conflicts: u64,
-    races: u64,
-    repairs: u64,
-    withheld: u64,
-    pub(super) compactions: u64,
-    late: u64,
-}
-
-impl AddAssign for Summary {
-    fn add_assign(&mut self, other: Self) {
-        self.acquired += other.acquired;
-        self.renewed += other.renewed;
-        self.regained += other.regained;
-        self.lost += other.lost;
-        self.revoked += other.revoked;
-        self.conflicts += other.conflicts;
-        self.races += other.races;
-        self.repairs += other.repairs;
-        self.withheld += other.withheld;
-        self.compactions += other.compactions;
-        self.late += other.late;
-    }
-}
-
-impl Summary {
-    pub(crate) fn assert_eventful(&self) {
-        let Self { acquired, renewed, regained, lost, revoked, conflicts, races, repairs, .. } = *self;
-        let all = [acquired, renewed, regained, lost, revoked, conflicts, races, repairs];
-        assert!(all.iter().all(|count| *count > 20), "{self:?}");
-        assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
-    }
-}
-
-/// A store that does not do what we rely on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sabotage {
-    None,
-    /// A create overwrites.
-    BlindCreate,
-    /// A renewal overwrites, as flannel's does.
-    BlindUpdate,
-    /// A renewal lasts shorter than asked for.
-    ShortTtl,
-}
 
 #[derive(Debug)]
 pub(super) enum Ev {

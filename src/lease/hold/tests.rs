@@ -1,0 +1,232 @@
+//! Renewal, loss, conflict.
+
+use crate::lease::bench::*;
+
+#[test]
+fn renewal_is_conditional_and_counts_from_before_the_request() {
+    let mut b = Bench::holding(OnLost::Exit);
+    let acquired = b.now;
+    assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
+    assert_eq!(b.now, acquired + TTL - MARGIN);
+    let sent = b.now;
+    b.now += Duration::from_secs(2);
+    b.give(updated(Ok(entry(1, US, 15))));
+    assert_eq!(b.said(), [Notice::Renewed { subnet: net(1), deadline: Some(sent + TTL) }]);
+    // Its own event says nothing new.
+    assert_eq!(b.give(set(entry(1, US, 15))), None);
+    assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 15));
+    assert_eq!(b.now, sent + TTL - MARGIN);
+}
+
+#[test]
+fn a_failed_renewal_is_repeated_faster_towards_the_end_then_lost() {
+    let mut b = Bench::holding(OnLost::Exit);
+    let deadline = b.m.status().deadline.unwrap();
+    let mut last = None;
+    let mut delays = vec![];
+    while b.held().is_some() {
+        let call = b.sleep();
+        if b.held().is_none() {
+            assert_eq!(call, Call::List, "lost: look first");
+            break;
+        }
+        delays.extend(last.replace(b.now).map(|last| b.now - last));
+        assert!(matches!(call, Call::Update { .. }));
+        b.give(updated(Err(down())));
+    }
+    assert_eq!(b.now, deadline);
+    assert!(
+        delays[0] >= Duration::from_secs(2) && *delays.last().unwrap() < Duration::from_secs(1),
+        "{delays:?}"
+    );
+    assert!(delays.len() < 100, "{delays:?}");
+    assert!(b.said().contains(&Notice::Lost { subnet: net(1) }));
+    // Still there and ours: a conditional write brings it back.
+    let call = b.give(list(30, &[entry(1, US, 11)]));
+    assert_eq!(updated_entry(call), entry(1, US, 11));
+    let sent = b.now;
+    b.give(updated(Ok(entry(1, US, 31))));
+    let regained = Notice::Acquired { subnet: net(1), how: How::Regained, deadline: Some(sent + TTL) };
+    assert!(b.said().contains(&regained));
+}
+
+#[test]
+fn a_renewal_that_did_happen_is_found_and_done_again() {
+    let mut b = Bench::holding(OnLost::Exit);
+    let deadline = b.m.status().deadline;
+    b.sleep();
+    b.give(updated(Err(down())));
+    assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
+    assert_eq!(b.give(updated(Err(Error::Conflict))), Some(Call::List));
+    b.give(list(21, &[entry(1, US, 20), entry(3, THEM, 9)]));
+    assert_eq!(b.m.status().deadline, deadline, "nobody knows when that write was made");
+    assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 20));
+}
+
+#[test]
+fn an_expired_lease_that_is_free_is_created_again() {
+    let mut b = Bench::holding(OnLost::Exit);
+    b.now = b.m.status().deadline.unwrap();
+    assert_eq!(b.give(Input::Tick), Some(Call::List));
+    assert_eq!(created_key(b.give(list(30, &[entry(3, THEM, 9)]))), net(1));
+    b.give(created(Ok(entry(1, US, 31))));
+    assert_eq!(b.held(), Some(net(1)));
+}
+
+#[test]
+fn an_expired_lease_that_is_taken_is_a_conflict() {
+    let mut b = Bench::holding(OnLost::Exit);
+    b.now = b.m.status().deadline.unwrap();
+    b.give(Input::Tick);
+    assert_eq!(b.give(list(30, &[entry(1, THEM, 29)])), None);
+    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
+    assert!(b.said().contains(&conflict));
+    assert_eq!((b.m.wake_at(), b.held()), (None, None));
+}
+
+#[test]
+fn a_deleted_key_is_created_again_at_once() {
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(created_key(b.give(gone(1, 20))), net(1));
+    assert_eq!((b.said(), b.held()), (vec![Notice::Revoked { subnet: net(1) }], None));
+    b.give(created(Ok(entry(1, US, 21))));
+    assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
+
+    let mut b = Bench::holding(OnLost::Exit);
+    b.give(gone(1, 20));
+    b.give(created(Err(Error::Exists)));
+    assert_eq!(b.sleep(), Call::List);
+    b.give(list(22, &[entry(1, THEM, 21), entry(3, THEM, 9)]));
+    assert!(matches!(b.said()[..], [Notice::Revoked { .. }, Notice::Conflict { .. }]));
+}
+
+#[test]
+fn an_old_deletion_is_not_a_new_one() {
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(b.give(gone(1, 11)), None);
+    assert_eq!(b.held(), Some(net(1)));
+}
+
+#[test]
+fn what_the_watch_says_during_a_write_is_weighed_against_its_answer() {
+    // Deleted before our creation, and created by someone else and deleted again: ours stands.
+    let mut b = Bench::holding(OnLost::Exit);
+    b.give(gone(1, 20));
+    assert_eq!(b.give(set(entry(1, THEM, 21))), None);
+    b.give(gone(1, 22));
+    assert_eq!(b.give(created(Ok(entry(1, US, 23)))), None);
+    assert_eq!(b.held(), Some(net(1)));
+    // Deleted after our creation.
+    let mut b = Bench::holding(OnLost::Exit);
+    b.give(gone(1, 20));
+    assert_eq!(b.give(gone(1, 22)), None);
+    assert_eq!(created_key(b.give(created(Ok(entry(1, US, 21))))), net(1));
+    assert_eq!(b.held(), None);
+    // Taken after our creation.
+    let mut b = Bench::holding(OnLost::Exit);
+    b.give(gone(1, 20));
+    b.give(set(entry(1, THEM, 22)));
+    b.give(created(Ok(entry(1, US, 21))));
+    assert!(matches!(b.said()[..], [.., Notice::Conflict { owner: THEM, .. }]));
+    // Deleted after a renewal whose answer is late.
+    let mut b = Bench::holding(OnLost::Exit);
+    b.sleep();
+    assert_eq!(b.give(gone(1, 22)), None);
+    assert_eq!(created_key(b.give(updated(Ok(entry(1, US, 21))))), net(1));
+    assert_eq!(b.held(), None);
+}
+
+#[test]
+fn an_overwritten_key_is_a_conflict_at_once() {
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(b.give(set(entry(1, THEM, 20))), None);
+    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit }]);
+}
+
+#[test]
+fn keep_waits_for_the_key_and_says_so_once() {
+    let mut b = Bench::holding(OnLost::Keep);
+    b.give(set(entry(1, THEM, 20)));
+    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Keep }]);
+    assert_eq!(b.sleep(), Call::List);
+    b.give(list(25, &[entry(1, THEM, 20), entry(3, THEM, 9)]));
+    assert_eq!((b.said(), b.held()), (vec![], None));
+    assert_eq!(created_key(b.give(gone(1, 30))), net(1));
+    b.give(created(Ok(entry(1, US, 31))));
+    assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
+}
+
+#[test]
+fn reacquire_takes_another_subnet_and_starts_the_peers_anew() {
+    let mut b = Bench::holding(OnLost::Reacquire);
+    assert_eq!(b.give(set(entry(1, THEM, 20))), Some(Call::List));
+    let third = Lease { subnet: net(3), attrs: LeaseAttrs::new(THEM) };
+    let said = b.said();
+    assert!(matches!(said[0], Notice::Conflict { then: OnLost::Reacquire, .. }));
+    assert_eq!(said[1], Notice::Peers(vec![Event::Removed(third.clone())]));
+    assert_eq!(b.give(set(entry(1, THEM, 21))), None, "the old watch is not heard");
+    assert_eq!(created_key(b.give(list(22, &[entry(1, THEM, 21), entry(3, THEM, 9)]))), net(2));
+    b.give(created(Ok(entry(2, US, 23))));
+    let first = Lease { subnet: net(1), attrs: LeaseAttrs::new(THEM) };
+    let said = b.said();
+    assert!(matches!(said[0], Notice::Acquired { how: How::Fresh, .. }));
+    assert_eq!(said[1], Notice::Peers(vec![Event::Added(first), Event::Added(third)]));
+    assert_eq!(b.watches, [10, 22]);
+}
+
+#[test]
+fn a_reservation_is_held_without_a_write_and_without_an_end() {
+    let mut b = Bench::new(OnLost::Exit, None);
+    b.give(Input::Tick);
+    assert_eq!(b.give(list(10, &[reservation(2, US, 4)])), None);
+    assert_eq!(b.said(), [Notice::Acquired { subnet: net(2), how: How::Reused, deadline: None }]);
+    b.give(Input::WatchStarted);
+    // Nothing but the lists on the timer, for a week.
+    let start = b.now;
+    while b.now < start + Duration::from_secs(7 * 86_400) {
+        assert_eq!(b.sleep(), Call::List);
+        assert_eq!(b.give(list(10, &[reservation(2, US, 4)])), None);
+    }
+    assert_eq!((b.held(), b.said()), (Some(net(2)), vec![]));
+}
+
+#[test]
+fn a_lease_becomes_a_reservation_and_back() {
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(b.give(set(reservation(1, US, 20))), None);
+    assert_eq!(b.said(), [Notice::Reserved { subnet: net(1) }]);
+    assert_eq!(b.m.status().deadline, None);
+    b.now += TTL * 2;
+    assert_eq!(b.give(Input::Tick), None);
+    assert_eq!(updated_entry(b.give(set(entry(1, US, 30)))), entry(1, US, 30), "how much is left of it?");
+}
+
+#[test]
+fn garbage_in_our_key_is_waited_out() {
+    let mut b = Bench::holding(OnLost::Exit);
+    let deadline = b.m.status().deadline.unwrap();
+    let skipped = Skipped { key: "10.5.1.0-24".to_owned(), reason: "garbage".to_owned() };
+    b.give(Input::Changes(vec![Change::Skipped(skipped.clone())]));
+    let listing = Listing { entries: vec![entry(3, THEM, 9)], skipped: vec![skipped], revision: 20 };
+    let mut calls = 0;
+    while b.now < deadline + Duration::from_secs(600) {
+        let reply = match b.sleep() {
+            Call::List => Input::Reply(Reply::Listed(Ok(listing.clone()))),
+            Call::Update { .. } => updated(Err(Error::Conflict)),
+            other => panic!("{other:?}"),
+        };
+        calls += 1;
+        let mut call = b.give(reply);
+        while let Some(Call::List) = call {
+            call = b.give(Input::Reply(Reply::Listed(Ok(listing.clone()))));
+        }
+        assert_eq!(call, None);
+    }
+    assert!(calls < 100, "{calls} calls in ten minutes");
+    let lost = |notice: &Notice| matches!(notice, Notice::Lost { .. });
+    let said = b.said();
+    assert_eq!(said.iter().filter(|notice| lost(notice)).count(), 1, "{said:?}");
+    assert!(!said.iter().any(|notice| matches!(notice, Notice::Conflict { .. } | Notice::Revoked { .. })));
+    // Removed by hand.
+    assert_eq!(created_key(b.give(gone(1, 30))), net(1));
+}

@@ -1,0 +1,56 @@
+//! What a run came to, and what a run of the checker's own test is to suffer.
+
+use std::ops::AddAssign;
+
+/// What happened in a run, to see that something did.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Summary {
+    pub(super) acquired: u64,
+    pub(super) renewed: u64,
+    pub(super) regained: u64,
+    pub(super) lost: u64,
+    pub(super) revoked: u64,
+    pub(super) conflicts: u64,
+    pub(super) races: u64,
+    pub(super) repairs: u64,
+    pub(super) withheld: u64,
+    pub(super) compactions: u64,
+    pub(super) late: u64,
+}
+
+impl AddAssign for Summary {
+    fn add_assign(&mut self, other: Self) {
+        self.acquired += other.acquired;
+        self.renewed += other.renewed;
+        self.regained += other.regained;
+        self.lost += other.lost;
+        self.revoked += other.revoked;
+        self.conflicts += other.conflicts;
+        self.races += other.races;
+        self.repairs += other.repairs;
+        self.withheld += other.withheld;
+        self.compactions += other.compactions;
+        self.late += other.late;
+    }
+}
+
+impl Summary {
+    pub(crate) fn assert_eventful(&self) {
+        let Self { acquired, renewed, regained, lost, revoked, conflicts, races, repairs, .. } = *self;
+        let all = [acquired, renewed, regained, lost, revoked, conflicts, races, repairs];
+        assert!(all.iter().all(|count| *count > 20), "{self:?}");
+        assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
+    }
+}
+
+/// A store that does not do what we rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    None,
+    /// A create overwrites.
+    BlindCreate,
+    /// A renewal overwrites, as flannel's does.
+    BlindUpdate,
+    /// A renewal lasts shorter than asked for.
+    ShortTtl,
+}
