@@ -13,7 +13,7 @@
 //!                      └────────▲─────────────────────────────────────────┬─────────────┘
 //!              RouteCommand, Stop: bounded, wake-up                counters: read-only
 //!                      ┌────────┴───────────────── control thread ────────▼─────────────┐
-//!  etcd v2/v3 ─watch─► │ etcd/ ──► lease/ ──► Event ──► backend/{udp|alloc}             │ ─netlink─► kernel
+//!  etcd v2/v3 ─watch─► │ etcd/ ──► lease/ ──► Event ──► backend/{udp|vxlan|host_gw|…}   │ ─netlink─► kernel
 //!                      └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -31,7 +31,7 @@
 //! | [`subnet`] | flannel's contract as values: config, lease, allocation, `subnet.env` |
 //! | [`etcd`] | the store: one trait, v2, v3 and in-memory forms |
 //! | [`lease`] | the lease's life, without I/O |
-//! | [`netlink`] | the kernel's links, addresses and routes |
+//! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
 //! | [`iface`] | which interface carries the overlay |
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
 //! | [`backend`] | what a lease event does |

@@ -5,24 +5,39 @@
 //! subnet that was leased. The [`Network`] that comes out takes [`Event`]s, and [`Network::maintain`] repairs
 //! what others broke: a backend states what it wants, and compares with what is there.
 //!
+//! udp hands events to its engine at once. The backends that live in the kernel's tables only note them;
+//! [`Network::is_pending`] then asks for a pass of [`Network::maintain`], which writes what a burst of events
+//! has come to.
+//!
 //! A lease of another backend's type belongs to a node that this one cannot talk to: it is counted and left
 //! alone.
 
+mod command;
+mod extension;
+mod host_gw;
 mod udp;
+mod upkeep;
+mod vxlan;
 
+pub use command::CommandError;
 pub use udp::{EngineSettings, Snapshot};
 
 use crate::iface::External;
 use crate::lease::Event;
-use crate::netlink::{self, Netlink};
+use crate::netlink::{self, Netlink, Stale, Territory};
 use crate::subnet::{Config, ConfigError, LeaseAttrs};
 use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// A type that this version does not serve, or none that exists.
-    #[error("network config: Backend.Type {0:?} is not served by this version; it serves udp and alloc")]
+    #[error(
+        "network config: Backend.Type {0:?} is not served by this version; \
+         it serves udp, vxlan, host-gw, extension and alloc"
+    )]
     Unknown(String),
     /// A field of the `Backend` object.
     #[error("network config: {0}")]
@@ -47,9 +62,31 @@ pub enum BackendError {
     /// The kernel's tables.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// The TUN device disappears again and again.
-    #[error("the TUN device was deleted {0} times within a minute: something else manages it")]
+    /// The overlay's device disappears again and again.
+    #[error("the overlay's device was deleted {0} times within a minute: something else manages it")]
     Unstable(usize),
+    /// The interface that was chosen at the start is away.
+    #[error("there is no interface {0} now")]
+    NoLink(String),
+    /// host-gw's peers route to the interface itself.
+    #[error(
+        "host-gw needs peers to reach this host at an address of its own: the public IP {public_ip} is not \
+         {name}'s address {address}"
+    )]
+    PublicIp {
+        /// What peers are told.
+        public_ip: Ipv4Addr,
+        /// The external interface.
+        name: String,
+        /// Its address.
+        address: Ipv4Addr,
+    },
+    /// An extension's command.
+    #[error("extension: {0}")]
+    Command(#[from] CommandError),
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
 }
 
 impl BackendError {
@@ -66,6 +103,12 @@ impl BackendError {
 pub enum Backend {
     /// Packets through our own engine, over UDP.
     Udp(udp::Config),
+    /// Packets through the kernel's VXLAN device.
+    Vxlan(vxlan::Config),
+    /// A route to each peer.
+    HostGw(host_gw::Config),
+    /// The operator's commands.
+    Extension(extension::Config),
     /// No data path: only the lease and `subnet.env`.
     Alloc {
         /// The external interface's MTU.
@@ -76,22 +119,34 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The backend that `config` names.
+    /// The backend that `config` names. vxlan looks for the device of an earlier run, extension runs its first
+    /// command.
     ///
     /// # Errors
     /// [`BackendError::Unknown`] for a type that is not served, [`BackendError::Config`] for its fields.
-    pub fn from_config(
+    pub async fn from_config(
         config: &Config,
         external: &External,
         engine: &EngineSettings,
+        netlink: &Netlink,
     ) -> Result<Backend, BackendError> {
         // udp and alloc publish no type, as flannel does.
         let attrs = LeaseAttrs { public_ip: external.public_ip, backend_type: None, backend_data: None };
-        match config.backend.kind.as_str() {
-            "udp" => Ok(Backend::Udp(udp::Config::new(config, external, engine, attrs)?)),
-            "alloc" => Ok(Backend::Alloc { mtu: external.mtu, attrs }),
-            other => Err(BackendError::Unknown(other.to_owned())),
-        }
+        Ok(match config.backend.kind.as_str() {
+            "udp" => {
+                let backend = udp::Config::new(config, external, engine, attrs)?;
+                // Those that vxlan or host-gw left before the network became udp's: they are narrower than its
+                // own route and would lead packets away from it.
+                let territory = Territory { network: config.network, device: None };
+                netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
+                Backend::Udp(backend)
+            }
+            vxlan::KIND => Backend::Vxlan(vxlan::Config::new(config, external, netlink).await?),
+            host_gw::KIND => Backend::HostGw(host_gw::Config::new(config, external)?),
+            extension::KIND => Backend::Extension(extension::Config::new(config, external).await?),
+            "alloc" => Backend::Alloc { mtu: external.mtu, attrs },
+            other => return Err(BackendError::Unknown(other.to_owned())),
+        })
     }
 
     /// What the lease's value says.
@@ -99,6 +154,9 @@ impl Backend {
     pub fn attrs(&self) -> &LeaseAttrs {
         match self {
             Backend::Udp(config) => config.attrs(),
+            Backend::Vxlan(config) => config.attrs(),
+            Backend::HostGw(config) => config.attrs(),
+            Backend::Extension(config) => config.attrs(),
             Backend::Alloc { attrs, .. } => attrs,
         }
     }
@@ -108,6 +166,9 @@ impl Backend {
     pub fn mtu(&self) -> u32 {
         match self {
             Backend::Udp(config) => config.mtu(),
+            Backend::Vxlan(config) => config.mtu(),
+            Backend::HostGw(config) => config.mtu(),
+            Backend::Extension(config) => config.mtu(),
             Backend::Alloc { mtu, .. } => *mtu,
         }
     }
@@ -115,14 +176,21 @@ impl Backend {
     /// Makes `subnet` work on this host.
     ///
     /// # Errors
-    /// [`BackendError`] names what is missing; nothing stays behind.
+    /// [`BackendError`] names what is missing.
     pub async fn register(&self, netlink: &Netlink, subnet: Ipv4Net) -> Result<Network, BackendError> {
-        match self {
+        Ok(match self.clone() {
             Backend::Udp(config) => {
-                Ok(Network::Udp(Box::new(udp::Network::start(config.clone(), netlink, subnet).await?)))
+                Network::Udp(Box::new(udp::Network::start(config, netlink, subnet).await?))
             }
-            Backend::Alloc { .. } => Ok(Network::Alloc),
-        }
+            Backend::Vxlan(config) => {
+                Network::Vxlan(Box::new(vxlan::Network::start(config, netlink, subnet).await?))
+            }
+            Backend::HostGw(config) => Network::HostGw(Box::new(host_gw::Network::new(config))),
+            Backend::Extension(config) => {
+                Network::Extension(Box::new(extension::Network::start(config, subnet).await?))
+            }
+            Backend::Alloc { .. } => Network::Alloc,
+        })
     }
 }
 
@@ -131,6 +199,12 @@ impl Backend {
 pub enum Network {
     /// See [`Backend::Udp`].
     Udp(Box<udp::Network>),
+    /// See [`Backend::Vxlan`].
+    Vxlan(Box<vxlan::Network>),
+    /// See [`Backend::HostGw`].
+    HostGw(Box<host_gw::Network>),
+    /// See [`Backend::Extension`].
+    Extension(Box<extension::Network>),
     /// See [`Backend::Alloc`].
     Alloc,
 }
@@ -142,8 +216,22 @@ impl Network {
     /// Only what needs a new start.
     pub fn apply(&mut self, events: &[Event]) -> Result<(), BackendError> {
         match self {
-            Network::Udp(network) => network.apply(events),
-            Network::Alloc => Ok(()),
+            Network::Udp(network) => network.apply(events)?,
+            Network::Vxlan(network) => network.apply(events),
+            Network::HostGw(network) => network.apply(events),
+            Network::Extension(network) => network.apply(events),
+            Network::Alloc => {}
+        }
+        Ok(())
+    }
+
+    /// Whether [`Network::maintain`] has something to write that is known already.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match self {
+            Network::Vxlan(network) => network.is_pending(),
+            Network::HostGw(network) => network.is_pending(),
+            Network::Udp(_) | Network::Extension(_) | Network::Alloc => false,
         }
     }
 
@@ -152,18 +240,23 @@ impl Network {
     pub fn concerns(&self, change: &netlink::Change) -> bool {
         match self {
             Network::Udp(network) => network.concerns(change),
-            Network::Alloc => false,
+            Network::Vxlan(network) => network.concerns(change),
+            Network::HostGw(network) => network.concerns(change),
+            Network::Extension(_) | Network::Alloc => false,
         }
     }
 
-    /// Compares what is there with what should be, and mends the difference.
+    /// Compares what is there with what should be, and mends the difference. The first call comes after the
+    /// first snapshot of peers was applied: entries of peers that are gone are removed then.
     ///
     /// # Errors
     /// What could not be mended now; try again later, except after [`BackendError::Unstable`].
     pub async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         match self {
             Network::Udp(network) => network.maintain(netlink).await,
-            Network::Alloc => Ok(()),
+            Network::Vxlan(network) => network.maintain(netlink).await,
+            Network::HostGw(network) => network.maintain(netlink).await,
+            Network::Extension(_) | Network::Alloc => Ok(()),
         }
     }
 
@@ -172,6 +265,9 @@ impl Network {
     pub async fn report(&self, netlink: &Netlink) -> String {
         match self {
             Network::Udp(network) => network.report(netlink).await,
+            Network::Vxlan(network) => network.report(),
+            Network::HostGw(network) => network.report(),
+            Network::Extension(network) => network.report(),
             Network::Alloc => String::new(),
         }
     }

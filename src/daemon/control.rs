@@ -27,6 +27,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long a port in use is tried again, and how often. Below the second that a stop may take.
 const PORT_PATIENCE: Duration = Duration::from_millis(900);
 const PORT_RETRY: Duration = Duration::from_millis(50);
+/// A failure that stays the same is said again after this long.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The signals that we handle.
 struct Signals {
@@ -119,7 +121,13 @@ impl Control {
             }
         };
         info!("Found network config - Backend type: {}", config.backend.kind);
-        let backend = Backend::from_config(&config, &external, &settings.engine)?;
+        let backend = tokio::select! {
+            backend = Backend::from_config(&config, &external, &settings.engine, &netlink) => backend?,
+            name = signals.stop() => {
+                info!("{name}: stopping; the backend was not ready yet");
+                return Ok(());
+            }
+        };
         let rules = HostRules::start(&settings, &config)?;
         notify::status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
@@ -142,6 +150,7 @@ impl Control {
             network: None,
             announced: false,
             check_at: Instant::now() + RESYNC,
+            failing: None,
         };
         // Dropping `stop` at the end of the loop ends the lease's task; the lease itself stays.
         running.run(signals, inbox, lease, stop).await
@@ -172,6 +181,8 @@ struct Running {
     /// Whether systemd was told that we are ready.
     announced: bool,
     check_at: Instant,
+    /// Why the last repair failed, and when that was said.
+    failing: Option<(Instant, String)>,
 }
 
 impl Running {
@@ -219,6 +230,7 @@ impl Running {
                 if let Some((_, network)) = &mut self.network {
                     network.apply(&events)?;
                 }
+                self.hurry();
             }
             Notice::StoreLost { reason } => notify::status(&format!("forwarding without etcd: {reason}")),
             Notice::StoreBack { .. } => self.tell_state(),
@@ -237,6 +249,7 @@ impl Running {
         let network = self.register(subnet).await?;
         self.network = Some((subnet, network));
         self.rules.set(subnet, &self.netlink).await?;
+        self.hurry();
         let file = EnvFile {
             network: self.config.network,
             subnet,
@@ -257,6 +270,14 @@ impl Running {
                 Err(error) if error.may_pass() && Instant::now() < last => sleep(PORT_RETRY).await,
                 result => return result,
             }
+        }
+    }
+
+    /// The tables are written as soon as no notice waits: after the last event of a burst, and after the first
+    /// snapshot of peers, which comes right after the lease.
+    fn hurry(&mut self) {
+        if self.network.as_ref().is_some_and(|(_, network)| network.is_pending()) {
+            self.check_at = Instant::now();
         }
     }
 
@@ -290,11 +311,19 @@ impl Running {
         self.check_at = Instant::now() + RESYNC;
         let Some((_, network)) = &mut self.network else { return Ok(()) };
         match network.maintain(&self.netlink).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.failing = None;
+                Ok(())
+            }
             Err(error @ BackendError::Unstable(_)) => Err(error.into()),
             Err(error) => {
-                error!("repair failed: {error}; trying again");
-                self.check_at = Instant::now() + RETRY;
+                let (now, text) = (Instant::now(), error.to_string());
+                let said = self.failing.as_ref();
+                if !said.is_some_and(|(at, last)| *last == text && now < *at + SAY_EVERY) {
+                    error!("repair failed: {text}; trying again");
+                    self.failing = Some((now, text));
+                }
+                self.check_at = now + RETRY;
                 Ok(())
             }
         }

@@ -1,28 +1,39 @@
-//! The kernel's links, IPv4 addresses and routes, over rtnetlink.
+//! The kernel's links, IPv4 addresses, routes and neighbours, over rtnetlink.
 //!
 //! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`,
-//! `ensure_route`, `ensure_blackhole`); the present state is read and only the difference is written.
-//! A second call therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
-//! program installed is never touched: routes of ours carry [`ROUTE_PROTOCOL`], and addresses are
-//! removed only from the device that the caller names as its own.
+//! `ensure_route`, `ensure_blackhole`); the present state is read and only the difference is written. A second call
+//! therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
+//! program installed is never touched: routes of ours carry [`ROUTE_PROTOCOL`], and addresses, ARP
+//! and forwarding entries are removed only from the device that the caller names as its own.
+//!
+//! Sets of thousands (`ensure_routes`, `ensure_neighbours`, `ensure_fdb`) are compared with one dump
+//! and written in bulk; one entry that the kernel refuses does not stop the others ([`Outcome`]).
 //!
 //! [`Monitor`] tells of changes made by others, so that a caller can repair them. It holds a socket
 //! of its own: a flood of events can overrun it without disturbing requests.
 
 mod addr;
 mod blackhole;
+mod bulk;
 mod link;
 mod monitor;
 #[cfg(test)]
 pub(crate) mod namespace;
+mod neigh;
 mod route;
+mod route_set;
 #[cfg(test)]
 mod tests;
+mod vxlan;
 
 pub use addr::{Address, Scope};
+pub use bulk::{Outcome, Stale};
 pub use link::Link;
 pub use monitor::{Change, Monitor};
+pub use neigh::{Mac, MacError};
 pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
+pub use route_set::Territory;
+pub use vxlan::{DEFAULT_VXLAN_PORT, Vxlan};
 
 use std::fmt;
 use std::io;
@@ -84,28 +95,43 @@ impl Error {
     }
 }
 
-/// What a call of `ensure_*` wrote, one sentence a write; empty if all was in place.
+/// What a call of `ensure_*` wrote, in sentences; empty if all was in place.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Changes(Vec<String>);
+pub struct Changes {
+    sentences: Vec<String>,
+    writes: usize,
+}
 
 impl Changes {
     /// True if nothing was written.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.writes == 0
+    }
+
+    /// How many requests changed something.
+    pub fn writes(&self) -> usize {
+        self.writes
     }
 
     /// Adds the changes of another call.
     pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.sentences.extend(other.sentences);
+        self.writes += other.writes;
     }
 
     fn push(&mut self, what: impl Into<String>) {
-        self.0.push(what.into());
+        self.push_many(what, 1);
+    }
+
+    /// One sentence for so many writes.
+    fn push_many(&mut self, what: impl Into<String>, writes: usize) {
+        self.sentences.push(what.into());
+        self.writes += writes;
     }
 }
 
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+        f.write_str(&self.sentences.join("; "))
     }
 }

@@ -47,13 +47,13 @@ pub(super) struct Present {
     pub(super) link_index: Option<u32>,
     pub(super) protocol: u8,
     pub(super) main_table: bool,
-    gateway: Option<Ipv4Addr>,
+    pub(super) gateway: Option<Ipv4Addr>,
     source: Option<Ipv4Addr>,
     onlink: bool,
-    metric: u32,
-    tos: u8,
+    pub(super) metric: u32,
+    pub(super) tos: u8,
     pub(super) kind: RouteType,
-    scope: RouteScope,
+    pub(super) scope: RouteScope,
 }
 
 impl Present {
@@ -92,12 +92,12 @@ impl Present {
     }
 
     /// The kernel keeps one route for each destination, TOS and metric.
-    fn holds_the_place_of(&self, wanted: &Route) -> bool {
+    pub(super) fn holds_the_place_of(&self, wanted: &Route) -> bool {
         self.main_table && self.destination == wanted.destination.trunc() && self.tos == 0 && self.metric == 0
     }
 
     /// Sends packets where `wanted` would.
-    fn leads_like(&self, wanted: &Route) -> bool {
+    pub(super) fn leads_like(&self, wanted: &Route) -> bool {
         self.kind == RouteType::Unicast
             && self.link_index == Some(wanted.link_index)
             && self.gateway == wanted.gateway
@@ -180,7 +180,7 @@ impl Netlink {
 }
 
 impl Route {
-    fn message(&self) -> RouteMessage {
+    pub(super) fn message(&self) -> RouteMessage {
         let destination = self.destination.trunc();
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())

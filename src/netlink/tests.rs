@@ -186,13 +186,13 @@ fn foreign_routes_are_left_alone() {
         ip("route add 10.0.0.0/8 dev d1 proto static");
         ip("route add 10.0.0.0/8 dev d1 proto static metric 50");
         ip("route add 10.0.0.0/8 dev d1 table 77");
-        let before = ip_shows("route show table all");
+        let before = ip_shows("-4 route show table all");
         let wanted =
             Route { destination: net("10.0.0.0/8"), link_index: first, gateway: None, onlink: false };
         let error = netlink.ensure_route(wanted).await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EEXIST));
         assert!(error.to_string().contains("a route of protocol 4"), "{error}");
-        assert_eq!(ip_shows("route show table all"), before);
+        assert_eq!(ip_shows("-4 route show table all"), before);
 
         // One of another metric is no obstacle, and stays.
         ip("route del 10.0.0.0/8 dev d1 metric 0");

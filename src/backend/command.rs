@@ -1,0 +1,328 @@
+//! An operator's command, run without a shell: split on white space, the documented variables put in, bounded in
+//! time and output. Nothing that comes from the store is ever parsed as a command.
+
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A command that takes longer is killed.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked at.
+const TICK: Duration = Duration::from_millis(5);
+/// How long the output of a command that has ended is waited for: a process that it left may hold the pipe.
+const DRAIN: Duration = Duration::from_millis(500);
+/// Output beyond this many bytes is dropped; etcd takes 1.5 MiB a request.
+const MOST_OUTPUT: usize = 64 * 1024;
+
+/// Why a command failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started or watched.
+    #[error("{command:?}: {reason}")]
+    Run {
+        /// As configured.
+        command: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// It said no.
+    #[error("{command:?}: {status}: {output}")]
+    Status {
+        /// As configured.
+        command: String,
+        /// Exit code or signal.
+        status: ExitStatus,
+        /// What it printed.
+        output: String,
+    },
+    /// It took too long.
+    #[error("{command:?}: took more than {} s and was killed", LIMIT.as_secs())]
+    Timeout {
+        /// As configured.
+        command: String,
+    },
+}
+
+/// A command and what it is given.
+#[derive(Debug, Clone)]
+pub(super) struct Command {
+    /// As configured.
+    pub(super) line: String,
+    /// Its variables; they can stand in the line as `$NAME` or `${NAME}` and are in its environment too.
+    pub(super) variables: Vec<(&'static str, String)>,
+    /// What it reads.
+    pub(super) input: String,
+}
+
+impl Command {
+    /// Program and arguments. A word's variables are put in after the line was split, so a value never makes
+    /// two words. What looks like a variable and is none of ours stays as it is.
+    fn words(&self) -> Vec<String> {
+        self.line.split_whitespace().map(|word| self.expand(word)).collect()
+    }
+
+    fn expand(&self, word: &str) -> String {
+        let mut out = String::new();
+        let mut rest = word;
+        while let Some(at) = rest.find('$') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at..];
+            match self.variable(&rest[1..]) {
+                Some((value, length)) => {
+                    out.push_str(value);
+                    rest = &rest[1 + length..];
+                }
+                None => {
+                    out.push('$');
+                    rest = &rest[1..];
+                }
+            }
+        }
+        out.push_str(rest);
+        out
+    }
+
+    /// The variable whose name starts `text`, and how much of it that takes.
+    fn variable(&self, text: &str) -> Option<(&str, usize)> {
+        let (name, length) = match text.strip_prefix('{') {
+            Some(inner) => inner.split_once('}').map(|(name, _)| (name, name.len() + 2))?,
+            None => {
+                let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+                (&text[..end], end)
+            }
+        };
+        let (_, value) = self.variables.iter().find(|(known, _)| *known == name)?;
+        Some((value, length))
+    }
+
+    /// Runs it, watched by a thread, and waits without blocking; the trimmed output. Giving up the wait kills it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub(super) async fn run(self) -> Result<String, CommandError> {
+        type Slot = (Option<Result<String, CommandError>>, Option<Waker>);
+        let (child, output) = self.start().map_err(|error| self.error(error))?;
+        let child = KillOnDrop(Arc::new(Mutex::new(child)));
+        let slot: Arc<Mutex<Slot>> = Arc::default();
+        let failed = self.error("cannot start a thread for it");
+        let (their_child, their_slot) = (Arc::clone(&child.0), Arc::clone(&slot));
+        let work = move || {
+            let result = self.watch(&their_child, &output);
+            let mut slot = lock(&their_slot);
+            slot.0 = Some(result);
+            if let Some(waker) = slot.1.take() {
+                waker.wake();
+            }
+        };
+        if thread::Builder::new().name("fl-command".to_owned()).spawn(work).is_err() {
+            return Err(failed);
+        }
+        poll_fn(|context| {
+            let mut slot = lock(&slot);
+            slot.1 = Some(context.waker().clone());
+            slot.0.take().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Runs it; the trimmed output of both kinds.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub(super) fn run_blocking(&self) -> Result<String, CommandError> {
+        let (child, output) = self.start().map_err(|error| self.error(error))?;
+        self.watch(&Mutex::new(child), &output)
+    }
+
+    fn watch(&self, child: &Mutex<Child>, output: &Receiver<Vec<u8>>) -> Result<String, CommandError> {
+        let end = Instant::now() + LIMIT;
+        let status = loop {
+            let mut child = lock(child);
+            match child.try_wait().map_err(|error| self.error(error))? {
+                Some(status) => break status,
+                None if Instant::now() >= end => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(CommandError::Timeout { command: self.line.clone() });
+                }
+                None => drop(child),
+            }
+            thread::sleep(TICK);
+        };
+        let output = collect(output);
+        if status.success() {
+            return Ok(output);
+        }
+        Err(CommandError::Status { command: self.line.clone(), status, output })
+    }
+
+    fn start(&self) -> io::Result<(Child, Receiver<Vec<u8>>)> {
+        let words = self.words();
+        let (program, arguments) =
+            words.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
+        let (mut reader, writer) = io::pipe()?;
+        let mut child = std::process::Command::new(program)
+            .args(arguments)
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
+            .stdin(Stdio::piped())
+            .stderr(writer.try_clone()?)
+            .stdout(writer)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            let input = self.input.clone();
+            // A command that does not read must not stop us; one that ends first is no error.
+            thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+        }
+        let (sender, output) = mpsc::channel();
+        thread::spawn(move || {
+            let (mut buffer, mut room) = ([0; 4096], MOST_OUTPUT);
+            while let Ok(length @ 1..) = reader.read(&mut buffer) {
+                let kept = length.min(room);
+                room -= kept;
+                if kept > 0 && sender.send(buffer[..kept].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok((child, output))
+    }
+
+    fn error(&self, reason: impl ToString) -> CommandError {
+        CommandError::Run { command: self.line.clone(), reason: reason.to_string() }
+    }
+}
+
+/// A child that nobody waits for any more.
+struct KillOnDrop(Arc<Mutex<Child>>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Of one that has ended and was waited for, the standard library knows that there is nothing to kill.
+        let _ = lock(&self.0).kill();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn collect(output: &Receiver<Vec<u8>>) -> String {
+    let end = Instant::now() + DRAIN;
+    let mut bytes = Vec::new();
+    while let Ok(chunk) = output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        bytes.extend(chunk);
+    }
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(line: &str) -> Command {
+        let variables = vec![("SUBNET", "10.1.2.0/24".to_owned()), ("PUBLIC_IP", "192.0.2.2".to_owned())];
+        Command { line: line.to_owned(), variables, input: String::new() }
+    }
+
+    #[test]
+    fn words_are_split_first_and_filled_in_second() {
+        let words = |line: &str| command(line).words();
+        assert_eq!(
+            words("ip  route\tadd $SUBNET via $PUBLIC_IP"),
+            ["ip", "route", "add", "10.1.2.0/24", "via", "192.0.2.2"]
+        );
+        assert_eq!(words("a${SUBNET}b $SUBNET/x"), ["a10.1.2.0/24b", "10.1.2.0/24/x"]);
+        assert_eq!(
+            words("$SUBNETS ${SUBNET $HOME $ $$SUBNET"),
+            ["$SUBNETS", "${SUBNET", "$HOME", "$", "$10.1.2.0/24"]
+        );
+        assert_eq!(words("sh -c 'a b'; && |"), ["sh", "-c", "'a", "b';", "&&", "|"]);
+        let mut spaced = command("x $SUBNET");
+        spaced.variables[0].1 = "two words; $PUBLIC_IP".to_owned();
+        assert_eq!(spaced.words(), ["x", "two words; $PUBLIC_IP"]);
+    }
+
+    #[test]
+    fn output_environment_and_input_are_passed() {
+        assert_eq!(command("printenv SUBNET").run_blocking().unwrap(), "10.1.2.0/24");
+        let reading = Command { input: "a\nb\n".to_owned(), ..command("cat") };
+        assert_eq!(reading.run_blocking().unwrap(), "a\nb");
+        let error = command("ls /does/not/exist").run_blocking().unwrap_err();
+        assert!(
+            matches!(&error, CommandError::Status { output, .. } if output.contains("/does/not/exist")),
+            "{error}"
+        );
+        assert!(matches!(command("/does/not/exist").run_blocking().unwrap_err(), CommandError::Run { .. }));
+        assert!(matches!(command(" ").run_blocking().unwrap_err(), CommandError::Run { .. }));
+    }
+
+    #[test]
+    fn a_flood_or_a_deaf_command_does_no_harm() {
+        let start = Instant::now();
+        let flood = command("head -c 10000000 /dev/zero").run_blocking().unwrap();
+        assert_eq!(flood.len(), MOST_OUTPUT);
+        let deaf = Command { input: "x".repeat(1 << 20), ..command("true") };
+        assert_eq!(deaf.run_blocking().unwrap(), "");
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn waiting_for_it_blocks_nobody() {
+        let runtime = futures_util::future::join(command("sleep 0.2").run(), async { Instant::now() });
+        let (result, at) = block_on(runtime);
+        assert_eq!(result.unwrap(), "");
+        assert!(at.elapsed() >= Duration::from_millis(150));
+    }
+
+    #[test]
+    fn giving_up_the_wait_kills_it() {
+        let mark = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("tail -f {}", mark.path().display());
+        let mut waiting = Box::pin(command(&line).run());
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        let mine = format!("/proc/{}/task", std::process::id());
+        let alive = || {
+            let children = std::fs::read_dir(&mine)
+                .unwrap()
+                .flatten()
+                .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+            let pids: Vec<_> =
+                children.flat_map(|text| text.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+            let commands = pids.iter().filter_map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
+            let path = mark.path().display().to_string();
+            commands.filter(|line| String::from_utf8_lossy(line).contains(&path)).count()
+        };
+        assert_eq!(alive(), 1);
+        drop(waiting);
+        let end = Instant::now() + Duration::from_secs(2);
+        while alive() > 0 {
+            assert!(Instant::now() < end, "it lives on");
+            thread::sleep(TICK);
+        }
+    }
+
+    /// A minimal executor: parks until woken.
+    fn block_on<F: Future>(future: F) -> F::Output {
+        struct Unpark(thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            thread::park();
+        }
+    }
+}

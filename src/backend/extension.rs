@@ -1,0 +1,183 @@
+//! The `extension` backend: the operator's own commands make the network.
+//!
+//! `PreStartupCommand` runs before there is a lease; what it prints is published as `BackendData`.
+//! `PostStartupCommand` runs with the lease. `SubnetAddCommand` and `SubnetRemoveCommand` run for each peer, with
+//! what that peer published on their standard input, one after the other in a thread of their own. How a command
+//! line is read: the file `command.rs` beside this one.
+
+use super::BackendError;
+use super::command::Command;
+use crate::iface::External;
+use crate::lease::{Event, Lease};
+use crate::subnet::{self, LeaseAttrs};
+use ipnet::Ipv4Net;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use tracing::{debug, info, warn};
+
+/// flannel's name for it.
+pub(super) const KIND: &str = "extension";
+
+/// The backend as configured; its first command has run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    network: Ipv4Net,
+    mtu: u32,
+    post_startup: Option<String>,
+    subnet_add: Option<String>,
+    subnet_remove: Option<String>,
+    attrs: LeaseAttrs,
+}
+
+impl Config {
+    /// Runs `PreStartupCommand`.
+    pub(super) async fn new(config: &subnet::Config, external: &External) -> Result<Config, BackendError> {
+        let command = |name: &str| {
+            let line = config.backend.field::<String>(name)?;
+            Ok::<_, BackendError>(line.filter(|line| !line.trim().is_empty()))
+        };
+        let backend_data = match command("PreStartupCommand")? {
+            Some(line) => {
+                let command = Command { line, variables: Vec::new(), input: String::new() };
+                Some(Value::String(command.run().await?))
+            }
+            None => None,
+        };
+        Ok(Config {
+            network: config.network,
+            mtu: external.mtu,
+            post_startup: command("PostStartupCommand")?,
+            subnet_add: command("SubnetAddCommand")?,
+            subnet_remove: command("SubnetRemoveCommand")?,
+            attrs: LeaseAttrs {
+                // flannel publishes the interface's address here, whatever -public-ip says.
+                public_ip: external.address,
+                backend_type: Some(KIND.to_owned()),
+                backend_data,
+            },
+        })
+    }
+
+    pub(super) fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    pub(super) fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Runs `PostStartupCommand`.
+    pub(super) async fn post_startup(&self, subnet: Ipv4Net) -> Result<(), BackendError> {
+        let Some(line) = self.post_startup.clone() else { return Ok(()) };
+        let variables = vec![
+            ("NETWORK", self.network.to_string()),
+            ("SUBNET", subnet.to_string()),
+            ("IPV6SUBNET", String::new()),
+            ("PUBLIC_IP", self.attrs.public_ip.to_string()),
+            ("PUBLIC_IPV6", String::new()),
+        ];
+        let output = Command { line, variables, input: String::new() }.run().await?;
+        info!("PostStartupCommand: {output}");
+        Ok(())
+    }
+}
+
+/// The backend at work.
+#[derive(Debug)]
+pub struct Network {
+    config: Config,
+    /// To the thread that runs the commands; it ends with what is still in the channel.
+    queue: Sender<Command>,
+    /// As they were added.
+    peers: BTreeMap<Ipv4Net, Lease>,
+    foreign: u64,
+    unusable: u64,
+    failures: Arc<AtomicU64>,
+}
+
+impl Network {
+    pub(super) async fn start(config: Config, subnet: Ipv4Net) -> Result<Network, BackendError> {
+        config.post_startup(subnet).await?;
+        let (queue, commands) = mpsc::channel();
+        let failures = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&failures);
+        thread::Builder::new()
+            .name("fl-extension".to_owned())
+            .spawn(move || work(&commands, &count))
+            .map_err(BackendError::Thread)?;
+        Ok(Network { config, queue, peers: BTreeMap::new(), foreign: 0, unusable: 0, failures })
+    }
+
+    pub(super) fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Added(lease) => self.added(lease),
+                Event::Removed(lease) => self.removed(lease.subnet),
+            }
+        }
+    }
+
+    fn added(&mut self, lease: &Lease) {
+        let kind = lease.attrs.backend_type.as_deref();
+        if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) {
+            self.foreign += 1;
+            warn!(subnet = %lease.subnet, ?kind, "not an extension node's lease: ignored");
+            self.removed(lease.subnet);
+        } else if self.enqueue(self.config.subnet_add.clone(), lease) {
+            self.peers.insert(lease.subnet, lease.clone());
+        }
+    }
+
+    fn removed(&mut self, subnet: Ipv4Net) {
+        if let Some(lease) = self.peers.remove(&subnet) {
+            self.enqueue(self.config.subnet_remove.clone(), &lease);
+        }
+    }
+
+    /// False if the peer's data are not what an extension node publishes.
+    fn enqueue(&mut self, line: Option<String>, lease: &Lease) -> bool {
+        let data = match &lease.attrs.backend_data {
+            Some(Value::String(text)) => text.as_str(),
+            None => "",
+            Some(other) => {
+                self.unusable += 1;
+                warn!(subnet = %lease.subnet, data = %other, "BackendData is no string: ignored");
+                return false;
+            }
+        };
+        let Some(line) = line else { return true };
+        let variables =
+            vec![("SUBNET", lease.subnet.to_string()), ("PUBLIC_IP", lease.attrs.public_ip.to_string())];
+        let command = Command { line, variables, input: format!("{data}\n") };
+        // The receiver lives as long as the thread, and the thread as long as this sender.
+        let _ = self.queue.send(command);
+        true
+    }
+
+    pub(super) fn report(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(text, "peers {}", self.peers.len());
+        let _ = writeln!(text, "count foreign_leases {}", self.foreign);
+        let _ = writeln!(text, "count unusable_leases {}", self.unusable);
+        let _ = writeln!(text, "count failed_commands {}", self.failures.load(Ordering::Relaxed));
+        text
+    }
+}
+
+/// Runs commands in order until nobody can send any more.
+fn work(commands: &Receiver<Command>, failures: &AtomicU64) {
+    for command in commands {
+        match command.run_blocking() {
+            Ok(output) => debug!("{:?}: {output}", command.line),
+            Err(error) => {
+                failures.fetch_add(1, Ordering::Relaxed);
+                warn!("{error}");
+            }
+        }
+    }
+}

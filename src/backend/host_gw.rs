@@ -1,0 +1,150 @@
+//! The `host-gw` backend: a plain route to each peer's subnet, by way of the peer. No tunnel, so every peer must
+//! be on the external interface's own link.
+//!
+//! The routes stay when the process goes. They carry our protocol number, by which the next start knows them.
+
+use super::BackendError;
+use super::upkeep::Upkeep;
+use crate::iface::External;
+use crate::lease::{Event, Lease};
+use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
+use crate::subnet::{self, LeaseAttrs};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+use tracing::warn;
+
+/// flannel's name for it.
+pub(super) const KIND: &str = "host-gw";
+
+/// The backend as configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    network: Ipv4Net,
+    external: External,
+    attrs: LeaseAttrs,
+}
+
+impl Config {
+    pub(super) fn new(config: &subnet::Config, external: &External) -> Result<Config, BackendError> {
+        if external.public_ip != external.address {
+            return Err(BackendError::PublicIp {
+                public_ip: external.public_ip,
+                name: external.name.clone(),
+                address: external.address,
+            });
+        }
+        let attrs = LeaseAttrs {
+            public_ip: external.public_ip,
+            backend_type: Some(KIND.to_owned()),
+            backend_data: None,
+        };
+        Ok(Config { network: config.network, external: external.clone(), attrs })
+    }
+
+    pub(super) fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    pub(super) fn mtu(&self) -> u32 {
+        self.external.mtu
+    }
+}
+
+/// The backend at work.
+#[derive(Debug)]
+pub struct Network {
+    config: Config,
+    peers: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Peers whose route the kernel refuses, since they are not on the interface's link.
+    off_link: usize,
+    upkeep: Upkeep,
+}
+
+impl Network {
+    pub(super) fn new(config: Config) -> Network {
+        Network { config, peers: BTreeMap::new(), off_link: 0, upkeep: Upkeep::new() }
+    }
+
+    pub(super) fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            self.follow(event);
+        }
+    }
+
+    fn follow(&mut self, event: &Event) {
+        match event {
+            Event::Added(lease) if is_ours(lease) => {
+                self.peers.insert(lease.subnet, lease.attrs.public_ip);
+            }
+            Event::Added(lease) => {
+                self.upkeep.foreign_lease();
+                let kind = lease.attrs.backend_type.as_deref();
+                warn!(subnet = %lease.subnet, ?kind, "not a host-gw node's lease: ignored");
+                self.peers.remove(&lease.subnet);
+            }
+            Event::Removed(lease) => {
+                self.peers.remove(&lease.subnet);
+            }
+        }
+        self.upkeep.peers_changed();
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.upkeep.is_pending()
+    }
+
+    pub(super) fn concerns(&self, change: &Change) -> bool {
+        match change {
+            Change::Link { name, .. } => *name == self.config.external.name,
+            Change::Address { link_index, .. } => *link_index == self.config.external.index,
+            Change::Route { destination, .. } => self.config.network.contains(destination),
+            Change::Overrun => true,
+        }
+    }
+
+    pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        let name = self.config.external.name.clone();
+        // A device that was made anew has another number.
+        let link = netlink.link_by_name(&name).await?.ok_or(BackendError::NoLink(name.clone()))?;
+        self.config.external.index = link.index;
+        let mut outcome = self.routes(netlink, self.upkeep.stale()).await?;
+        if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
+            outcome.changes.extend(self.routes(netlink, Stale::Remove).await?.changes);
+        }
+        self.count_off_link(&outcome);
+        self.upkeep.conclude(&name, Changes::default(), outcome);
+        Ok(())
+    }
+
+    fn count_off_link(&mut self, outcome: &Outcome) {
+        let unreachable =
+            |error: &&Error| matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH));
+        let count = outcome.failures.iter().filter(unreachable).count();
+        if count > 0 && count != self.off_link {
+            let name = &self.config.external.name;
+            warn!("{count} peers are not on {name}'s own link: host-gw cannot reach them (vxlan would)");
+        }
+        self.off_link = count;
+    }
+
+    async fn routes(&self, netlink: &Netlink, stale: Stale) -> Result<Outcome, BackendError> {
+        let link_index = self.config.external.index;
+        let route = |(subnet, peer): (&Ipv4Net, &Ipv4Addr)| {
+            let route = Route { destination: *subnet, link_index, gateway: Some(*peer), onlink: false };
+            (*subnet, route)
+        };
+        let wanted = self.peers.iter().map(route).collect();
+        let territory = Territory { network: self.config.network, device: None };
+        Ok(netlink.ensure_routes(&wanted, territory, stale).await?)
+    }
+
+    pub(super) fn report(&self) -> String {
+        format!("{}count off_link_peers {}\n", self.upkeep.report(self.peers.len()), self.off_link)
+    }
+}
+
+fn is_ours(lease: &Lease) -> bool {
+    lease.attrs.backend_type.as_deref().is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+}

@@ -1,0 +1,184 @@
+//! The book-keeping of a network that lives in the kernel's tables (vxlan, host-gw): when entries of peers that
+//! are no more may be removed, what counts as a repair, and what is worth a line in the log.
+//!
+//! Entries outlive the process, so that a restart loses no packet. The price: those of peers that left in the
+//! meantime have to be found and removed. The first pass over the tables therefore only adds, and counts what
+//! it would remove. If that is more than half of what is there, the store is suspect (wiped, half restored), and
+//! everything stays for a while; the watch brings back whoever is really there.
+
+use crate::netlink::{Changes, Error, Outcome, Stale};
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// With fewer stale entries than this a network is too small to tell a loss from a departure.
+const LEAST_SUSPECT: usize = 4;
+/// How long the entries of a suspect loss stay.
+const HOLD: Duration = Duration::from_secs(25);
+/// So many refused entries are named in the log; the rest is counted.
+const MOST_SAID: usize = 3;
+
+/// Whether entries that no peer wants may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sweep {
+    /// The first pass is still to come.
+    Due,
+    /// It found too many.
+    Held { until: Instant },
+    /// As they come.
+    Open,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    sweep: Sweep,
+    /// The peers have changed since the last pass: what the next one writes is no repair.
+    pending: bool,
+    /// Leases of another backend's nodes, by their events.
+    foreign: u64,
+    /// Leases of this backend's type that it cannot use, by their events.
+    unusable: u64,
+    /// Passes that had to put something right.
+    repairs: u64,
+    /// Entries that the kernel refused in the last pass.
+    refused: usize,
+    /// What was last said about them.
+    said: String,
+}
+
+impl Upkeep {
+    pub(super) fn new() -> Self {
+        Self {
+            sweep: Sweep::Due,
+            pending: true,
+            foreign: 0,
+            unusable: 0,
+            repairs: 0,
+            refused: 0,
+            said: String::new(),
+        }
+    }
+
+    /// A peer came, changed or went.
+    pub(super) fn peers_changed(&mut self) {
+        self.pending = true;
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    pub(super) fn foreign_lease(&mut self) {
+        self.foreign += 1;
+    }
+
+    pub(super) fn unusable_lease(&mut self) {
+        self.unusable += 1;
+    }
+
+    /// What a pass is to do with entries that are not wanted.
+    pub(super) fn stale(&self) -> Stale {
+        if self.sweep == Sweep::Open { Stale::Remove } else { Stale::Keep }
+    }
+
+    /// After a pass that kept `stale` entries beside those of `peers`: whether another one may remove them.
+    pub(super) fn may_sweep(&mut self, now: Instant, stale: usize, peers: usize) -> bool {
+        let suspect = stale >= LEAST_SUSPECT && stale > peers;
+        let open = match self.sweep {
+            Sweep::Open => return false,
+            Sweep::Due if suspect => {
+                warn!(
+                    "the store knows {peers} peers and the kernel {stale} more from an earlier run: \
+                     keeping those for {} s",
+                    HOLD.as_secs()
+                );
+                self.sweep = Sweep::Held { until: now + HOLD };
+                false
+            }
+            Sweep::Due => true,
+            Sweep::Held { until } => !suspect || now >= until,
+        };
+        if open {
+            self.sweep = Sweep::Open;
+            if stale > 0 {
+                info!("removing the entries of {stale} peers that left before this start");
+            }
+        }
+        open
+    }
+
+    /// The end of a pass. `device` is what was done to the device, `name` the device or interface.
+    pub(super) fn conclude(&mut self, name: &str, device: Changes, tables: Outcome) {
+        if !device.is_empty() || (!self.pending && !tables.changes.is_empty()) {
+            self.repairs += 1;
+        }
+        let mut changes = device;
+        changes.extend(tables.changes);
+        if !changes.is_empty() {
+            info!("{name}: {changes}");
+        }
+        self.pending = false;
+        self.refusals(name, &tables.failures);
+    }
+
+    fn refusals(&mut self, name: &str, failures: &[Error]) {
+        self.refused = failures.len();
+        let mut text =
+            failures.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = failures.len().checked_sub(MOST_SAID) {
+            let _ = write!(text, "; and {more} more");
+        }
+        if text != self.said && !text.is_empty() {
+            warn!("{name}: {text}");
+        }
+        self.said = text;
+    }
+
+    /// Lines for the operator.
+    pub(super) fn report(&self, peers: usize) -> String {
+        let mut text = String::new();
+        let _ = writeln!(text, "peers {peers}");
+        let _ = writeln!(text, "count foreign_leases {}", self.foreign);
+        let _ = writeln!(text, "count unusable_leases {}", self.unusable);
+        let _ = writeln!(text, "count repairs {}", self.repairs);
+        let _ = writeln!(text, "count refused_entries {}", self.refused);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_stale_entries_go_at_once() {
+        let now = Instant::now();
+        for (stale, peers) in [(0, 0), (3, 0), (4, 4), (300, 700)] {
+            let mut upkeep = Upkeep::new();
+            assert_eq!(upkeep.stale(), Stale::Keep);
+            assert!(upkeep.may_sweep(now, stale, peers), "{stale} beside {peers}");
+            assert_eq!(upkeep.stale(), Stale::Remove);
+            assert!(!upkeep.may_sweep(now, 0, peers), "one sweep is enough");
+        }
+    }
+
+    #[test]
+    fn a_suspect_loss_is_held_for_a_while() {
+        let now = Instant::now();
+        let mut upkeep = Upkeep::new();
+        assert!(!upkeep.may_sweep(now, 5, 4));
+        assert!(!upkeep.may_sweep(now + HOLD - Duration::from_secs(1), 5, 4));
+        assert_eq!(upkeep.stale(), Stale::Keep);
+        assert!(upkeep.may_sweep(now + HOLD, 5, 4));
+        assert_eq!(upkeep.stale(), Stale::Remove);
+    }
+
+    #[test]
+    fn a_loss_that_mends_is_held_no_longer() {
+        let now = Instant::now();
+        let mut upkeep = Upkeep::new();
+        assert!(!upkeep.may_sweep(now, 100, 0));
+        assert!(upkeep.may_sweep(now + Duration::from_secs(1), 10, 90));
+    }
+}

@@ -1,0 +1,384 @@
+//! The `vxlan` backend: a VXLAN device of the kernel's, and for each peer an ARP entry, a forwarding entry and a
+//! route. The kernel carries the packets.
+//!
+//! - Every node publishes its device's MAC (`VtepMAC`). A packet to a peer's subnet goes by a route to the
+//!   subnet's base address, by an ARP entry from there to the peer's MAC, and by a forwarding entry from there
+//!   to the peer's PublicIP. All three are static: a stopped daemon stops nothing.
+//! - The device stays when the process goes, and the next start finds and keeps it with its MAC. Should it be
+//!   deleted, it is made again with the same MAC and every entry. After a reboot the MAC is the same too: it is
+//!   derived from PublicIP, VNI and `/etc/machine-id`, so peers need not learn a new one.
+//! - `DirectRouting`: a peer on the external interface's own link gets a plain route, as with host-gw.
+
+use super::BackendError;
+use super::upkeep::Upkeep;
+use crate::iface::External;
+use crate::lease::{Event, Lease};
+use crate::netlink::{
+    Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
+};
+use crate::subnet::{self, ConfigError, LeaseAttrs};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+use tracing::warn;
+
+/// flannel's name for it.
+pub(super) const KIND: &str = "vxlan";
+/// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
+const OVERHEAD: u32 = 50;
+/// The smallest MTU of an IPv4 link (RFC 791).
+const LEAST_MTU: u32 = 68;
+/// A VNI has 24 bits, but `flannel.<VNI>` must fit into the 15 bytes of an interface's name.
+const MAX_VNI: u32 = 9_999_999;
+/// A device that is deleted more often than this within a minute belongs to somebody else's management.
+const MOST_RESTARTS: usize = 10;
+
+/// The backend as configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    network: Ipv4Net,
+    external: External,
+    /// The device but for the number of the device below it, which may change.
+    device: Vxlan,
+    direct_routing: bool,
+    attrs: LeaseAttrs,
+}
+
+impl Config {
+    /// The MAC is that of the device that an earlier run left, if there is one.
+    pub(super) async fn new(
+        config: &subnet::Config,
+        external: &External,
+        netlink: &Netlink,
+    ) -> Result<Config, BackendError> {
+        let fields = &config.backend;
+        let vni = fields.field("VNI")?.unwrap_or(1);
+        if vni > MAX_VNI {
+            return Err(bad("VNI", vni, format!("must be {MAX_VNI} or less")).into());
+        }
+        let port = fields.field::<u16>("Port")?.filter(|port| *port > 0).unwrap_or(DEFAULT_VXLAN_PORT);
+        let name = format!("flannel.{vni}");
+        let mac = netlink.vxlan_mac(&name).await?.filter(|mac| mac.is_unicast());
+        let mac = mac.unwrap_or_else(|| derive_mac(&machine_id(), external.public_ip, vni));
+        let device = Vxlan {
+            name,
+            vni,
+            link_index: external.index,
+            local: external.address,
+            port,
+            learning: fields.field("Learning")?.unwrap_or(false),
+            gbp: fields.field("GBP")?.unwrap_or(false),
+            mtu: mtu(fields.field("MTU")?, external)?,
+            mac,
+        };
+        let attrs = LeaseAttrs {
+            public_ip: external.public_ip,
+            backend_type: Some(KIND.to_owned()),
+            backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac.to_string() })),
+        };
+        let direct_routing = fields.field("DirectRouting")?.unwrap_or(false);
+        Ok(Config { network: config.network, external: external.clone(), device, direct_routing, attrs })
+    }
+
+    pub(super) fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    pub(super) fn mtu(&self) -> u32 {
+        self.device.mtu
+    }
+}
+
+/// The device's MTU: the link's (or the configured one, which is the link's too) less the headers.
+fn mtu(configured: Option<u32>, external: &External) -> Result<u32, BackendError> {
+    let mut link = external.mtu;
+    match configured.filter(|mtu| *mtu > 0) {
+        Some(mtu) if mtu > link => {
+            warn!("Backend.MTU {mtu} is more than {} carries: using {link}", external.name);
+        }
+        Some(mtu) => link = mtu,
+        None => {}
+    }
+    let mtu = link.saturating_sub(OVERHEAD);
+    if mtu < LEAST_MTU {
+        return Err(BackendError::Mtu { name: external.name.clone(), mtu: link });
+    }
+    Ok(mtu)
+}
+
+fn bad(field: &str, value: impl ToString, reason: String) -> ConfigError {
+    ConfigError::Field { field: format!("Backend.{field}"), value: value.to_string(), reason }
+}
+
+fn machine_id() -> String {
+    let paths = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+    paths.iter().find_map(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
+}
+
+/// A MAC that is always the same for this machine, address and VNI, and hardly ever another's: 46 bits of a hash
+/// (FNV-1a, then the finalizer of SplitMix64 to spread it). Not [`std::hash`], which may change.
+fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
+    let bytes = machine_id.trim().bytes().chain(public_ip.octets()).chain(vni.to_be_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let [a, b, c, d, e, f, ..] = (hash ^ (hash >> 31)).to_be_bytes();
+    Mac([a, b, c, d, e, f]).locally_administered()
+}
+
+/// The far end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Vtep {
+    mac: Mac,
+    address: Ipv4Addr,
+}
+
+impl Vtep {
+    /// What a lease says, written by any flannel: `{"VtepMAC":"…"}` with or without `VNI`, keys in any case.
+    fn of(lease: &Lease) -> Option<Self> {
+        let Some(Value::Object(data)) = &lease.attrs.backend_data else { return None };
+        let mac = data.iter().find(|(key, _)| key.eq_ignore_ascii_case("VtepMAC"))?.1;
+        let mac: Mac = mac.as_str()?.parse().ok()?;
+        mac.is_unicast().then_some(Self { mac, address: lease.attrs.public_ip })
+    }
+}
+
+/// The backend at work.
+#[derive(Debug)]
+pub struct Network {
+    config: Config,
+    subnet: Ipv4Net,
+    /// The device's number.
+    index: u32,
+    peers: BTreeMap<Ipv4Net, Vtep>,
+    upkeep: Upkeep,
+    restarts: Vec<Instant>,
+}
+
+/// What the tables should hold.
+#[derive(Debug, Default)]
+struct Tables {
+    arp: BTreeMap<Ipv4Addr, Mac>,
+    fdb: BTreeMap<Mac, Ipv4Addr>,
+    routes: BTreeMap<Ipv4Net, Route>,
+}
+
+impl Network {
+    pub(super) async fn start(
+        config: Config,
+        netlink: &Netlink,
+        subnet: Ipv4Net,
+    ) -> Result<Network, BackendError> {
+        let (peers, upkeep) = (BTreeMap::new(), Upkeep::new());
+        let mut network = Network { config, subnet, index: 0, peers, upkeep, restarts: Vec::new() };
+        let changes = network.ensure_device(netlink).await?;
+        if !changes.is_empty() {
+            tracing::info!("{}: {changes}", network.config.device.name);
+        }
+        Ok(network)
+    }
+
+    /// Device, MAC, address, MTU and state.
+    async fn ensure_device(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
+        let external = &mut self.config.external;
+        let link = netlink.link_by_name(&external.name).await?;
+        external.index = link.ok_or(BackendError::NoLink(external.name.clone()))?.index;
+        let device = &mut self.config.device;
+        device.link_index = external.index;
+        let (index, mut changes) = netlink.ensure_vxlan(device).await?;
+        if index != self.index {
+            netlink.disable_ipv6(&device.name);
+            self.index = index;
+        }
+        let base = Ipv4Net::from(self.subnet.network());
+        changes.extend(netlink.ensure_address(index, base).await?);
+        changes.extend(netlink.ensure_link(index, device.mtu, true).await?);
+        Ok(changes)
+    }
+
+    pub(super) fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Added(lease) => self.added(lease),
+                Event::Removed(lease) => drop(self.peers.remove(&lease.subnet)),
+            }
+            self.upkeep.peers_changed();
+        }
+    }
+
+    fn added(&mut self, lease: &Lease) {
+        let kind = lease.attrs.backend_type.as_deref();
+        let vtep = Vtep::of(lease).filter(|vtep| vtep.mac != self.config.device.mac);
+        match vtep {
+            _ if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) => {
+                self.upkeep.foreign_lease();
+                warn!(subnet = %lease.subnet, ?kind, "not a vxlan node's lease: ignored");
+            }
+            Some(vtep) => {
+                self.peers.insert(lease.subnet, vtep);
+                return;
+            }
+            None => {
+                self.upkeep.unusable_lease();
+                let data = lease.attrs.backend_data.as_ref().map(ToString::to_string).unwrap_or_default();
+                warn!(subnet = %lease.subnet, %data, "no VtepMAC of a peer's: ignored");
+            }
+        }
+        self.peers.remove(&lease.subnet);
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.upkeep.is_pending()
+    }
+
+    pub(super) fn concerns(&self, change: &Change) -> bool {
+        let external = &self.config.external;
+        match change {
+            Change::Link { index, name, .. } => *index == self.index || *name == external.name,
+            Change::Address { link_index, .. } => *link_index == self.index || *link_index == external.index,
+            Change::Route { destination, .. } => self.config.network.contains(destination),
+            Change::Overrun => true,
+        }
+    }
+
+    pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        let before = self.index;
+        let device = self.ensure_device(netlink).await?;
+        if self.index != before {
+            self.note_restart()?;
+        }
+        let tables = self.tables(netlink).await;
+        let mut outcome = self.write(netlink, &tables, self.upkeep.stale()).await?;
+        if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
+            outcome.changes.extend(self.write(netlink, &tables, Stale::Remove).await?.changes);
+        }
+        self.upkeep.conclude(&self.config.device.name, device, outcome);
+        Ok(())
+    }
+
+    fn note_restart(&mut self) -> Result<(), BackendError> {
+        warn!("{} was deleted or changed; made it anew", self.config.device.name);
+        self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        self.restarts.push(Instant::now());
+        if self.restarts.len() > MOST_RESTARTS {
+            return Err(BackendError::Unstable(self.restarts.len()));
+        }
+        Ok(())
+    }
+
+    async fn tables(&self, netlink: &Netlink) -> Tables {
+        let mut tables = Tables::default();
+        for (subnet, vtep) in &self.peers {
+            let base = subnet.network();
+            let mut route =
+                Route { destination: *subnet, link_index: self.index, gateway: Some(base), onlink: true };
+            if self.config.direct_routing && self.on_link(netlink, vtep.address).await {
+                route.link_index = self.config.external.index;
+                route.gateway = Some(vtep.address);
+                route.onlink = false;
+            } else {
+                tables.arp.insert(base, vtep.mac);
+                let rival = tables.fdb.insert(vtep.mac, vtep.address);
+                if let Some(rival) = rival.filter(|rival| *rival != vtep.address) {
+                    warn!("{rival} and {} both have the VtepMAC {}", vtep.address, vtep.mac);
+                }
+            }
+            tables.routes.insert(*subnet, route);
+        }
+        tables
+    }
+
+    /// Whether a peer can be reached without a router.
+    async fn on_link(&self, netlink: &Netlink, address: Ipv4Addr) -> bool {
+        let way = netlink.route_to(address).await;
+        way.is_ok_and(|way| way.gateway.is_none() && way.link_index == self.config.external.index)
+    }
+
+    async fn write(&self, netlink: &Netlink, tables: &Tables, stale: Stale) -> Result<Outcome, BackendError> {
+        let territory = Territory { network: self.config.network, device: Some(self.index) };
+        let mut outcome = netlink.ensure_neighbours(self.index, &tables.arp, stale).await?;
+        outcome.extend(netlink.ensure_fdb(self.index, &tables.fdb, stale).await?);
+        // A peer has one route but up to three entries: the routes tell how many peers are stale.
+        outcome.stale = 0;
+        outcome.extend(netlink.ensure_routes(&tables.routes, territory, stale).await?);
+        Ok(outcome)
+    }
+
+    pub(super) fn report(&self) -> String {
+        self.upkeep.report(self.peers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(data: Value) -> Lease {
+        let attrs = LeaseAttrs {
+            public_ip: Ipv4Addr::new(192, 0, 2, 7),
+            backend_type: Some("vxlan".to_owned()),
+            backend_data: Some(data),
+        };
+        Lease { subnet: "10.1.7.0/24".parse().unwrap(), attrs }
+    }
+
+    #[test]
+    fn both_shapes_of_backend_data_are_read() {
+        let expected = Vtep { mac: Mac([2, 0, 0, 0, 0, 7]), address: Ipv4Addr::new(192, 0, 2, 7) };
+        for data in [
+            json!({"VtepMAC": "02:00:00:00:00:07"}),
+            json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:07"}),
+            json!({"vtepmac": "02-00-00-00-00-07", "more": [1]}),
+        ] {
+            assert_eq!(Vtep::of(&lease(data.clone())), Some(expected), "{data}");
+        }
+        for data in [
+            json!(null),
+            json!("02:00:00:00:00:07"),
+            json!({}),
+            json!({"VtepMAC": 7}),
+            json!({"VtepMAC": "x"}),
+            json!({"VtepMAC": "01:00:5e:00:00:01"}),
+            json!({"VtepMAC": "00:00:00:00:00:00"}),
+        ] {
+            assert_eq!(Vtep::of(&lease(data.clone())), None, "{data}");
+        }
+    }
+
+    /// The values must never change: peers hold them.
+    #[test]
+    fn the_derived_mac_is_stable_and_told_apart() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let ip = Ipv4Addr::new(192, 0, 2, 1);
+        let first = derive_mac(id, ip, 1);
+        assert_eq!(first, derive_mac("0123456789abcdef0123456789abcdef\n", ip, 1));
+        assert_eq!(first.to_string(), "76:bc:70:e5:a4:25");
+        assert!(first.is_unicast() && first.0[0] & 2 == 2);
+        let others =
+            [derive_mac("", ip, 1), derive_mac(id, ip, 2), derive_mac(id, Ipv4Addr::new(192, 0, 2, 2), 1)];
+        assert!(others.iter().all(|mac| *mac != first), "{others:?}");
+        let many: std::collections::BTreeSet<_> =
+            (0..50_000).map(|n| derive_mac(id, Ipv4Addr::from(0x0a00_0000 + n), 1)).collect();
+        assert_eq!(many.len(), 50_000);
+    }
+
+    #[test]
+    fn the_mtu_is_the_links_less_the_headers() {
+        let external = |mtu| External {
+            index: 2,
+            name: "eth0".to_owned(),
+            mtu,
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            public_ip: Ipv4Addr::new(192, 0, 2, 1),
+        };
+        assert_eq!(mtu(None, &external(1500)).unwrap(), 1450);
+        assert_eq!(mtu(Some(0), &external(1500)).unwrap(), 1450);
+        assert_eq!(mtu(Some(1400), &external(1500)).unwrap(), 1350);
+        assert_eq!(mtu(Some(9000), &external(1500)).unwrap(), 1450);
+        assert!(mtu(None, &external(117)).is_err());
+    }
+}

@@ -1,0 +1,150 @@
+//! Against the real kernel, each test in a network namespace of its own.
+
+use super::super::namespace::{ip, ip_shows, run};
+use super::*;
+use std::time::{Duration, Instant};
+
+fn net(text: &str) -> Ipv4Net {
+    text.parse().unwrap()
+}
+
+/// Two devices: one with a prefix, where gateways are, and one of the overlay.
+async fn devices(netlink: &Netlink) -> (u32, u32) {
+    for (name, address) in [("d0", "192.0.2.1/24"), ("d1", "10.1.0.0/32")] {
+        ip(&format!("link add {name} type veth peer name {name}-peer"));
+        ip(&format!("link set {name}-peer up"));
+        ip(&format!("link set {name} up"));
+        ip(&format!("addr add {address} dev {name}"));
+    }
+    let index = async |name| netlink.link_by_name(name).await.unwrap().unwrap().index;
+    (index("d0").await, index("d1").await)
+}
+
+fn via(link_index: u32, n: u8) -> (Ipv4Net, Route) {
+    let destination = net(&format!("10.1.{n}.0/24"));
+    let gateway = Some(Ipv4Addr::new(192, 0, 2, n));
+    (destination, Route { destination, link_index, gateway, onlink: false })
+}
+
+fn onlink(link_index: u32, destination: Ipv4Net) -> (Ipv4Net, Route) {
+    (destination, Route { destination, link_index, gateway: Some(destination.network()), onlink: true })
+}
+
+/// `ip route show`, blanks single.
+fn routes(selector: &str) -> Vec<String> {
+    let shown = ip_shows(&format!("route show {selector}"));
+    shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn our_routes_become_what_is_wanted() {
+    run("netlink::route_set::tests::our_routes_become_what_is_wanted", || async {
+        let netlink = Netlink::new().unwrap();
+        let (d0, _) = devices(&netlink).await;
+        let territory = Territory { network: net("10.1.0.0/16"), device: None };
+        // Stale, moved, another network's of ours, and foreign ones.
+        ip("route add 10.1.9.0/24 via 192.0.2.9 proto 78");
+        ip("route add 10.1.2.0/24 via 192.0.2.22 proto 78");
+        ip("route add 10.2.9.0/24 via 192.0.2.9 proto 78");
+        ip("route add 10.1.8.0/24 via 192.0.2.8 proto static");
+        ip("route add 10.1.9.0/24 via 192.0.2.9 proto 78 table 88");
+        let wanted: BTreeMap<_, _> = [1, 2, 3].map(|n| via(d0, n)).into();
+
+        let kept = netlink.ensure_routes(&wanted, territory, Stale::Keep).await.unwrap();
+        assert_eq!(kept.changes.to_string(), "set 3 routes into 10.1.0.0/16");
+        assert_eq!((kept.stale, kept.removed), (1, 0));
+        let done = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert_eq!(done.changes.to_string(), "remove 1 routes into 10.1.0.0/16");
+        let again = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert!(again.changes.is_empty() && again.failures.is_empty());
+
+        let ours = ["1", "2", "3"].map(|n| format!("10.1.{n}.0/24 via 192.0.2.{n} dev d0"));
+        let others = ["10.2.9.0/24 via 192.0.2.9 dev d0".to_owned()];
+        assert_eq!(routes("proto 78"), [&ours[..], &others[..]].concat());
+        assert_eq!(routes("proto static"), ["10.1.8.0/24 via 192.0.2.8 dev d0"]);
+        assert_eq!(routes("table 88").len(), 1);
+    });
+}
+
+#[test]
+fn a_foreign_route_stays_and_a_bad_one_stops_nothing() {
+    run("netlink::route_set::tests::a_foreign_route_stays_and_a_bad_one_stops_nothing", || async {
+        let netlink = Netlink::new().unwrap();
+        let (d0, _) = devices(&netlink).await;
+        let territory = Territory { network: net("10.1.0.0/16"), device: None };
+        ip("route add 10.1.1.0/24 via 192.0.2.100 proto static");
+        ip("route add 10.1.2.0/24 via 192.0.2.2 proto static");
+        let mut wanted: BTreeMap<_, _> = [1, 2, 3].map(|n| via(d0, n)).into();
+        let (far, mut route) = via(d0, 4);
+        route.gateway = Some(Ipv4Addr::new(198, 51, 100, 4));
+        wanted.insert(far, route);
+        let done = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert_eq!(done.changes.to_string(), "set 1 routes into 10.1.0.0/16");
+        let failures: Vec<_> = done.failures.iter().map(ToString::to_string).collect();
+        assert_eq!(failures.len(), 2, "{failures:?}");
+        assert!(failures[0].contains("10.1.1.0/24") && failures[0].contains("protocol 4"), "{failures:?}");
+        assert!(failures[1].contains("10.1.4.0/24 via 198.51.100.4"), "{failures:?}");
+        assert_eq!(done.failures[1].errno(), Some(libc::ENETUNREACH));
+        assert_eq!(routes("10.1.1.0/24"), ["10.1.1.0/24 via 192.0.2.100 dev d0 proto static"]);
+        assert_eq!(routes("10.1.2.0/24"), ["10.1.2.0/24 via 192.0.2.2 dev d0 proto static"]);
+    });
+}
+
+/// What the original flanneld left: its routes have no number of their own.
+#[test]
+fn an_older_flannels_routes_are_taken_over() {
+    run("netlink::route_set::tests::an_older_flannels_routes_are_taken_over", || async {
+        let netlink = Netlink::new().unwrap();
+        let (d0, d1) = devices(&netlink).await;
+        let territory = Territory { network: net("10.1.0.0/16"), device: Some(d1) };
+        for n in [1, 2] {
+            ip(&format!("route add 10.1.{n}.0/24 via 10.1.{n}.0 dev d1 onlink"));
+        }
+        ip("route add 10.1.0.0/16 dev d1");
+        ip("route add 10.1.3.0/24 via 192.0.2.3 dev d0");
+        ip("route add 172.16.0.0/12 dev d1");
+        let (destination, direct) = via(d0, 3);
+        let wanted: BTreeMap<_, _> =
+            [onlink(d1, net("10.1.1.0/24")), onlink(d1, net("10.1.4.0/24")), (destination, direct)].into();
+        let done = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert!(done.failures.is_empty(), "{:?}", done.failures);
+        assert_eq!(
+            done.changes.to_string(),
+            "set 3 routes into 10.1.0.0/16; remove 2 routes into 10.1.0.0/16"
+        );
+        assert_eq!(
+            routes("proto 78"),
+            [
+                "10.1.1.0/24 via 10.1.1.0 dev d1 onlink",
+                "10.1.3.0/24 via 192.0.2.3 dev d0",
+                "10.1.4.0/24 via 10.1.4.0 dev d1 onlink"
+            ]
+        );
+        assert_eq!(routes("proto boot"), ["172.16.0.0/12 dev d1 scope link"]);
+        let again = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert!(again.changes.is_empty(), "{}", again.changes);
+    });
+}
+
+#[test]
+fn a_thousand_routes_take_no_time() {
+    run("netlink::route_set::tests::a_thousand_routes_take_no_time", || async {
+        let netlink = Netlink::new().unwrap();
+        let (_, d1) = devices(&netlink).await;
+        let territory = Territory { network: net("10.0.0.0/8"), device: Some(d1) };
+        let subnet = |n: u32| net(&format!("10.{}.{}.0/24", 10 + n / 250, n % 250));
+        let mut wanted: BTreeMap<_, _> = (0..1000).map(|n| onlink(d1, subnet(n))).collect();
+        for (what, writes) in [("set", 1000), ("compare", 0)] {
+            let start = Instant::now();
+            let outcome = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+            eprintln!("{what}: {:?}", start.elapsed());
+            assert_eq!((outcome.changes.writes(), outcome.failures.len()), (writes, 0));
+            assert!(start.elapsed() < Duration::from_secs(1));
+        }
+        wanted = wanted.into_iter().skip(300).collect();
+        let start = Instant::now();
+        let outcome = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert_eq!((outcome.removed, outcome.failures.len()), (300, 0));
+        assert!(start.elapsed() < Duration::from_millis(500));
+    });
+}

@@ -1,0 +1,166 @@
+//! VXLAN devices (RFC 7348): create, read back, compare.
+
+use super::{Changes, Error, Mac, Netlink};
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::{LinkUnspec, LinkVxlan};
+use std::net::Ipv4Addr;
+
+/// The kernel's VXLAN port, from before IANA assigned 4789 (Linux drivers/net/vxlan/vxlan_core.c).
+pub const DEFAULT_VXLAN_PORT: u16 = 8472;
+
+/// A VXLAN device as wanted: point to point by forwarding entries, without a multicast group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// VXLAN network identifier, less than 2^24.
+    pub vni: u32,
+    /// The device that carries the outer packets.
+    pub link_index: u32,
+    /// Outer source address.
+    pub local: Ipv4Addr,
+    /// Outer destination port, of every peer.
+    pub port: u16,
+    /// Learn forwarding entries from received packets.
+    pub learning: bool,
+    /// Group based policy extension.
+    pub gbp: bool,
+    /// Largest inner IP packet, in bytes.
+    pub mtu: u32,
+    /// The device's address.
+    pub mac: Mac,
+}
+
+/// What a present device is.
+#[derive(Debug)]
+struct Present {
+    index: u32,
+    mac: Option<Mac>,
+    /// Absent for a device of another kind.
+    info: Option<Vec<InfoVxlan>>,
+}
+
+impl Present {
+    fn from_message(message: &LinkMessage) -> Self {
+        let mut present = Self { index: message.header.index, mac: None, info: None };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::Address(bytes) => {
+                    present.mac = bytes.as_slice().try_into().ok().map(Mac);
+                }
+                LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)) => {
+                    present.info = Some(infos.iter().find_map(vxlan_info).unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        present
+    }
+
+    /// What cannot be changed in a living device and differs from `wanted`.
+    fn differences(&self, wanted: &Vxlan) -> Vec<String> {
+        let Some(info) = &self.info else { return vec!["it is no VXLAN device".to_owned()] };
+        let has = |one: &InfoVxlan| info.contains(one);
+        let mut found = Vec::new();
+        let mut expect = |right: bool, what: String| {
+            if !right {
+                found.push(format!("not {what}"));
+            }
+        };
+        expect(has(&InfoVxlan::Id(wanted.vni)), format!("VNI {}", wanted.vni));
+        expect(has(&InfoVxlan::Link(wanted.link_index)), format!("over link {}", wanted.link_index));
+        expect(has(&InfoVxlan::Local(wanted.local)), format!("from {}", wanted.local));
+        expect(has(&InfoVxlan::Port(wanted.port)), format!("port {}", wanted.port));
+        expect(has(&InfoVxlan::Learning(wanted.learning)), format!("learning {}", wanted.learning));
+        expect(has(&InfoVxlan::Gbp) == wanted.gbp, format!("GBP {}", wanted.gbp));
+        let multicast = |one: &InfoVxlan| matches!(one, InfoVxlan::Group(_) | InfoVxlan::Group6(_));
+        expect(!info.iter().any(multicast), "without a group".to_owned());
+        expect(!has(&InfoVxlan::CollectMetadata(true)), "on its own".to_owned());
+        found
+    }
+}
+
+fn vxlan_info(info: &LinkInfo) -> Option<Vec<InfoVxlan>> {
+    match info {
+        LinkInfo::Data(InfoData::Vxlan(info)) => Some(info.clone()),
+        _ => None,
+    }
+}
+
+impl Netlink {
+    async fn present_vxlan(&self, name: &str) -> Result<Option<Present>, Error> {
+        let request = self.handle.link().get().match_name(name);
+        let mut answers = std::pin::pin!(request.execute());
+        match answers.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(Present::from_message)),
+            Err(error) => match Error::request(format!("look up link {name}"), error) {
+                error if error.is_not_found() => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// The MAC of the VXLAN device of that name, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn vxlan_mac(&self, name: &str) -> Result<Option<Mac>, Error> {
+        let present = self.present_vxlan(name).await?;
+        Ok(present.filter(|present| present.info.is_some()).and_then(|present| present.mac))
+    }
+
+    /// Makes the device what is wanted, but for its MTU and state, and returns its index. One that differs in
+    /// what cannot be changed is deleted and made anew: its addresses, routes and entries are gone then.
+    ///
+    /// # Errors
+    /// The kernel's refusal, such as `EEXIST` if another device has the VNI and the port.
+    pub async fn ensure_vxlan(&self, wanted: &Vxlan) -> Result<(u32, Changes), Error> {
+        let name = &wanted.name;
+        let mut changes = Changes::default();
+        if let Some(present) = self.present_vxlan(name).await? {
+            let differences = present.differences(wanted);
+            if differences.is_empty() {
+                if present.mac != Some(wanted.mac) {
+                    changes.push(self.set_mac(present.index, name, wanted.mac).await?);
+                }
+                return Ok((present.index, changes));
+            }
+            self.delete_link(present.index).await?;
+            changes.push(format!("delete {name} ({})", differences.join(", ")));
+        }
+        let what = format!("create {name}");
+        let request = self.handle.link().add(wanted.message());
+        request.execute().await.map_err(|error| Error::request(&what, error))?;
+        changes.push(what);
+        let gone = || Error::new(format!("look up {name}"), std::io::Error::from_raw_os_error(libc::ENODEV));
+        let index = self.present_vxlan(name).await?.ok_or_else(gone)?.index;
+        Ok((index, changes))
+    }
+
+    async fn set_mac(&self, index: u32, name: &str, mac: Mac) -> Result<String, Error> {
+        let what = format!("set MAC of {name} to {mac}");
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+        let done = self.handle.link().set(message).execute().await;
+        done.map_err(|error| Error::request(&what, error)).map(|()| what)
+    }
+}
+
+impl Vxlan {
+    fn message(&self) -> LinkMessage {
+        let mut builder = LinkVxlan::new(&self.name, self.vni)
+            .dev(self.link_index)
+            .local(self.local)
+            .port(self.port)
+            .learning(self.learning)
+            .mtu(self.mtu)
+            .address(self.mac.0.to_vec());
+        if self.gbp {
+            builder = builder.gbp();
+        }
+        builder.build()
+    }
+}
+
+#[cfg(test)]
+mod tests;

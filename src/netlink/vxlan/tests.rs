@@ -1,0 +1,91 @@
+//! Against the real kernel, each test in a network namespace of its own.
+
+use super::super::namespace::{ip, ip_shows, run};
+use super::*;
+
+async fn wanted(netlink: &Netlink) -> Vxlan {
+    ip("link add d0 type veth peer name d0-peer");
+    ip("link set d0 up");
+    Vxlan {
+        name: "flannel.7".to_owned(),
+        vni: 7,
+        link_index: netlink.link_by_name("d0").await.unwrap().unwrap().index,
+        local: "192.0.2.1".parse().unwrap(),
+        port: DEFAULT_VXLAN_PORT,
+        learning: false,
+        gbp: false,
+        mtu: 1450,
+        mac: "0a:00:00:00:00:07".parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_device_is_made_once() {
+    run("netlink::vxlan::tests::a_device_is_made_once", || async {
+        let netlink = Netlink::new().unwrap();
+        let wanted = wanted(&netlink).await;
+        assert_eq!(netlink.vxlan_mac("flannel.7").await.unwrap(), None);
+        let (index, changes) = netlink.ensure_vxlan(&wanted).await.unwrap();
+        assert_eq!(changes.to_string(), "create flannel.7");
+        let shown = ip_shows("-d link show flannel.7");
+        for text in [
+            "mtu 1450",
+            "0a:00:00:00:00:07",
+            "vxlan id 7 local 192.0.2.1 dev d0",
+            "dstport 8472",
+            "nolearning",
+        ] {
+            assert!(shown.contains(text), "{text} in {shown}");
+        }
+        let (same, changes) = netlink.ensure_vxlan(&wanted).await.unwrap();
+        assert!(changes.is_empty() && same == index, "{changes}");
+        assert_eq!(netlink.vxlan_mac("flannel.7").await.unwrap(), Some(wanted.mac));
+    });
+}
+
+#[test]
+fn a_changed_mac_is_put_right_in_a_living_device() {
+    run("netlink::vxlan::tests::a_changed_mac_is_put_right_in_a_living_device", || async {
+        let netlink = Netlink::new().unwrap();
+        let wanted = wanted(&netlink).await;
+        let (index, _) = netlink.ensure_vxlan(&wanted).await.unwrap();
+        netlink.ensure_link(index, 1450, true).await.unwrap();
+        ip("link set flannel.7 address 0e:11:22:33:44:55");
+        let (same, changes) = netlink.ensure_vxlan(&wanted).await.unwrap();
+        assert_eq!(changes.to_string(), "set MAC of flannel.7 to 0a:00:00:00:00:07");
+        assert_eq!((same, netlink.vxlan_mac("flannel.7").await.unwrap()), (index, Some(wanted.mac)));
+    });
+}
+
+#[test]
+fn a_device_that_differs_is_made_anew() {
+    run("netlink::vxlan::tests::a_device_that_differs_is_made_anew", || async {
+        let netlink = Netlink::new().unwrap();
+        let first = wanted(&netlink).await;
+        netlink.ensure_vxlan(&first).await.unwrap();
+        let steps = [
+            (Vxlan { port: 4789, ..first.clone() }, "not port 4789"),
+            (Vxlan { learning: true, ..first.clone() }, "not port 8472, not learning true"),
+            (Vxlan { gbp: true, ..first.clone() }, "not learning false, not GBP true"),
+            (
+                Vxlan { local: "192.0.2.2".parse().unwrap(), ..first.clone() },
+                "not from 192.0.2.2, not GBP false",
+            ),
+            (Vxlan { vni: 8, ..first.clone() }, "not VNI 8, not from 192.0.2.1"),
+        ];
+        for (wanted, differences) in steps {
+            let (_, changes) = netlink.ensure_vxlan(&wanted).await.unwrap();
+            assert_eq!(changes.to_string(), format!("delete flannel.7 ({differences}); create flannel.7"));
+            assert!(netlink.ensure_vxlan(&wanted).await.unwrap().1.is_empty());
+        }
+        ip("link del flannel.7");
+        ip("link add flannel.7 type bridge");
+        assert_eq!(netlink.vxlan_mac("flannel.7").await.unwrap(), None);
+        let (_, changes) = netlink.ensure_vxlan(&first).await.unwrap();
+        assert!(changes.to_string().starts_with("delete flannel.7 (it is no VXLAN device)"), "{changes}");
+        // Another device of the same VNI and port is not ours to delete.
+        let rival = Vxlan { name: "flannel.x".to_owned(), ..first };
+        let error = netlink.ensure_vxlan(&rival).await.unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EEXIST), "{error}");
+    });
+}
