@@ -33,6 +33,7 @@
 //! | [`lease`] | the lease's life, without I/O |
 //! | [`netlink`] | the kernel's links, addresses and routes |
 //! | [`iface`] | which interface carries the overlay |
+//! | [`status`] | health, readiness and metrics over HTTP |
 //! | [`backend`] | what a lease event does |
 //! | [`cli`] | what was typed and what it means |
 //! | [`daemon`] | puts the two paths together; start, signals, stop |
@@ -53,6 +54,7 @@ pub mod packet;
 #[allow(unsafe_code)] // system calls and memory that the kernel writes
 pub mod ring;
 pub mod route;
+pub mod status;
 pub mod subnet;
 #[allow(unsafe_code)] // ioctl on the TUN device
 pub mod tun;

@@ -90,11 +90,12 @@ const fn number(n: usize) -> i64 {
 }
 const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end()));
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
+const PORT: Kind = Int(0, u16::MAX as i64);
 const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
 
 const NO_KUBERNETES: &str = "leases come from etcd only";
-const NO_NETWORKS: &str = "start one flanneld for each network, with its own -etcd-prefix and -subnet-file";
-const NO_SERVER: &str = "let every node speak to etcd itself (-etcd-endpoints)";
+const NO_SERVER: &str =
+    "there is no lease server: start flanneld on every node with -etcd-endpoints naming etcd itself";
 const NO_RULES: &str = "no iptables rules are installed yet; install them yourself";
 
 use Kind::{AutoOr, Bool, Choice, Cores, Int, List, Secret, Text, Time};
@@ -116,6 +117,11 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Flannel, "public-ip", Text, "", "IPv4 address that peers send to; alone it also names the interface that has it"),
     flag(Flannel, "subnet-file", Text, "/run/flannel/subnet.env", "Where the subnet, MTU and so on are written"),
     flag(Flannel, "subnet-lease-renew-margin", ANY_INT, "60", "Minutes before a lease's end to renew it, 1 to 1439"),
+    flag(Flannel, "networks", Text, "", "Several networks, separated by commas: children of the prefix with a config of their own"),
+    flag(Flannel, "watch-networks", Bool, "false", "All networks below the prefix, as they come and go"),
+    flag(Flannel, "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files, NAME.env"),
+    flag(Flannel, "healthz-ip", Text, "0.0.0.0", "Address of the server of /healthz, /readyz and /metrics"),
+    flag(Flannel, "healthz-port", PORT, "0", "Its port; 0: no server"),
     flag(Flannel, "help", Bool, "false", "Print this text"),
     flag(Flannel, "version", Bool, "false", "Print the version"),
 
@@ -147,12 +153,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(NotServed(&["false"], NO_RULES), "iptables-forward-rules", Bool, "false", "Forward rules; flannel's default is true, here none are installed yet"),
     flag(NotServed(&["5"], NO_RULES), "iptables-resync", ANY_INT, "5", "Seconds between checks of rules"),
     flag(NotServed(&["false"], "add `ip route add blackhole SUBNET` yourself"), "ip-blackhole-route", Bool, "false", "Blackhole route for the node's own subnet"),
-    flag(NotServed(&["0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-port", ANY_INT, "0", "Health server's port"),
-    flag(NotServed(&["", "0.0.0.0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-ip", Text, "0.0.0.0", "Health server's address"),
     flag(NotServed(&[""], "the overlay is IPv4 only"), "public-ipv6", Text, "", "IPv6 address that peers send to"),
-    flag(NotServed(&[""], NO_NETWORKS), "networks", Text, "", "Several networks"),
-    flag(NotServed(&["false"], NO_NETWORKS), "watch-networks", Bool, "false", "Several networks, as they come and go"),
-    flag(NotServed(&["", "/run/flannel/networks"], NO_NETWORKS), "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files"),
     flag(NotServed(&[""], NO_SERVER), "listen", Text, "", "Serve leases to other nodes"),
     flag(NotServed(&[""], NO_SERVER), "remote", Text, "", "Get leases from another flanneld"),
     flag(NotServed(&[""], NO_SERVER), "remote-keyfile", Text, "", "Key for -listen and -remote"),

@@ -47,6 +47,11 @@ const SERVED: &[Row<'_>] = &[
     ("public-ip", "192.0.2.1", Some(("here", 1)), &[]),
     ("subnet-file", "/tmp/x.env", Some((" ", 1)), &[]),
     ("subnet-lease-renew-margin", "1439", Some(("1440", 1)), &[]),
+    ("networks", "a, b", Some(("a/b", 1)), &[]),
+    ("watch-networks", "true", Some(("yes", 2)), &[]),
+    ("subnet-dir", "/tmp/x", Some((" ", 1)), &["-networks=a"]),
+    ("healthz-ip", "::1", Some(("here", 1)), &["-healthz-port=1"]),
+    ("healthz-port", "8285", Some(("65536", 2)), &[]),
     ("v", "1", Some(("x", 2)), &[]),
     ("engine", "poll", Some(("epoll", 2)), &[]),
     ("workers", "2", Some(("257", 2)), &[]),
@@ -55,6 +60,7 @@ const SERVED: &[Row<'_>] = &[
     ("buffers", "4", Some(("3", 2)), &[]),
     ("tun-offload", "tso", Some(("uso", 2)), &[]),
     ("udp-offload", "send", Some(("on", 2)), &[]),
+    ("one-source-port", "true", Some(("yes", 2)), &[]),
     ("peer-filter", "inner", Some(("on", 2)), &[]),
     ("etcd-api", "v3", Some(("v4", 2)), &[]),
     ("etcd-password-file", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-username=u"]),
@@ -76,12 +82,11 @@ fn the_table_names_every_served_flag() {
 fn every_served_flag_has_its_effect_in_every_form() {
     for (name, value, _, beside) in SERVED {
         let without = run(beside, &[]).map(|o| format!("{o:?}")).unwrap_or_default();
-        let forms: [&[&str]; 4] = [
-            &[&format!("-{name}={value}")],
-            &[&format!("--{name}={value}")],
-            &[&format!("-{name}"), value],
-            &[&format!("--{name}"), value],
-        ];
+        let (one, two) = (format!("-{name}"), format!("--{name}"));
+        // A boolean does not take the next word.
+        let apart = |flag| if *value == "true" { vec![flag] } else { vec![flag, *value] };
+        let (typed, typed_twice) = (format!("{one}={value}"), format!("{two}={value}"));
+        let forms: [&[&str]; 4] = [&[&typed], &[&typed_twice], &apart(&*one), &apart(&*two)];
         let results: Vec<_> = forms.iter().map(|form| shown(run(&[beside, *form].concat(), &[]))).collect();
         assert!(results.iter().all(|one| *one == results[0]), "-{name}: {results:?}");
         let from_env = shown(run(beside, &[(&variable(name), &format!(" {value} "))]));
