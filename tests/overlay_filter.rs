@@ -5,6 +5,7 @@
 mod lab;
 
 use lab::capture::Capture;
+use lab::daemon::Drops;
 use lab::ipv4::{hex, packet, seal, udp};
 use lab::{Api, Daemon, Lab, Tool, ms, secs};
 use std::time::Instant;
@@ -27,6 +28,7 @@ struct Stage {
     peer: Tool,
     stranger: Tool,
     written: Capture,
+    counted: Drops,
     lab: Lab,
 }
 
@@ -42,10 +44,13 @@ impl Stage {
         for subnet in ["10.1.7.0/24", "10.1.9.0/24"] {
             daemon.wait_text(&format!("Subnet added: {subnet}"), secs(3));
         }
+        // No container answers, and nothing goes round through the overlay's own route.
+        lab.ip(&format!("-n {} route add blackhole 10.1.5.0/24", lab.host(1)));
         let peer = lab.tool(&lab.host(2), "udp_socket 10.77.0.2:8285");
         let stranger = lab.tool(&lab.host(3), "udp_socket 10.77.0.3:8285");
         let written = Capture::start(&lab, &lab.host(1), "flannel0", "in", "not icmp");
-        let mut stage = Self { daemon, peer, stranger, written, lab };
+        let counted = daemon.drops();
+        let mut stage = Self { daemon, peer, stranger, written, counted, lab };
         stage.passes(&udp(PEER, US, 60, b"hello"));
         Some(stage)
     }
@@ -66,11 +71,11 @@ impl Stage {
     fn drops(&mut self, what: &str, reason: &str, stranger: bool, bad: &[u8]) {
         let before = self.written.packets().len();
         let sender = if stranger { &mut self.stranger } else { &mut self.peer };
-        let gained = self.daemon.drops_during(|| {
-            for _ in 0..3 {
-                sender.write(&format!("{TARGET} {}", hex(bad)));
-            }
-        });
+        for _ in 0..3 {
+            sender.write(&format!("{TARGET} {}", hex(bad)));
+        }
+        let (gained, now) = self.daemon.gained(&self.counted);
+        self.counted = now;
         assert_eq!(gained.into_iter().collect::<Vec<_>>(), [(reason.to_owned(), 3)], "{what}");
         assert_eq!(self.written.packets().len(), before, "{what} reached the TUN: {:?}", self.written.hex());
     }
@@ -193,27 +198,31 @@ fn icmp_answers_are_rationed() {
         ("TTL 1", "tun_ttl", udp("10.1.5.2", PEER, 1, b"dying")),
     ] {
         let (before, start) = (answers.packets().len(), Instant::now());
-        let gained = stage.daemon.drops_during(|| {
-            for n in 0..2000 {
-                raw.write(&hex(&bad));
-                if n % 50 == 49 {
-                    std::thread::sleep(ms(5));
-                }
+        let counted = stage.daemon.drops();
+        for n in 0..2000 {
+            raw.write(&hex(&bad));
+            if n % 50 == 49 {
+                std::thread::sleep(ms(5));
             }
-        });
+        }
+        std::thread::sleep(ms(100));
+        let (gained, _) = stage.daemon.gained(&counted);
         let seconds = start.elapsed().as_secs() + 1;
         let count = gained.get(reason).copied().unwrap_or(0);
-        assert!((1900..=2000).contains(&count), "{what}: {gained:?}");
+        // On a busy machine the device's queue of 500 may overflow before the daemon gets to read.
+        assert!((1000..=2000).contains(&count), "{what}: {gained:?}");
         let answered = (answers.packets().len() - before) as u64;
         assert!((1..=200 + 200 * seconds).contains(&answered), "{what}: {answered} answers in {seconds} s");
-        assert!(answered < 1500, "{what}: {answered} answers are no ration");
+        assert!(answered < count, "{what}: {answered} answers to {count} packets are no ration");
         // The bucket fills again.
         std::thread::sleep(ms(1100));
     }
     // To a group, and about an ICMP error: counted, never answered.
     let before = answers.packets().len();
     let error = packet("10.1.5.2", "10.1.200.3", 60, 1, &[3, 0, 0, 0, 0, 0, 0, 0]);
-    let gained = stage.daemon.drops_during(|| raw.write(&hex(&error)));
+    let counted = stage.daemon.drops();
+    raw.write(&hex(&error));
+    let (gained, _) = stage.daemon.gained(&counted);
     assert_eq!(gained.get("no_route"), Some(&1), "{gained:?}");
     assert_eq!(answers.packets().len(), before, "{:?}", answers.hex());
 }

@@ -53,6 +53,11 @@ fn peers_come_and_go(api: Api, engine: &str) {
     eprintln!("a daemon that joins answers after {took:?}");
     assert!(took < secs(1), "{took:?}");
     assert!(load.running(), "the load has ended: {}", load.text());
+
+    // Traffic starves the signal no more than it starves the routes.
+    let (status, took) = daemons[0].terminate();
+    eprintln!("SIGTERM under load: {status} after {took:?}");
+    assert!(status.code() == Some(0) && took < secs(1), "{status} after {took:?}");
 }
 
 /// iperf3 in both directions at once, as fast as it goes, for longer than the test.

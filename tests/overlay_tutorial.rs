@@ -130,8 +130,11 @@ fn stops_at_once_and_keeps_the_lease() {
         // Its lease gone and its subnet file kept, it asks for the same subnet.
         lab.delete_lease(api, &subnet.key());
         let mut third = lab.daemon(1, &[api.flag()]);
-        lab::eventually(secs(10), "the lease", || lab.leases(api).contains_key(&subnet.key()).then_some(()));
         assert_eq!(third.subnet(), subnet);
+        assert!(lab.leases(api).contains_key(&subnet.key()));
+        // The port and the device's name were free again at once.
+        let link = lab.ip(&format!("-n {} addr show dev flannel0", lab.host(1)));
+        assert!(link.contains(&format!("{}/32", subnet.base())), "{link}");
     }
 }
 

@@ -52,6 +52,15 @@ pub enum BackendError {
     Unstable(usize),
 }
 
+impl BackendError {
+    /// Whether waiting may help: a daemon that was killed lets go of its port only when the kernel has closed
+    /// its io_uring, some time after the process is gone.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, BackendError::Udp(crate::udp::UdpError::InUse { .. }))
+    }
+}
+
 /// A backend as configured, without a lease yet.
 #[derive(Debug, Clone)]
 pub enum Backend {
@@ -169,9 +178,9 @@ impl Network {
 
     /// A few lines for the operator: counters and peers; empty for a network without a data path.
     #[must_use]
-    pub fn report(&self) -> String {
+    pub async fn report(&self, netlink: &Netlink) -> String {
         match self {
-            Network::Udp(network) => network.report(),
+            Network::Udp(network) => network.report(netlink).await,
             Network::Alloc => String::new(),
         }
     }

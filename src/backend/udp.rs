@@ -170,6 +170,11 @@ impl Network {
         let config = &self.config;
         let device = Device::create(DEVICE, self.receivers.len(), config.engine.tun_offload)?;
         let (name, offloads) = (device.name().to_owned(), device.offloads());
+        if !device.keeps_flows() {
+            warn!(
+                "no steering program on {name} (it takes CAP_BPF): a flow may change its worker once, out of order"
+            );
+        }
         let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
         let segmentation = sending && max_segments().is_some();
         let mut links = Vec::with_capacity(self.receivers.len());
@@ -180,6 +185,7 @@ impl Network {
         let gone = || BackendError::Engine(format!("{name} vanished while it was set up"));
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
+        netlink.accept_local(&name);
         let setup = Setup {
             settings: config.engine.clone(),
             network: config.network,
@@ -319,19 +325,26 @@ impl Network {
         }
     }
 
-    pub(super) fn report(&self) -> String {
+    /// Counters: `worker`, `peers`, `count` and `drop` lines, then `kernel` lines for packets that the kernel
+    /// dropped before we saw them.
+    pub(super) async fn report(&self, netlink: &Netlink) -> String {
         let mut sum = self.past;
         let mut text = String::new();
+        let mut queue_full = 0;
         if let Some(running) = &self.running {
             sum += running.engine.snapshot();
             for (worker, carrier) in running.engine.carriers().iter().enumerate() {
                 let _ = writeln!(text, "worker {worker} {carrier}");
             }
+            queue_full = netlink.dropped_on_send(running.index).await.ok().flatten().unwrap_or(0);
         }
+        let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0)));
         let _ = writeln!(text, "peers {}", self.peers.len());
         let _ = writeln!(text, "count foreign_leases {}", self.foreign);
         let _ = writeln!(text, "count repairs {}", self.repairs);
         let _ = write!(text, "{sum}");
+        let _ = writeln!(text, "kernel tun_queue_full {queue_full}");
+        let _ = writeln!(text, "kernel socket_overflow {}", overflows.sum::<u64>());
         text
     }
 }

@@ -139,7 +139,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "buffers", BUFFERS, "16", "Receive buffers of each direction and worker"),
     flag(Ours, "tun-offload", Choice(&["auto", "tso", "off"]), "auto", "Offloads at the TUN device: all, TSO only, none"),
     flag(Ours, "udp-offload", Choice(&["auto", "send", "receive", "off"]), "auto", "Offloads at the UDP socket: both, UDP_SEGMENT only, UDP_GRO only, none"),
-    flag(Ours, "one-source-port", Bool, "false", "Every worker sends from the network's port; else all but the first use ports of their own"),
+    flag(Ours, "source-port", Choice(&["spread", "one"]), "spread", "Workers but the first send from ports of their own, or all from the network's port"),
     flag(Ours, "peer-filter", Choice(&["strict", "inner", "off"]), "strict", "Let in packets from peers' addresses and subnets; by inner addresses only; all"),
     flag(Ours, "etcd-api", Choice(&["auto", "v2", "v3"]), "auto", "etcd's API; auto takes the one that holds the network config"),
     flag(Ours, "etcd-password-file", Text, "", "File whose first line is the password for etcd"),

@@ -311,7 +311,7 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
             "off" => engine::PeerFilter::Off,
             _ => engine::PeerFilter::Strict,
         },
-        one_source_port: matches!(given.value("one-source-port"), Some(Value::Bool(true))),
+        one_source_port: given.text("source-port") == "one",
         ..default
     }
 }

@@ -60,7 +60,7 @@ const SERVED: &[Row<'_>] = &[
     ("buffers", "4", Some(("3", 2)), &[]),
     ("tun-offload", "tso", Some(("uso", 2)), &[]),
     ("udp-offload", "send", Some(("on", 2)), &[]),
-    ("one-source-port", "true", Some(("yes", 2)), &[]),
+    ("source-port", "one", Some(("two", 2)), &[]),
     ("peer-filter", "inner", Some(("on", 2)), &[]),
     ("etcd-api", "v3", Some(("v4", 2)), &[]),
     ("etcd-password-file", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-username=u"]),

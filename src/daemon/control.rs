@@ -16,7 +16,7 @@ use rand::rngs::SysRng;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 /// How often the kernel's tables are compared with ours although nothing was announced.
@@ -25,6 +25,9 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a repair that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a port in use is tried again, and how often. Below the second that a stop may take.
+const PORT_PATIENCE: Duration = Duration::from_millis(900);
+const PORT_RETRY: Duration = Duration::from_millis(50);
 
 /// One network, started as far as nothing outside is needed: interface, store.
 pub(super) struct Control {
@@ -152,8 +155,8 @@ impl Running {
                 biased;
                 order = orders.next() => match order {
                     Order::Stop(name) => break End::Signal(name),
-                    Order::Report => self.report(),
-                    Order::Ask(ask) => ask.answer(vec![self.health()]),
+                    Order::Report => self.report().await,
+                    Order::Ask(ask) => ask.answer(vec![self.health().await]),
                     Order::Watchdog => self.watchdog(),
                 },
                 Some(notice) = inbox.recv() => self.notice(notice).await?,
@@ -166,7 +169,7 @@ impl Running {
             }
         };
         self.notifier.stopping();
-        self.report();
+        self.report().await;
         match end {
             End::Signal(name) => {
                 info!("{name}: stopping; the lease stays");
@@ -200,7 +203,7 @@ impl Running {
         }
         // Of the subnet that was lost; its device must go before the next one is made.
         self.network = None;
-        let network = self.backend.register(&self.netlink, subnet).await?;
+        let network = self.register(subnet).await?;
         self.network = Some((subnet, network));
         let file = EnvFile {
             network: self.config.network,
@@ -212,6 +215,17 @@ impl Running {
         info!("Wrote subnet file to {}", self.settings.subnet_file.display());
         self.tell_state();
         Ok(())
+    }
+
+    /// Registers the backend, with some patience for a port that another daemon is about to let go.
+    async fn register(&self, subnet: Ipv4Net) -> Result<Network, BackendError> {
+        let last = Instant::now() + PORT_PATIENCE;
+        loop {
+            match self.backend.register(&self.netlink, subnet).await {
+                Err(error) if error.may_pass() && Instant::now() < last => sleep(PORT_RETRY).await,
+                result => return result,
+            }
+        }
     }
 
     fn tell_state(&mut self) {
@@ -255,8 +269,12 @@ impl Running {
     }
 
     /// For monitors.
-    fn health(&mut self) -> status::Network {
+    async fn health(&mut self) -> status::Network {
         let lease = *self.lease.borrow();
+        let report = match &self.network {
+            Some((_, network)) => network.report(&self.netlink).await,
+            None => String::new(),
+        };
         let left = lease.and_then(|lease| lease.deadline).map(|at| at.saturating_sub(self.clock.now()));
         status::Network {
             alive: self.is_alive(),
@@ -265,7 +283,7 @@ impl Running {
             leased: lease.is_some_and(|lease| lease.subnet.is_some()),
             lease_expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
             etcd_up: lease.is_some_and(|lease| !lease.store_out),
-            report: self.network.as_ref().map(|(_, network)| network.report()).unwrap_or_default(),
+            report,
             ..orders::waiting(&self.name)
         }
     }
@@ -286,10 +304,10 @@ impl Running {
     }
 
     /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
-    fn report(&self) {
+    async fn report(&self) {
         if let Some((_, network)) = &self.network {
             let name = if self.name.is_empty() { String::new() } else { format!("network {}\n", self.name) };
-            eprint!("{name}{}", network.report());
+            eprint!("{name}{}", network.report(&self.netlink).await);
         }
     }
 }

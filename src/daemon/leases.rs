@@ -68,10 +68,17 @@ pub enum Ending {
 /// says why it waits at once, on every new reason and once a minute.
 pub async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut backoff = Backoff::new(Duration::from_secs(5));
+    let mut silent = Backoff::new(Duration::from_secs(5));
+    // A store that answers is asked every second, as flannel does: the operator is about to put the config.
+    let mut answering = Backoff::new(Duration::from_secs(1));
     let mut said: Option<(Instant, String)> = None;
     loop {
-        let (reason, kind) = match registry.config().await {
+        let result = registry.config().await;
+        let pause = match result {
+            Err(Error::Unavailable(_)) => silent.next(&mut rng),
+            _ => answering.next(&mut rng),
+        };
+        let (reason, kind) = match result {
             Ok(text) => match Config::parse(&text) {
                 Ok(config) => return config,
                 Err(e) => (e.to_string(), e.to_string()),
@@ -85,7 +92,7 @@ pub async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
             said = Some((Instant::now(), kind));
             error!("Couldn't fetch network config: {reason}; trying again");
         }
-        tokio::time::sleep(backoff.next(&mut rng)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

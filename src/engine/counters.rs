@@ -111,7 +111,7 @@ impl DropReason {
 pub enum Count {
     /// Frames read from the TUN; one may hold many packets.
     TunReads,
-    /// Packets taken from the TUN and sent to a peer.
+    /// Packets taken from the TUN for a peer; a send that then fails counts them as dropped too.
     TunPackets,
     /// Their bytes, IPv4 headers included.
     TunBytes,
@@ -119,7 +119,7 @@ pub enum Count {
     UdpSends,
     /// Receives from the socket; one may hold many packets.
     UdpReceives,
-    /// Packets from peers that passed all checks.
+    /// Packets from peers that passed all checks; a write that then fails counts them as dropped too.
     UdpPackets,
     /// Their bytes, IPv4 headers included.
     UdpBytes,
@@ -135,7 +135,7 @@ pub enum Count {
     Turns,
     /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
     Starved,
-    /// Errors of the standing receive.
+    /// Errors of reading from the TUN and of receiving, other than the deletion of the device.
     ReceiveErrors,
     /// Route changes applied.
     RouteChanges,

@@ -1,8 +1,8 @@
 //! The engine carries packets: it joins the rooms of the packet path and runs them, one worker a core.
 //!
 //! A worker owns a TUN queue, a UDP socket, a [`port`] (io_uring or poll), its buffers and its own copy of the
-//! routes; workers share nothing. Its loop is [`worker`]: obey the control thread, take datagrams and frames
-//! from the port, push them through [`udp_to_tun`] and [`tun_to_udp`] into one [`port::Outgoing`], and hand that
+//! routes; workers share nothing. Its loop is `worker`: obey the control thread, take datagrams and frames
+//! from the port, push them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hand that
 //! back to the port in one turn.
 //!
 //! The control thread holds an [`Engine`]. Down go [`RouteCommand`]s and a stop, over a bounded channel and a
@@ -17,6 +17,8 @@ mod icmp_limit;
 pub mod port;
 pub mod settings;
 mod start;
+#[cfg(test)]
+mod tests;
 mod tun_to_udp;
 mod udp_to_tun;
 mod worker;
@@ -48,14 +50,6 @@ pub enum EngineError {
     /// No thread, no event descriptor.
     #[error("cannot start worker {0}: {1}")]
     Start(usize, io::Error),
-    /// There must be one socket pair for each queue.
-    #[error("{queues} TUN queues and {sockets} sockets do not pair up")]
-    Unpaired {
-        /// Queues given.
-        queues: usize,
-        /// Sockets given.
-        sockets: usize,
-    },
     /// A worker has ended or hangs.
     #[error("worker {0} does not answer")]
     Worker(usize),

@@ -11,7 +11,7 @@ use crate::packet::ipv4::{Ipv4, Malformed, decrement_ttl};
 use crate::packet::vnet::{VNET_LEN, VnetHeader};
 use crate::route::RouteTable;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +39,25 @@ pub(super) struct TunToUdp {
     rest: Option<Rest>,
     /// Peers whose path is narrower than our link, with the largest packet for a train to them.
     narrow: Vec<(SocketAddrV4, u16)>,
+    /// When the last of them was noted.
+    narrowed: Option<Instant>,
 }
+
+/// How long a narrow path is remembered: as long as the kernel remembers a path MTU (`mtu_expires`).
+const NARROW_FOR: Duration = Duration::from_secs(600);
 
 /// Most peers remembered as narrow. Beyond that, a train that does not fit is refused and resent each time.
 const MOST_NARROW: usize = 64;
 
 impl TunToUdp {
     pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
-        TunToUdp { address, limit: IcmpLimit::new(), rest: None, narrow: Vec::with_capacity(MOST_NARROW) }
+        TunToUdp {
+            address,
+            limit: IcmpLimit::new(),
+            rest: None,
+            narrow: Vec::with_capacity(MOST_NARROW),
+            narrowed: None,
+        }
     }
 
     /// Takes the current frame, or the rest of it.
@@ -75,7 +86,8 @@ impl TunToUdp {
 
     /// From now on, packets larger than `most` bytes travel to `to` one by one: the kernel can fragment a
     /// packet, but not the segments of a train (it answers `EMSGSIZE`).
-    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16) {
+    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16, now: Instant) {
+        self.narrowed = Some(now);
         let known = self.narrow.iter_mut().find(|(peer, _)| *peer == to);
         if let Some((_, size)) = known {
             *size = most.min(*size);
@@ -117,7 +129,16 @@ impl TunToUdp {
         Ok(Rest { plan, to: routes.address(peer), next: 0 })
     }
 
+    /// Forgets narrow paths after a while: they may have widened.
+    fn forget_narrow(&mut self) {
+        if self.narrowed.is_some_and(|at| at.elapsed() > NARROW_FOR) {
+            self.narrow.clear();
+            self.narrowed = None;
+        }
+    }
+
     fn place(&mut self, packet: &[u8], mut rest: Rest, out: &mut Outgoing, counters: &Counters) -> Taken {
+        self.forget_narrow();
         let (first, count) = (rest.next, rest.plan.count());
         let mut bytes = 0;
         while rest.next < count {

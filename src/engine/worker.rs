@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, TryRecvError};
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the control thread may ask.
 #[derive(Debug, Clone)]
@@ -27,6 +27,9 @@ const TURN_BYTES: usize = 256 << 10;
 /// A receive that fails this often in a row is given a rest, lest it take the whole core.
 const PATIENCE: usize = 16;
 const REST: Duration = Duration::from_millis(10);
+/// A packet of this size fits any path with its outer headers (576, the datagram that every host must take
+/// by RFC 791, less 28): a train of such packets is not refused for its size.
+const CERTAIN_SIZE: u16 = 548;
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -133,11 +136,12 @@ impl<P: Port> Worker<P> {
         self.learn(to, segment_size, errno);
     }
 
-    /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer
-    /// if its path is narrower than our link, segmentation as a whole if the kernel cannot do it.
+    /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer if
+    /// its path is narrower than our link (`EMSGSIZE`; `EINVAL` before Linux 6.14), segmentation as a whole if
+    /// the kernel cannot do it there.
     fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32) {
-        if errno == libc::EMSGSIZE {
-            self.tun_to_udp.narrow(to, segment_size - 1);
+        if errno != libc::EIO && segment_size > CERTAIN_SIZE {
+            self.tun_to_udp.narrow(to, segment_size - 1, Instant::now());
             return;
         }
         let limits = self.out.batcher.limits();

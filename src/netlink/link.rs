@@ -120,6 +120,23 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(|e| Error::request(operation, e))
     }
 
+    /// Packets that the kernel dropped on their way into a device, such as a TUN whose queue was full;
+    /// `None` if the device is gone.
+    pub async fn dropped_on_send(&self, index: u32) -> Result<Option<u64>, Error> {
+        let request = self.handle.link().get().match_index(index).execute();
+        let messages: Vec<_> = match request.try_collect().await {
+            Ok(messages) => messages,
+            Err(e) => {
+                let error = Error::request(format!("read the counters of link {index}"), e);
+                return if error.is_not_found() { Ok(None) } else { Err(error) };
+            }
+        };
+        Ok(messages.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            _ => None,
+        }))
+    }
+
     /// Deletes the link; false if it was gone already.
     pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
         match self.handle.link().del(index).execute().await {
@@ -131,19 +148,32 @@ impl Netlink {
         }
     }
 
+    /// Lets a device of ours deliver packets whose source is an address of this host: an ICMP error that we
+    /// write into the TUN comes from the TUN's own address, and the kernel would drop it as a martian
+    /// (`fib_validate_source`). Tells what it changed; a read-only `/proc/sys` is no error.
+    pub fn accept_local(&self, name: &str) -> Changes {
+        set_to_one("ipv4", name, "accept_local")
+    }
+
     /// Keeps IPv6 off a device of ours: no link-local address, no router solicitations into the
     /// overlay. Tells what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
     /// error: packets other than IPv4 are dropped later anyway.
     pub fn disable_ipv6(&self, name: &str) -> Changes {
         let mut changes = Changes::default();
         // addr_gen_mode 1 is IN6_ADDR_GEN_MODE_NONE (Linux include/uapi/linux/if_link.h).
-        for key in ["addr_gen_mode", "disable_ipv6"] {
-            let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
-            let Ok(present) = fs::read_to_string(&path) else { continue };
-            if present.trim() != "1" && fs::write(&path, "1").is_ok() {
-                changes.push(format!("set {key} of {name}"));
-            }
-        }
+        changes.extend(set_to_one("ipv6", name, "addr_gen_mode"));
+        changes.extend(set_to_one("ipv6", name, "disable_ipv6"));
         changes
     }
+}
+
+/// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to 1 if it is there and is not 1 yet.
+fn set_to_one(family: &str, name: &str, key: &str) -> Changes {
+    let mut changes = Changes::default();
+    let path = Path::new("/proc/sys/net").join(family).join("conf").join(name).join(key);
+    let Ok(present) = fs::read_to_string(&path) else { return changes };
+    if present.trim() != "1" && fs::write(&path, "1").is_ok() {
+        changes.push(format!("set {key} of {name}"));
+    }
+    changes
 }

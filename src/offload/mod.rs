@@ -41,4 +41,4 @@ pub mod coalesce;
 pub mod segment;
 
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;

@@ -7,28 +7,28 @@ use std::ops::Range;
 
 /// A TCP or UDP packet, described.
 #[derive(Clone, Debug)]
-pub(super) struct Spec {
-    pub(super) tcp: bool,
-    pub(super) source: [u8; 4],
-    pub(super) destination: [u8; 4],
-    pub(super) ports: (u16, u16),
-    pub(super) tos: u8,
-    pub(super) id: u16,
-    pub(super) fragment: u16,
-    pub(super) ttl: u8,
-    pub(super) ip_options: Vec<u8>,
-    pub(super) sequence: u32,
-    pub(super) acknowledgement: u32,
-    pub(super) flags: u8,
-    pub(super) window: u16,
-    pub(super) tcp_options: Vec<u8>,
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Spec {
+    pub(crate) tcp: bool,
+    pub(crate) source: [u8; 4],
+    pub(crate) destination: [u8; 4],
+    pub(crate) ports: (u16, u16),
+    pub(crate) tos: u8,
+    pub(crate) id: u16,
+    pub(crate) fragment: u16,
+    pub(crate) ttl: u8,
+    pub(crate) ip_options: Vec<u8>,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) tcp_options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
-pub(super) const DF: u16 = 0x4000;
+pub(crate) const DF: u16 = 0x4000;
 
 impl Spec {
-    pub(super) fn tcp(payload: Vec<u8>) -> Spec {
+    pub(crate) fn tcp(payload: Vec<u8>) -> Spec {
         Spec {
             tcp: true,
             source: [10, 1, 5, 2],
@@ -48,12 +48,12 @@ impl Spec {
         }
     }
 
-    pub(super) fn udp(payload: Vec<u8>) -> Spec {
+    pub(crate) fn udp(payload: Vec<u8>) -> Spec {
         Spec { tcp: false, fragment: 0, ..Spec::tcp(payload) }
     }
 
     /// The packet with correct checksums.
-    pub(super) fn build(&self) -> Vec<u8> {
+    pub(crate) fn build(&self) -> Vec<u8> {
         let mut packet = vec![0x40 | (5 + self.ip_options.len() / 4) as u8, self.tos, 0, 0];
         packet.extend(self.id.to_be_bytes());
         packet.extend(self.fragment.to_be_bytes());
@@ -83,7 +83,7 @@ impl Spec {
 }
 
 /// RFC 1071, word by word.
-pub(super) fn naive_sum(pieces: &[&[u8]]) -> u16 {
+pub(crate) fn naive_sum(pieces: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
     for word in pieces.iter().flat_map(|piece| piece.chunks(2)) {
         sum += u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0));
@@ -92,7 +92,7 @@ pub(super) fn naive_sum(pieces: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-pub(super) fn header_len(packet: &[u8]) -> usize {
+pub(crate) fn header_len(packet: &[u8]) -> usize {
     usize::from(packet[0] & 15) * 4
 }
 
@@ -101,12 +101,12 @@ fn checksum_at(packet: &[u8]) -> usize {
 }
 
 /// The sum of the pseudo-header with the packet's own length.
-pub(super) fn naive_pseudo(packet: &[u8]) -> u16 {
+pub(crate) fn naive_pseudo(packet: &[u8]) -> u16 {
     let len = (packet.len() - header_len(packet)) as u16;
     naive_sum(&[&packet[12..20], &[0, packet[9]], &len.to_be_bytes()])
 }
 
-pub(super) fn finish_ip(packet: &mut [u8]) {
+pub(crate) fn finish_ip(packet: &mut [u8]) {
     let header = header_len(packet);
     packet[10..12].fill(0);
     let sum = !naive_sum(&[&packet[..header]]);
@@ -114,7 +114,7 @@ pub(super) fn finish_ip(packet: &mut [u8]) {
 }
 
 /// Sets both checksums.
-pub(super) fn finish(packet: &mut [u8]) {
+pub(crate) fn finish(packet: &mut [u8]) {
     finish_ip(packet);
     let (header, at) = (header_len(packet), checksum_at(packet));
     packet[at..at + 2].fill(0);
@@ -127,14 +127,14 @@ pub(super) fn finish(packet: &mut [u8]) {
 }
 
 /// Turns a finished packet into what the kernel hands out: the checksum field holds the pseudo-header's sum.
-pub(super) fn unfinish(packet: &mut [u8]) {
+pub(crate) fn unfinish(packet: &mut [u8]) {
     let at = checksum_at(packet);
     let pseudo = naive_pseudo(packet).to_be_bytes();
     packet[at..at + 2].copy_from_slice(&pseudo);
 }
 
 /// The vnet header of a super-packet, or with `segment_size` 0 of a single unfinished packet. `hdr_len` lies.
-pub(super) fn vnet(packet: &[u8], segment_size: u16) -> Vec<u8> {
+pub(crate) fn vnet(packet: &[u8], segment_size: u16) -> Vec<u8> {
     let gso_type = match (segment_size, packet[9]) {
         (0, _) => 0,
         (_, 6) => 1,
@@ -153,7 +153,7 @@ fn field(vnet: &[u8], range: Range<usize>) -> usize {
 }
 
 /// What the kernel makes of a frame (vnet header and packet): the packets as a receiver sees them.
-pub(super) fn cut(frame: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn cut(frame: &[u8]) -> Vec<Vec<u8>> {
     let (vnet, packet) = frame.split_at(10);
     if vnet[0] == 0 {
         assert_eq!(vnet, [0; 10]);

@@ -2,19 +2,22 @@
 //! carries the worker's sends and writes.
 //!
 //! Two multishot requests stay armed all the time: `READ_MULTISHOT` on the TUN and multishot `RECVMSG` on the
-//! socket. Each takes buffers from a pool of its own ([`pool`]) and posts one completion per frame or
+//! socket. Each takes buffers from a pool of its own (`pool`) and posts one completion per frame or
 //! datagram, in the order in which the kernel queued them. A third, on the event descriptor of [`Wake`],
 //! lets the control thread interrupt the wait.
 //!
 //! [`Ring::turn`] is the only system call. It submits what was staged ([`Staging`]), waits, and returns only
 //! when every send and write of that turn is complete. So the kernel holds nothing of the caller's between
 //! turns: what it reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of
-//! reach until it lends them ([`pool::Filled`]). The wait costs nothing, because neither a TUN write nor a
+//! reach until it lends them (`pool::Filled`). The wait costs nothing, because neither a TUN write nor a
 //! `MSG_DONTWAIT` send ever blocks: both are done when the `enter` that submits them returns.
 //!
 //! A turn first drains the completion queue fully and sorts it into frames, datagrams and failures; handling
 //! reads in queue order while waiting for sends behind them would deadlock.
 
+mod close;
+#[cfg(test)]
+pub(crate) mod forbid;
 mod pool;
 mod setup;
 mod staging;
@@ -24,7 +27,7 @@ pub use setup::RingError;
 pub use staging::Staging;
 pub use wake::Wake;
 
-use io_uring::types::{CancelBuilder, RecvMsgOut, Timespec};
+use io_uring::types::RecvMsgOut;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use pool::{Filled, Pool};
 use staging::Store;
@@ -171,7 +174,7 @@ pub struct Ring {
     woken: bool,
     starved: u64,
     tun_error: Option<i32>,
-    udp_error: Option<i32>,
+    receive_error: Option<i32>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -207,7 +210,7 @@ impl Ring {
             woken: false,
             starved: 0,
             tun_error: None,
-            udp_error: None,
+            receive_error: None,
             not_send: PhantomData,
         };
         ring.frames.register(&ring.io.submitter()).map_err(setup::classify)?;
@@ -296,15 +299,15 @@ impl Ring {
         std::mem::take(&mut self.woken)
     }
 
-    /// The errno that ended reading from the TUN, if any: it is not read again.
+    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
     #[must_use]
     pub fn tun_error(&self) -> Option<i32> {
         self.tun_error
     }
 
-    /// The last errno of the standing receive, if any; it is armed again.
-    pub fn take_udp_error(&mut self) -> Option<i32> {
-        self.udp_error.take()
+    /// The last errno of a standing read or receive since the last time, if any; it is armed again.
+    pub fn take_receive_error(&mut self) -> Option<i32> {
+        self.receive_error.take()
     }
 
     /// How often the kernel had something for us and no buffer to put it in.
@@ -315,7 +318,7 @@ impl Ring {
 
     fn nothing_to_handle(&self) -> bool {
         let quiet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
-        quiet && !self.woken && self.failures.is_empty() && self.udp_error.is_none()
+        quiet && !self.woken && self.failures.is_empty() && self.receive_error.is_none()
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
@@ -410,7 +413,8 @@ impl Ring {
             Ok(Some(filled)) => self.ready_frames.push_back(filled),
             Ok(None) => {}
             Err(libc::ENOBUFS) => self.starved += 1,
-            Err(errno) => self.tun_error = Some(errno),
+            Err(errno @ libc::EBADFD) => self.tun_error = Some(errno),
+            Err(errno) => self.receive_error = Some(errno),
         }
     }
 
@@ -420,35 +424,8 @@ impl Ring {
             Ok(Some(filled)) => self.ready_datagrams.push_back(filled),
             Ok(None) => {}
             Err(libc::ENOBUFS) => self.starved += 1,
-            Err(errno) => self.udp_error = Some(errno),
+            Err(errno) => self.receive_error = Some(errno),
         }
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        let second = Timespec::new().sec(1);
-        let cancelled = self.io.submitter().register_sync_cancel(Some(second), CancelBuilder::any());
-        let quiet = match cancelled {
-            Ok(()) => true,
-            Err(error) => error.raw_os_error() == Some(libc::ENOENT),
-        };
-        // Closing the ring lets go of the files only some time later; a successor wants the port and the device now.
-        let _ = self.io.submitter().unregister_files();
-        // SAFETY: not used again; closing the ring comes first, so that no request outlives its memory.
-        unsafe { ManuallyDrop::drop(&mut self.io) };
-        if !quiet {
-            // A request may still write into the buffers: leak them rather than free memory in use.
-            return;
-        }
-        // SAFETY: not used again, and no request is left that could use it.
-        unsafe { ManuallyDrop::drop(&mut self.frames) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.datagrams) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.store) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.receive) };
     }
 }
 

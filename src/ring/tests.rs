@@ -149,6 +149,78 @@ fn buffers_that_run_out_are_counted_and_reading_goes_on() {
     assert!(b.ring.starved() > 0);
 }
 
+/// Both with its requests waiting in the kernel and with them armed but not yet submitted.
+#[test]
+fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
+    for round in 0..40 {
+        let Bench { mut ring, wake, to_ring, near, far } = bench(SIZES);
+        let address = local(&near);
+        wake.wake();
+        for _ in 0..round % 4 {
+            far.send_to(b"x", address).unwrap();
+            ring.turn(|_| {}).unwrap();
+            while ring.datagram().is_some() {}
+        }
+        drop((ring, near));
+        UdpSocket::bind(address).unwrap();
+        // The other end of the pair was the ring's alone.
+        let error = rustix::io::write(&to_ring, b"x").unwrap_err();
+        assert_eq!(error, rustix::io::Errno::CONNREFUSED, "round {round}");
+    }
+}
+
+/// A connected UDP socket in place of the TUN: its peer is not there at first, which a read tells once.
+#[test]
+fn a_read_that_fails_is_told_and_made_again() {
+    let (tun, near) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let wake = Wake::new().unwrap();
+    let absent = {
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        tun.connect(local(&peer)).unwrap();
+        local(&peer)
+    };
+    let descriptors =
+        Descriptors { tun: tun.as_fd(), receive: near.as_fd(), send: near.as_fd(), wake: wake.as_fd() };
+    let mut ring = Ring::new(descriptors, SIZES).unwrap();
+    tun.send(b"anybody?").unwrap();
+    while ring.take_receive_error() != Some(libc::ECONNREFUSED) {
+        ring.turn(|_| {}).unwrap();
+    }
+    assert_eq!(ring.tun_error(), None);
+    UdpSocket::bind(absent).unwrap().send_to(b"here", tun.local_addr().unwrap()).unwrap();
+    while ring.frame().is_none() {
+        ring.turn(|_| {}).unwrap();
+    }
+    assert_eq!(ring.frame().unwrap(), b"here");
+}
+
+/// The kernel's refusals, each with what the operator can do.
+#[test]
+fn a_ring_that_cannot_be_made_names_the_remedy() {
+    let refusal = |errno| {
+        let text = forbid::without_io_uring(errno, || {
+            let (near, wake) = (UdpSocket::bind("127.0.0.1:0").unwrap(), Wake::new().unwrap());
+            let fd = near.as_fd();
+            let descriptors = Descriptors { tun: fd, receive: fd, send: fd, wake: wake.as_fd() };
+            Ring::new(descriptors, SIZES).err().map(|error| (format!("{error:?}"), error.to_string()))
+        });
+        text.expect("no ring")
+    };
+    let (kind, text) = refusal(libc::EPERM);
+    assert_eq!(kind, "Forbidden");
+    for remedy in ["kernel.io_uring_disabled", "seccomp", "--engine=poll"] {
+        assert!(text.contains(remedy), "{text}");
+    }
+    let (kind, text) = refusal(libc::ENOSYS);
+    assert!(kind == "Absent" && text.contains("--engine=poll"), "{text}");
+    let (kind, text) = refusal(libc::ENOMEM);
+    assert!(kind.starts_with("Memory") && text.contains("LimitMEMLOCK"), "{text}");
+    let (kind, text) = refusal(libc::EINVAL);
+    assert!(kind.starts_with("Lacks") && text.contains("6.1"), "{text}");
+    let (kind, text) = refusal(libc::EMFILE);
+    assert!(kind.starts_with("Other") && text.contains("Too many open files"), "{text}");
+}
+
 #[test]
 fn tokens_survive_packing() {
     for token in [Token::Frame, Token::Datagram, Token::Wake, Token::Send(7), Token::Write(4095)] {

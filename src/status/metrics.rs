@@ -71,6 +71,9 @@ impl Families {
             ["drop", reason, n] if is_number(n) => {
                 self.add("dropped_packets_total", &[of, ("reason", reason)], n);
             }
+            ["kernel", queue, n] if is_number(n) => {
+                self.add("kernel_dropped_packets_total", &[of, ("reason", queue)], n);
+            }
             ["count", name, n] if is_number(n) && is_name(name) => {
                 let (name, labels): (&str, &[(&str, &str)]) = match *name {
                     "tun_packets" => ("rx_packets", &[of, ("dir", "tun_to_udp")]),
@@ -127,6 +130,7 @@ const HELP: &[(&str, &str)] = &[
     ("flanneld_build_info", "Always 1; the version is a label."),
     ("flanneld_dropped_packets_total", "Packets lost in this daemon, by reason."),
     ("flanneld_etcd_up", "Whether the last call to etcd was answered."),
+    ("flanneld_kernel_dropped_packets_total", "Packets lost in the kernel's queues before this daemon."),
     (
         "flanneld_lease_expiry_timestamp_seconds",
         "When the lease ends unless renewed; absent for a reservation.",
@@ -172,7 +176,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_report_become_samples() {
-        let report = "worker 0 uring\npeers 3\ncount tun_packets 7\ncount turns 9\ndrop ttl 2\nodd line\n\
+        let report = "worker 0 uring\npeers 3\ncount tun_packets 7\ncount turns 9\ndrop ttl 2\nkernel socket_overflow 4\nodd line\n\
                       count bad-name 1\ncount turns x\n";
         let text = text(&[network("", report)]);
         for line in [
@@ -181,6 +185,7 @@ mod tests {
             "flanneld_rx_packets_total{dir=\"tun_to_udp\"} 7",
             "# TYPE flanneld_turns_total counter\nflanneld_turns_total 9",
             "# TYPE flanneld_dropped_packets_total counter\nflanneld_dropped_packets_total{reason=\"ttl\"} 2",
+            "flanneld_kernel_dropped_packets_total{reason=\"socket_overflow\"} 4",
             "# TYPE flanneld_ready gauge\nflanneld_ready 0",
             "flanneld_lease_state{state=\"none\"} 1",
         ] {

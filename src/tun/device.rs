@@ -1,6 +1,7 @@
 //! Creating the device and its queues.
 
 use super::TunError;
+use super::steering::steer;
 use std::ffi::CStr;
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -77,6 +78,7 @@ pub struct Device {
     name: String,
     offloads: Offloads,
     queues: Vec<Queue>,
+    steered: bool,
 }
 
 impl Device {
@@ -95,12 +97,13 @@ impl Device {
         }
         // Exclusive for the first queue: a fixed name must not join a device that somebody else reads.
         let (first, name) = Queue::attach(pattern, libc::IFF_TUN_EXCL)?;
-        let mut device = Self { name, offloads: Offloads::default(), queues: vec![first] };
+        let mut device = Self { name, offloads: Offloads::default(), queues: vec![first], steered: false };
         for _ in 1..queues {
             let (queue, _) = Queue::attach(&device.name, 0)?;
             device.queues.push(queue);
         }
         device.offloads = device.set_offloads(want)?;
+        device.steered = queues > 1 && steer(&device.queues[0]).is_ok();
         Ok(device)
     }
 
@@ -112,6 +115,12 @@ impl Device {
     /// The offloads that the kernel took.
     pub fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    /// Whether a flow keeps its queue. Always with one queue; with more it takes a program in the kernel, for
+    /// which the process needs CAP_BPF (or CAP_SYS_ADMIN before Linux 5.8).
+    pub fn keeps_flows(&self) -> bool {
+        self.queues.len() == 1 || self.steered
     }
 
     /// The queues, in the order in which they were attached, which is the kernel's numbering.
@@ -226,6 +235,6 @@ fn is_interface_name(name: &str) -> bool {
         && !plain.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%'))
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

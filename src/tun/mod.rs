@@ -2,9 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A queue is a file of `/dev/net/tun` tied to the device by `TUNSETIFF`; packets are dealt to queues by
-//! flow, and a reply leaves by the queue through which its flow was last written (`tun_flow_update`). The
-//! device lives as long as one of its files is open: it is never made persistent, since a persistent one
+//! A queue is a file of `/dev/net/tun` tied to the device by `TUNSETIFF`; packets are dealt to queues by a
+//! hash of their flow (`steering`). The device lives as long as one of its files is open: it is never made persistent, since a persistent one
 //! keeps its route and swallows packets while nobody reads.
 //!
 //! Every packet, either way, starts with the 10-byte `virtio_net_hdr` (`IFF_VNET_HDR`). The `TUNSETOFFLOAD`
@@ -17,6 +16,7 @@
 
 mod device;
 mod error;
+mod steering;
 
 pub use device::{Device, MAX_QUEUES, Offloads, Queue, READ_SIZE, TunOffload};
 pub use error::{TunError, is_down, is_gone};

@@ -248,3 +248,51 @@ fn failures_name_their_remedy() {
         assert!(error.to_string().contains(remedy), "{error}");
     }
 }
+
+/// The queue that has a packet waiting, and the packet.
+fn waiting(device: &Device) -> Option<(usize, Vec<u8>)> {
+    let mut bytes = vec![0; READ_SIZE];
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        for (number, queue) in device.queues().iter().enumerate() {
+            if let Ok(len) = queue.read(&mut bytes)
+                && bytes[10] >> 4 == 4
+            {
+                return Some((number, bytes[10..len].to_vec()));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_flow_keeps_its_queue_whatever_queue_its_replies_use() {
+    let body = || {
+        // SAFETY: unshare with this flag moves only the calling thread, into a fresh network namespace.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        let device = Device::create(&pattern(), 4, TunOffload::Off).unwrap();
+        assert!(device.keeps_flows(), "needs root");
+        let name = device.name();
+        assert!(ip(&["addr", "add", "198.18.0.9/24", "dev", name]) && ip(&["link", "set", name, "up"]));
+        let mut used = [false; 4];
+        for _ in 0..24 {
+            let socket = std::net::UdpSocket::bind("198.18.0.9:0").unwrap();
+            socket.send_to(b"ask", "198.18.0.1:53").unwrap();
+            let (first, sent) = waiting(&device).unwrap();
+            used[first] = true;
+            // The answer: addresses and ports swapped, written through every other queue.
+            let mut reply = sent.clone();
+            reply[12..16].copy_from_slice(&sent[16..20]);
+            reply[16..20].copy_from_slice(&sent[12..16]);
+            reply[20..22].copy_from_slice(&sent[22..24]);
+            reply[22..24].copy_from_slice(&sent[20..22]);
+            for other in (0..4).filter(|other| *other != first) {
+                device.queues()[other].write_vectored(&[IoSlice::new(&PLAIN), IoSlice::new(&reply)]).unwrap();
+                socket.send_to(b"ask again", "198.18.0.1:53").unwrap();
+                assert_eq!(waiting(&device).unwrap().0, first);
+            }
+        }
+        assert!(used.iter().all(|used| *used), "flows spread over the queues: {used:?}");
+    };
+    std::thread::spawn(body).join().unwrap();
+}

@@ -6,6 +6,9 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+/// `SO_MEMINFO` (include/uapi/asm-generic/socket.h), which the libc crate lacks.
+const SO_MEMINFO: libc::c_int = 55;
+
 /// How to bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SocketOptions {
@@ -129,6 +132,28 @@ impl Socket {
     /// What `getsockopt` says.
     pub fn send_buffer(&self) -> io::Result<usize> {
         self.inner.send_buffer_size()
+    }
+
+    /// Datagrams that the kernel dropped because this socket's receive buffer was full (`SK_MEMINFO_DROPS`,
+    /// include/uapi/linux/sock_diag.h); it wraps at 2^32.
+    ///
+    /// # Errors
+    /// What `getsockopt` says.
+    pub fn overflows(&self) -> io::Result<u32> {
+        let mut info = [0_u32; 9];
+        let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
+        // SAFETY: `info` and `len` are live and exclusively ours for the call, and `len` is `info`'s size in
+        // bytes: the kernel writes no more than that.
+        let result = unsafe {
+            libc::getsockopt(
+                self.inner.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if result == 0 { Ok(info[8]) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Another descriptor of the same socket.

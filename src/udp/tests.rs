@@ -291,3 +291,18 @@ fn a_clone_is_the_same_socket() {
     sender.send(b"still here", to, None).unwrap();
     assert_eq!(datagrams(&clone, 10), [b"still here"]);
 }
+
+#[test]
+fn a_full_receive_buffer_is_counted_by_the_kernel() {
+    let options = SocketOptions { receive_buffer: 4096, ..SocketOptions::default() };
+    let receiver = Socket::bind(LOOPBACK, options).unwrap();
+    let to = receiver.local_addr().unwrap();
+    assert_eq!(receiver.overflows().unwrap(), 0);
+    let (sender, _) = socket(false);
+    for _ in 0..100 {
+        sender.send(&[0; 1000], to, None).unwrap();
+    }
+    let received = u32::try_from(datagrams(&receiver, 100_000).len()).unwrap();
+    assert!(received < 100);
+    assert_eq!(receiver.overflows().unwrap(), 100 - received);
+}

@@ -14,6 +14,9 @@ pub struct Daemon {
     pub subnet_file: PathBuf,
 }
 
+/// Drop counters by reason.
+pub type Drops = BTreeMap<String, u64>;
+
 /// `subnet.env`, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subnet {
@@ -74,30 +77,31 @@ impl Daemon {
         Self { proc, subnet_file: file.to_owned() }
     }
 
-    /// Waits for the subnet file and reads it.
+    /// Waits until this run has written the subnet file, and reads it.
     pub fn subnet(&mut self) -> Subnet {
         eventually(secs(10), &format!("{}", self.subnet_file.display()), || {
             assert!(self.proc.running(), "flanneld is gone:\n{}", self.proc.text());
-            Subnet::parse(&fs::read_to_string(&self.subnet_file).ok()?)
+            let written = self.proc.text().contains("Wrote subnet file to ");
+            Subnet::parse(&fs::read_to_string(&self.subnet_file).ok()?).filter(|_| written)
         })
     }
 
     /// SIGUSR1: the drops by reason, as `drop <reason> <n>` lines on standard error give them.
-    pub fn drops(&self) -> BTreeMap<String, u64> {
+    pub fn drops(&self) -> Drops {
         let before = self.text().len();
         self.signal("USR1");
         eventually(secs(3), "the counters on SIGUSR1", || (self.text().len() > before).then_some(()));
         // The lines come in one burst; it is over when nothing has followed for a while.
         let mut text = self.text();
         loop {
-            std::thread::sleep(ms(60));
+            std::thread::sleep(ms(15));
             let now = self.text();
             if now.len() == text.len() {
                 break;
             }
             text = now;
         }
-        let mut drops = BTreeMap::new();
+        let mut drops = Drops::new();
         for line in text[before..].lines() {
             let mut rest = line.split_whitespace().skip_while(|word| *word != "drop").skip(1);
             if let (Some(reason), Some(Ok(n))) = (rest.next(), rest.next().map(str::parse::<u64>)) {
@@ -107,17 +111,18 @@ impl Daemon {
         drops
     }
 
-    /// What the drop counters gained while `act` ran, zeros left out.
-    pub fn drops_during(&self, act: impl FnOnce()) -> BTreeMap<String, u64> {
-        let before = self.drops();
-        act();
-        std::thread::sleep(ms(150));
-        let mut gained = self.drops();
-        for (reason, n) in &mut gained {
-            *n -= before.get(reason).copied().unwrap_or(0);
-        }
-        gained.retain(|_, n| *n > 0);
-        gained
+    /// Waits until the drop counters have gained something since `before`, and a little more; returns the gain,
+    /// zeros left out, and the counters as they are now.
+    pub fn gained(&self, before: &Drops) -> (Drops, Drops) {
+        let now = eventually(secs(3), "a counted drop", || {
+            let now = self.drops();
+            (now != *before).then_some(now)
+        });
+        std::thread::sleep(ms(20));
+        let now = self.drops().max(now);
+        let old = |reason: &String| before.get(reason).copied().unwrap_or(0);
+        let gain = now.iter().map(|(reason, n)| (reason.clone(), n - old(reason)));
+        (gain.filter(|(_, n)| *n > 0).collect(), now)
     }
 }
 

@@ -50,8 +50,8 @@ impl Hash {
     }
 }
 
-/// The UDP payloads of one flow: every payload size from 0 to 1444 bytes (inner packets of 28 to 1472 bytes) and
-/// 2972 (3000, fragmented inside), in a shuffled order, each size in a short run of equal datagrams as bulk
+/// The UDP payloads of one flow: every payload size from 0 to 1444 bytes (inner packets of 28 to 1472 bytes) and, if
+/// wanted, 2972 (3000, fragmented inside), in a shuffled order, each size in a short run of equal datagrams as bulk
 /// senders make them. Datagram `n` of a flow is the same at both ends.
 pub struct Plan {
     seed: u64,
@@ -60,11 +60,11 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of a flow: `rounds` times every size.
-    pub fn new(seed: u64, rounds: usize) -> Self {
+    pub fn new(seed: u64, rounds: usize, fragments: bool) -> Self {
         let mut random = Stream::new(seed);
         let mut sizes = Vec::new();
         for _ in 0..rounds {
-            let mut round: Vec<usize> = (0..=1444).chain([2972]).collect();
+            let mut round: Vec<usize> = (0..=1444).chain(fragments.then_some(2972)).collect();
             for i in (1..round.len()).rev() {
                 round.swap(i, usize::try_from(random.word() % (i as u64 + 1)).unwrap());
             }

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Holds the tool's command line.
 pub const VARIABLE: &str = "FLANNELD_LAB_TOOL";
 const CHUNK: usize = 64 * 1024;
+/// Datagrams of a flow that may be under way: as many as any socket buffer holds, so that a slow machine loses none.
+const WINDOW: usize = 64;
 
 /// What `tool_entry` calls. Without the variable there is nothing to do.
 pub fn entry() {
@@ -25,8 +27,8 @@ pub fn entry() {
     match argv[0] {
         "tcp_sink" => tcp_sink(argv[1], number(2) as u64, number(3)),
         "tcp_send" => tcp_send(argv[1], number(2) as u64, number(3)),
-        "udp_sink" => udp_flows(argv[1], number(2) as u64, number(3), number(4), udp_sink),
-        "udp_send" => udp_flows(argv[1], number(2) as u64, number(3), number(4), udp_send),
+        "udp_sink" => udp_flows(argv[1], &argv[2..], bound, udp_sink),
+        "udp_send" => udp_flows(argv[1], &argv[2..], connected, udp_send),
         "udp_socket" => udp_socket(argv[1]),
         "raw_ip" => raw_ip(),
         "pulse_sink" => pulse_sink(argv[1]),
@@ -92,56 +94,72 @@ fn tcp_send(to: &str, seed: u64, bytes: usize) {
     say(format_args!("{bytes} {:016x}", hash.0));
 }
 
-/// One thread a flow, on consecutive ports.
-fn udp_flows(addr: &str, seed: u64, flows: usize, rounds: usize, run: fn(SocketAddr, usize, Plan)) {
-    let addr: SocketAddr = addr.parse().unwrap();
-    let threads: Vec<_> = (0..flows)
-        .map(|flow| {
-            let port = addr.port() + u16::try_from(flow).unwrap();
-            let at = SocketAddr::new(addr.ip(), port);
-            std::thread::spawn(move || run(at, flow, Plan::new(seed + flow as u64, rounds)))
-        })
-        .collect();
-    std::thread::sleep(ms(50));
+/// One thread a flow, on consecutive ports of the sink.
+fn udp_flows(
+    sink: &str,
+    argv: &[&str],
+    open: fn(SocketAddr) -> UdpSocket,
+    run: fn(&UdpSocket, usize, &Plan),
+) {
+    let sink: SocketAddr = sink.parse().unwrap();
+    let [seed, flows, rounds, fragments] = [0, 1, 2, 3].map(|n| argv[n].parse::<u16>().unwrap());
+    let at = |flow| SocketAddr::new(sink.ip(), sink.port() + flow);
+    let sockets: Vec<_> = (0..flows).map(|flow| open(at(flow))).collect();
     say("ready");
+    let start = |(flow, socket)| {
+        let plan = Plan::new(u64::from(seed) + flow as u64, usize::from(rounds), fragments == 1);
+        std::thread::spawn(move || run(&socket, flow, &plan))
+    };
+    let threads: Vec<_> = sockets.into_iter().enumerate().map(start).collect();
     threads.into_iter().for_each(|t| t.join().unwrap());
 }
 
-/// Receives a flow's datagrams: each must be a later one of the plan than the one before.
-fn udp_sink(bind: SocketAddr, flow: usize, plan: Plan) {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-    socket.set_recv_buffer_size(4 << 20).unwrap();
-    socket.bind(&bind.into()).unwrap();
-    let socket = UdpSocket::from(socket);
+fn bound(at: SocketAddr) -> UdpSocket {
+    UdpSocket::bind(at).unwrap()
+}
+
+fn connected(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.connect(to).unwrap();
+    socket
+}
+
+/// Receives a flow's datagrams: each must be a later one of the plan than the one before. Tells the sender how far
+/// it has come.
+fn udp_sink(socket: &UdpSocket, flow: usize, plan: &Plan) {
     socket.set_read_timeout(Some(secs(20))).unwrap();
     let (mut buffer, mut next, mut received, mut hash) = (vec![0; 65536], 0, 0, Hash::default());
     while next < plan.len() {
-        let Ok(len) = socket.recv(&mut buffer) else { break };
-        socket.set_read_timeout(Some(secs(2))).unwrap();
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else { break };
+        socket.set_read_timeout(Some(secs(3))).unwrap();
         let same = |n: &usize| plan.size(*n) == len && plan.payload(*n) == buffer[..len];
         let Some(found) = (next..plan.len()).find(same) else {
             panic!("flow {flow}: {len} bytes that do not follow datagram {next} of {}", plan.len());
         };
         hash.add(&buffer[..len]);
         (next, received) = (found + 1, received + 1);
+        if received % (WINDOW / 4) == 0 {
+            socket.send_to(&next.to_be_bytes(), from).unwrap();
+        }
     }
     say(format_args!("flow {flow} {received} of {} {:016x}", plan.len(), hash.0));
 }
 
-/// Sends a flow's datagrams in small bursts.
-fn udp_send(to: SocketAddr, flow: usize, plan: Plan) {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    socket.connect(to).unwrap();
-    let mut hash = Hash::default();
-    // The first packet of a path may wait for ARP, where a queue of a few packets is all there is.
-    std::thread::sleep(ms(100));
+/// Sends a flow's datagrams, a window at a time.
+fn udp_send(socket: &UdpSocket, flow: usize, plan: &Plan) {
+    socket.set_read_timeout(Some(secs(1))).unwrap();
+    let (mut hash, mut confirmed, mut word) = (Hash::default(), 0, [0; 8]);
     for n in 0..plan.len() {
+        while n >= confirmed + WINDOW {
+            // Without news for a second, something is lost: go on, and the counts will tell.
+            match socket.recv(&mut word) {
+                Ok(8) => confirmed = confirmed.max(usize::from_be_bytes(word)),
+                _ => confirmed = n,
+            }
+        }
         let payload = plan.payload(n);
         socket.send(&payload).unwrap();
         hash.add(&payload);
-        if n % 16 == 15 || n == 0 {
-            std::thread::sleep(ms(1));
-        }
     }
     say(format_args!("flow {flow} {} of {} {:016x}", plan.len(), plan.len(), hash.0));
 }

@@ -105,6 +105,15 @@ impl Etcd {
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("etcd runs").id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        // A thread that runs stops at its next entry into the kernel, not at once.
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T'))
+        };
+        let all_stopped = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(stopped);
+        while name == "-STOP" && !all_stopped() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Runs etcdctl on it.

@@ -1,3 +1,5 @@
+//! The driver in tokio time over the simulation's store.
+
 use super::*;
 use crate::etcd::{Change, Entry, Listing, Revision};
 use crate::lease::Settings;

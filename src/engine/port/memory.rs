@@ -40,10 +40,12 @@ pub struct MemoryPort {
     pub sent: Vec<Sent>,
     /// Frames that were written to the TUN, vnet header first.
     pub written: Vec<Vec<u8>>,
-    /// Packets that were sent again one by one.
-    pub resent: Vec<Vec<u8>>,
+    /// Packets that were sent again one by one, and to whom.
+    pub resent: Vec<(Vec<u8>, SocketAddrV4)>,
     /// The errno for each coming send, 0 for success; when empty, all succeed.
     pub send_faults: VecDeque<i32>,
+    /// The errno for each coming resend, likewise.
+    pub resend_faults: VecDeque<i32>,
     /// The errno for each coming write, likewise.
     pub write_faults: VecDeque<i32>,
     /// Whether the TUN device is gone.
@@ -115,17 +117,16 @@ impl Port for MemoryPort {
         &self.given[usize::from(received.buffer)][received.start..received.start + received.len]
     }
 
-    fn resend(&mut self, packet: &[u8], _to: SocketAddrV4) -> io::Result<()> {
-        self.resent.push(packet.to_vec());
+    fn resend(&mut self, packet: &[u8], to: SocketAddrV4) -> io::Result<()> {
+        if let Some(errno) = Self::fault(&mut self.resend_faults) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.resent.push((packet.to_vec(), to));
         Ok(())
     }
 
     fn take_woken(&mut self) -> bool {
         false
-    }
-
-    fn tun_gone(&self) -> bool {
-        self.gone
     }
 
     fn take_receive_errors(&mut self) -> usize {

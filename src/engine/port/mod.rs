@@ -8,7 +8,7 @@ mod memory;
 mod poll;
 mod uring;
 
-pub use memory::MemoryPort;
+pub use memory::{Arrival, MemoryPort, Sent};
 pub use poll::PollPort;
 pub use uring::UringPort;
 
@@ -107,10 +107,7 @@ pub trait Port {
     /// Whether the control thread called since the last time.
     fn take_woken(&mut self) -> bool;
 
-    /// Whether the TUN device is gone for good.
-    fn tun_gone(&self) -> bool;
-
-    /// How many receive errors there were since the last time.
+    /// How many errors of reading and receiving there were since the last time.
     fn take_receive_errors(&mut self) -> usize;
 
     /// How often the kernel found no buffer, since the last time.

@@ -105,6 +105,8 @@ impl PollPort {
             Err(error) => {
                 self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
                 self.tun_gone |= is_gone(&error);
+                let expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                self.receive_errors += usize::from(!expected && !self.tun_gone);
             }
         }
     }
@@ -170,6 +172,10 @@ impl Port for PollPort {
         }
         if self.nothing_to_handle() {
             self.wait()?;
+        } else {
+            // The side that had run dry may have more by now. Without another look a busy side would starve it.
+            self.tun_ready = true;
+            self.udp_ready = true;
         }
         Ok(())
     }
@@ -220,10 +226,6 @@ impl Port for PollPort {
 
     fn take_woken(&mut self) -> bool {
         std::mem::take(&mut self.woken)
-    }
-
-    fn tun_gone(&self) -> bool {
-        self.tun_gone
     }
 
     fn take_receive_errors(&mut self) -> usize {

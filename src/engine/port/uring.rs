@@ -2,7 +2,6 @@
 
 use super::{Failure, Link, Outgoing, Port, Received};
 use crate::ring::{Operation, Ring, Wake};
-use crate::tun::is_gone;
 use crate::udp::control::{self, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
@@ -54,7 +53,7 @@ impl Port for UringPort {
             Operation::Send(index) => Failure::Send(index, failure.errno),
             Operation::Write(index) => Failure::Write(index, failure.errno),
         }));
-        if self.ring.take_udp_error().is_some() {
+        if self.ring.take_receive_error().is_some() {
             self.receive_errors += 1;
         }
         Ok(())
@@ -98,10 +97,6 @@ impl Port for UringPort {
             self.wake.drain();
         }
         woken
-    }
-
-    fn tun_gone(&self) -> bool {
-        self.ring.tun_error().is_some_and(|errno| is_gone(&io::Error::from_raw_os_error(errno)))
     }
 
     fn take_receive_errors(&mut self) -> usize {

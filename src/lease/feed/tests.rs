@@ -1,3 +1,5 @@
+//! Lists beside a watch.
+
 use crate::lease::bench::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Renewal, loss, conflict.
+
 use crate::lease::bench::*;
 
 #[test]

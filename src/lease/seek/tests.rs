@@ -1,3 +1,5 @@
+//! Which subnet is asked for.
+
 use crate::lease::bench::*;
 
 #[test]

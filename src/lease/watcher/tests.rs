@@ -1,3 +1,5 @@
+//! Peers: snapshots, deltas, what is refused.
+
 use super::*;
 use crate::etcd::Revision;
 use proptest::prelude::*;

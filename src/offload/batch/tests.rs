@@ -1,3 +1,5 @@
+//! Trains against their input.
+
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Frames, cut again, against the packets that went in.
+
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Plans against a naive cutter.
+
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The choice against a naive one.
+
 use super::*;
 use crate::subnet::overlap;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! flannel's configs, good and bad.
+
 use super::*;
 
 fn error(text: &str) -> String {

@@ -1,3 +1,5 @@
+//! The file, byte for byte.
+
 use super::*;
 use proptest::prelude::*;
 

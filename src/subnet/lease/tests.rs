@@ -1,3 +1,5 @@
+//! flannel's keys and values.
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;
