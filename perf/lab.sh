@@ -161,3 +161,9 @@ lab_container() {
     ip -n "$c" route add 172.31.0.0/16 via "172.31.$i.1"
     ip -n "$h" route add "172.31.$j.0/24" via "10.77.0.$j"
 }
+
+# cargo_bench_binary NAME: builds a bench and prints where it is.
+cargo_bench_binary() {
+    cargo bench --locked --bench "$1" --no-run --message-format=json |
+        jq -r --arg name "$1" 'select(.target.name? == $name and .executable) | .executable' | tail -1
+}

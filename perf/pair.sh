@@ -94,7 +94,8 @@ pair_vxlan() {
     done
 }
 
-# pair_overlay K NAME BINARY [FLAGS...]: a flanneld on each host, in the network $PAIR_NETWORK (10.K.0.0/16 if unset),
+# pair_overlay K NAME BINARY [FLAGS...]: a flanneld on each host, in the network $PAIR_NETWORK (10.K.0.0/16 if unset;
+# PAIR_MORE is more of the config),
 # with the flags of both; FLAGS1 and FLAGS2, if set, are more flags for one host (words, split at blanks).
 # Fills PAIR_PID[NAME,I], PAIR_ADDR[NAME,I], PAIR_DEV[NAME,I] and PAIR_SUBNET[NAME,I].
 # shellcheck disable=SC2034 # for those who source this
@@ -103,7 +104,7 @@ pair_overlay() {
     local k="$1" name="$2" binary="$3" network="${PAIR_NETWORK:-10.$1.0.0/16}" i more
     shift 3
     in_ns sw etcdctl --endpoints "$PAIR_ETCD" put "/perf/$name/config" \
-        "{\"Network\":\"$network\",\"SubnetLen\":24,\"Backend\":{\"Type\":\"udp\",\"Port\":$((7000 + k))}}" >/dev/null
+        "{\"Network\":\"$network\",\"SubnetLen\":24${PAIR_MORE:-},\"Backend\":{\"Type\":\"udp\",\"Port\":$((7000 + k))}}" >/dev/null
     for i in 1 2; do
         more="FLAGS$i"
         # shellcheck disable=SC2086 # split on purpose

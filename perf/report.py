@@ -18,6 +18,11 @@ ASKED = [
       for cc in ("cubic", "bbr") for n in (1, 4) for way in ("fwd", "rev")),
     *((u, "udp64-flat", "received_pps", "uring1", ref, True, limit)
       for u in "AB" for ref, limit in (("vxlan", 1.3), ("classic", 5))),
+    *((u, cell, metric, a, b, at_least, limit)
+      for u in "AB" for cell, metric, at_least in (
+          *((f"tcp{n}-{cc}-{way}", "mbps", True) for cc in ("cubic", "bbr") for n in (1, 4) for way in ("fwd", "rev")),
+          *((f"udp{size}-flat", "received_pps", True) for size in (64, 512, 1400)))
+      for a, b, limit in (("poll1", "uring1", .75), ("uring1", "poll1", 1))),
     *((u, "ping-idle", metric, "uring1", "vxlan", False, limit)
       for u in "AB" for metric, limit in (("p50_us", 2), ("p99_us", 3))),
 ]
@@ -58,13 +63,13 @@ def table(heads, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
-def in_order(data, underlay, what):
-    seen = {}
-    for (u, cell, _), by_variant in data.items():
-        if u == underlay and cell != "check":
-            for item in (by_variant if what == "variants" else [cell]):
-                seen[item] = None
-    return list(seen)
+def in_order(data, underlay, what, notes):
+    """Variants in the order of the file's head, cells in that of their rows."""
+    if what == "variants":
+        names = [note[8:].split(":")[0] for note in notes if note.startswith("variant ")]
+        there = {v for (u, _, _), got in data.items() if u == underlay for v in got}
+        return [name for name in names if name in there]
+    return list(dict.fromkeys(c for u, c, _ in data if u == underlay and c != "check"))
 
 
 def main_table(data, underlay, variants, cells):
@@ -179,7 +184,7 @@ def main():
     notes, data = read(where / "raw.csv")
     text = ["# Results\n", "\n".join(f"- {note}" for note in notes) + "\n", "## What was asked\n", asked_table(data)]
     for underlay in dict.fromkeys(key[0] for key in data):
-        variants, cells = in_order(data, underlay, "variants"), in_order(data, underlay, "cells")
+        variants, cells = (in_order(data, underlay, what, notes) for what in ("variants", "cells"))
         kind = {"A": "plain veth", "B": "like a NIC without tunnel offload"}.get(underlay, "")
         text += [f"## Underlay {underlay}: {kind}\n", main_table(data, underlay, variants, cells)]
         for reference in ("vxlan", "native", "classic"):
