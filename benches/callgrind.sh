@@ -24,5 +24,5 @@ printf '| operation | instructions a packet | instructions a KB |\n|---|--:|--:|
     times=20
     few="$(instructions "$name" $times)" many="$(instructions "$name" $((3 * times)))"
     awk -v name="$name" -v n=$((many - few)) -v runs=$((2 * times)) -v packets="$packets" -v bytes="$bytes" 'BEGIN {
-        printf "| %s | %.1f | %s |\n", name, n / runs / packets, bytes > 0 ? sprintf("%.0f", n / runs / bytes * 1000) : "" }'
+        printf "| %s | %.1f | %s |\n", name, n / runs / packets, (bytes > 0 ? sprintf("%.0f", n / runs / bytes * 1000) : "") }'
 done

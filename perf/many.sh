@@ -43,8 +43,8 @@ pair_open A
 # The far host delivers whatever comes for the overlay's upper part to its container, which takes it.
 for net in 10.129.0.0/16 10.130.0.0/15 10.132.0.0/14 10.136.0.0/13 10.144.0.0/12 10.160.0.0/11; do
     ip -n "$LAB-h2" route add "$net" via 172.31.2.2 dev vc
+    ip -n "$LAB-c2" route add local "$net" dev lo
 done
-ip -n "$LAB-c2" route add local 10.128.0.0/9 dev lo
 # Real leases below the fillers, which start at 10.129.0.0.
 # shellcheck disable=SC2034 # for pair_overlay
 PAIR_NETWORK=10.128.0.0/9 PAIR_MORE=',"SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0"' FLAGS2=--peer-filter=off
@@ -167,7 +167,7 @@ sort -s -k1,1 -k3,3 -k2,2V -k4,4g "$out" | awk '
         middle = n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
         if (!(series in first)) first[series] = middle
         printf "| %s | %s | %s | %.4g | %.4g–%.4g | %s |\n", part[1], part[2], part[3], middle, v[1], v[n],
-            first[series] > 0 ? sprintf("%.2f", middle / first[series]) : ""
+            (first[series] > 0 ? sprintf("%.2f", middle / first[series]) : "")
         n = 0
     }
     { key = $1 " " $2 " " $3 }

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # the arrays are for those who source this
 # A lab to measure in: two hosts joined by one veth, a container behind each, all routed, no bridge on the way.
 #
 #   c1 ── veth ── h1 ══ eth0, the underlay ══ h2 ── veth ── c2          sw: etcd, on a link of its own
@@ -98,7 +99,6 @@ pair_vxlan() {
 # PAIR_MORE is more of the config),
 # with the flags of both; FLAGS1 and FLAGS2, if set, are more flags for one host (words, split at blanks).
 # Fills PAIR_PID[NAME,I], PAIR_ADDR[NAME,I], PAIR_DEV[NAME,I] and PAIR_SUBNET[NAME,I].
-# shellcheck disable=SC2034 # for those who source this
 declare -gA PAIR_PID PAIR_ADDR PAIR_DEV PAIR_SUBNET
 pair_overlay() {
     local k="$1" name="$2" binary="$3" network="${PAIR_NETWORK:-10.$1.0.0/16}" i more
