@@ -107,7 +107,7 @@ def boxes(node, name, left, depth, total, height, out):
 def draw(root, title):
     height = ROW * (root.depth() + 3)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-           f'font-family="monospace" font-size="11"><script>{SCRIPT}</script><rect width="100%" height="100%" '
+           f'font-family="monospace" font-size="11"><script><![CDATA[{SCRIPT}]]></script><rect width="100%" height="100%" '
            f'fill="#fdfdf6"/><text x="{WIDTH / 2}" y="14" text-anchor="middle" font-size="13">{html.escape(title)}, '
            f'{root.count} samples</text>']
     boxes(root, "all", 0, 0, root.count, height, out)

@@ -28,13 +28,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-need_root
-need_build
-need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping curl:curl jq:jq python3:python3 \
-    ethtool:ethtool
-need_tun
-say "building (release)"
-cargo build --release --locked --bin flanneld
+pair_need python3:python3
+pair_build
 legs="$(cargo_bench_binary legs)"
 mkdir -p perf/out
 out="perf/out/many-$(date +%Y%m%dT%H%M%S).txt"
@@ -62,7 +57,7 @@ overlay() {
             rm "$LAB_DIR/ours.$i.env"
         done
     fi
-    pair_overlay 890 ours target/release/flanneld --workers="$1" "${daemon_flags[@]}"
+    pair_overlay 890 ours "$PAIR_DAEMON" --workers="$1" "${daemon_flags[@]}"
 }
 daemon_flags=("$@")
 leases() { in_ns sw python3 perf/leases.py "$PAIR_ETCD" "$@"; }

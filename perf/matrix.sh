@@ -55,15 +55,8 @@ for v in "${variants[@]}"; do
     case "$v" in native | vxlan) ;; *) [ -n "${flags[$v]:-}" ] || die "no variant $v (see --help)" ;; esac
 done
 
-need_root
-need_build
-need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping curl:curl jq:jq \
-    ethtool:ethtool strace:strace python3:python3
-need_tun
-modprobe -qa tcp_bbr vxlan 2>/dev/null || true
-say "building (release)"
-cargo build --release --locked --bin flanneld
-flanneld="$PWD/${CARGO_TARGET_DIR:-target}/release/flanneld"
+pair_need strace:strace python3:python3
+pair_build
 commit="$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
 [ -z "$(git status --porcelain -- src Cargo.toml Cargo.lock 2>/dev/null)" ] || commit+=-dirty
 out="${out:-perf/results/$(date +%Y%m%dT%H%M)-$commit}"
@@ -205,7 +198,7 @@ run_underlay() {
     pair_vxlan 100
     for v in "${variants[@]}"; do
         [ -n "${flags[$v]:-}" ] || continue
-        local binary="$flanneld" words
+        local binary="$PAIR_DAEMON" words
         read -ra words <<<"${flags[$v]}"
         case "${words[0]}" in */*) binary="${words[0]}"; words=("${words[@]:1}") ;; esac
         pair_overlay $((k++)) "$v" "$binary" "${words[@]}"

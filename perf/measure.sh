@@ -97,10 +97,10 @@ figures() {
 }
 
 # iperf_tcp FROM ADDRESS SECONDS STREAMS CC: the JSON of one run from container FROM; empty if it failed.
-iperf_tcp() { in_ns "c$1" timeout $(($3 + 10)) iperf3 -c "$2" -t "$3" -P "$4" -C "$5" -J || true; }
+iperf_tcp() { in_ns "c$1" timeout $(($3 + 10)) iperf3 -c "$2" -t "$3" -P "$4" -C "$5" -J 2>>"$LAB_DIR/iperf.err" || true; }
 
 # iperf_udp FROM ADDRESS SECONDS PAYLOAD BITS_PER_SECOND: the same for UDP; 0: as fast as it goes.
-iperf_udp() { in_ns "c$1" timeout $(($3 + 10)) iperf3 -c "$2" -t "$3" -u -l "$4" -b "$5" -J || true; }
+iperf_udp() { in_ns "c$1" timeout $(($3 + 10)) iperf3 -c "$2" -t "$3" -u -l "$4" -b "$5" -J 2>>"$LAB_DIR/iperf.err" || true; }
 
 # tcp_figures, udp_figures PAYLOAD: `metric value` lines of such a JSON; `bytes` are those received.
 tcp_figures() {

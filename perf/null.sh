@@ -19,15 +19,11 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-need_root
-need_build
-need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping curl:curl jq:jq ethtool:ethtool
-need_tun
-say "building (release)"
-cargo build --release --locked --bin flanneld
+pair_need ss:iproute2
+pair_build
 legs="$(cargo_bench_binary legs)"
 pair_open "$underlay"
-pair_overlay 101 ours "target/release/flanneld" --workers=1 "$@"
+pair_overlay 101 ours "$PAIR_DAEMON" --workers=1 "$@"
 pair_servers
 
 # cost FILE: CPU seconds per GB in a leg's output.

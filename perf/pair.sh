@@ -10,6 +10,23 @@ set -euo pipefail
 
 PAIR_ETCD=http://10.77.0.254:2379
 
+# pair_need [COMMAND:PACKAGE...]: what the lab takes, and more.
+pair_need() {
+    need_root
+    need_build
+    need etcd:etcd-server etcdctl:etcd-client ip:iproute2 ss:iproute2 sysctl:procps iperf3:iperf3 \
+        ping:iputils-ping curl:curl jq:jq ethtool:ethtool "$@"
+    need_tun
+    modprobe -qa tcp_bbr vxlan 2>/dev/null || true
+}
+
+# pair_build: the daemon, into $PAIR_DAEMON.
+pair_build() {
+    say "building (release)"
+    cargo build --release --locked --bin flanneld
+    PAIR_DAEMON="$(realpath "${CARGO_TARGET_DIR:-target}/release/flanneld")"
+}
+
 # pair_open A|B: the namespaces, the underlay of that kind, etcd, and the native path, 172.31.I.2.
 pair_open() {
     local i

@@ -22,17 +22,12 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-need_root
-need_build
-need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping curl:curl jq:jq \
-    ethtool:ethtool perf:linux-perf python3:python3
-need_tun
-say "building (release)"
-cargo build --release --locked --bin flanneld
+pair_need perf:linux-perf python3:python3
+pair_build
 out="perf/out/profile-$(date +%Y%m%dT%H%M%S)"
 mkdir -p "$out"
 pair_open "$underlay"
-pair_overlay 101 ours "target/release/flanneld" "$@"
+pair_overlay 101 ours "$PAIR_DAEMON" "$@"
 pair_servers
 
 say "recording $seconds s"
