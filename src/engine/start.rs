@@ -162,7 +162,9 @@ impl Place {
         let Place { link, wake, settings, .. } = self;
         match ring {
             Some(ring) => pipeline.worker(UringPort::new(ring, link, wake), &settings).run(),
-            None => pipeline.worker(PollPort::new(link, wake, buffers, TRAINS, FRAMES), &settings).run(),
+            None => pipeline
+                .worker(PollPort::new(link, wake, buffers, settings.batch, (TRAINS, FRAMES)), &settings)
+                .run(),
         }
     }
 

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
 
-/// Receives gathered by one `recvmmsg`.
+/// Most receives gathered by one `recvmmsg`.
 const RECEIVES: usize = 8;
 /// The largest datagram.
 const DATAGRAM_BYTES: usize = 65_507;
@@ -43,9 +43,11 @@ pub struct PollPort {
 }
 
 impl PollPort {
-    /// Allocates everything: `buffers` receive buffers, and room for `sends` sends and `writes` writes a turn.
+    /// Allocates everything: `buffers` receive buffers, up to `batch` of them filled by one call, and room for
+    /// `sizes` sends and writes a turn.
     #[must_use]
-    pub fn new(link: Link, wake: Wake, buffers: u16, sends: usize, writes: usize) -> PollPort {
+    pub fn new(link: Link, wake: Wake, buffers: u16, batch: usize, sizes: (usize, usize)) -> PollPort {
+        let (sends, writes) = sizes;
         PollPort {
             link,
             wake,
@@ -55,7 +57,7 @@ impl PollPort {
             given: 0,
             filled: 0,
             batch_start: 0,
-            receive_many: ReceiveMany::new(RECEIVES),
+            receive_many: ReceiveMany::new(batch.min(RECEIVES)),
             send_many: SendMany::new(sends),
             failures: Vec::with_capacity(sends + writes),
             tun_ready: true,
@@ -112,7 +114,7 @@ impl PollPort {
     }
 
     fn receive_batch(&mut self) {
-        let offered = (self.buffers.len() - self.filled).min(RECEIVES);
+        let offered = (self.buffers.len() - self.filled).min(self.receive_many.capacity());
         let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
         match self.link.receiver.receive_many(&mut self.receive_many, free) {
             Ok(0) => {}
