@@ -34,6 +34,7 @@
 //! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
 //! | [`iface`] | which interface carries the overlay |
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
+//! | [`status`] | health, readiness and metrics over HTTP |
 //! | [`backend`] | what a lease event does |
 //! | [`cli`] | what was typed and what it means |
 //! | [`daemon`] | puts the two paths together; start, signals, stop |
@@ -55,6 +56,7 @@ pub mod packet;
 #[allow(unsafe_code)] // system calls and memory that the kernel writes
 pub mod ring;
 pub mod route;
+pub mod status;
 pub mod subnet;
 #[allow(unsafe_code)] // ioctl on the TUN device
 pub mod tun;

@@ -1,7 +1,7 @@
 //! The `flanneld` binary: parse, run, exit code.
 
 use flanneld::cli::{self, Options, Parsed};
-use flanneld::daemon::{self, Settings};
+use flanneld::daemon::{self, Networks, Settings};
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -33,5 +33,7 @@ fn settings(options: Options) -> Settings {
         masq: options.masq,
         lease: options.lease,
         engine: options.engine,
+        status: options.status,
+        networks: options.networks.map(|several| Networks { names: several.names, dir: several.dir }),
     }
 }

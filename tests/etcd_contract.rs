@@ -58,6 +58,18 @@ impl<'a> Lab<'a> {
         }
     }
 
+    /// Gives or takes the config of a network below the prefix.
+    fn set_network(&self, name: &str, present: bool) {
+        let key = format!("{}/{name}/config", self.prefix);
+        match (&self.back_door, present) {
+            (BackDoor::Memory(memory), _) => memory.set_network(name, present),
+            (BackDoor::Curl(etcd), true) => put_v2(etcd, &key, "{}"),
+            (BackDoor::Etcdctl(etcd), true) => put_v3(etcd, &key, "{}"),
+            (BackDoor::Curl(etcd), false) => drop(etcd.curl(&format!("/v2/keys{key}"), &["-XDELETE"])),
+            (BackDoor::Etcdctl(etcd), false) => drop(etcd.etcdctl(&["del", &key])),
+        }
+    }
+
     fn delete(&self, name: &str) {
         let key = format!("{}/subnets/{name}", self.prefix);
         match &self.back_door {
@@ -147,6 +159,20 @@ async fn config_is_absent_then_its_text(lab: Lab<'_>) {
     lab.put_config(text);
     assert_eq!(lab.store.config().await.as_deref(), Ok(text));
     assert_eq!(lab.entries().await, []);
+}
+
+async fn networks_are_children_with_a_config(lab: Lab<'_>) {
+    assert_eq!(lab.store.networks().await, Ok(vec![]));
+    lab.put_config("{}");
+    lab.create("10.1.5.0-24", 1).await;
+    assert_eq!(lab.store.networks().await, Ok(vec![]));
+    for name in ["red", "blue", "blue-2", "blue0", "a"] {
+        lab.set_network(name, true);
+    }
+    lab.put("junk", "x");
+    assert_eq!(lab.store.networks().await.unwrap(), ["a", "blue", "blue-2", "blue0", "red"]);
+    lab.set_network("a", false);
+    assert_eq!(lab.store.networks().await.unwrap(), ["blue", "blue-2", "blue0", "red"]);
 }
 
 async fn a_subnet_is_created_once(lab: Lab<'_>) {
@@ -326,6 +352,7 @@ async fn a_forgotten_revision_asks_for_a_list(lab: Lab<'_>) {
 async fn contract<'a>(lab: impl Fn() -> Lab<'a>) {
     let cases: Vec<LocalBoxFuture<'a, ()>> = vec![
         Box::pin(config_is_absent_then_its_text(lab())),
+        Box::pin(networks_are_children_with_a_config(lab())),
         Box::pin(a_subnet_is_created_once(lab())),
         Box::pin(an_update_is_refused_after_a_foreign_write(lab())),
         Box::pin(an_expired_lease_cannot_be_updated(lab())),

@@ -369,7 +369,7 @@ fn rust_files_obey() {
 #[test]
 fn shell_scripts_obey() {
     let script = |p: &Path| p.extension().is_some_and(|e| e == "sh") || p.ends_with(".ci/run");
-    let files = sources(&["tests", "perf", ".ci"], &script);
+    let files = sources(&["tests", "perf", "packaging", ".ci"], &script);
     assert!(files.len() >= 3, "the walk found {} scripts", files.len());
     check(&files, &[scripts_stop_at_errors]);
 }

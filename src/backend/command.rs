@@ -298,7 +298,11 @@ mod tests {
             let path = mark.path().display().to_string();
             commands.filter(|line| String::from_utf8_lossy(line).contains(&path)).count()
         };
-        assert_eq!(alive(), 1);
+        let end = Instant::now() + Duration::from_secs(2);
+        while alive() == 0 {
+            assert!(Instant::now() < end, "it does not start");
+            thread::sleep(TICK);
+        }
         drop(waiting);
         let end = Instant::now() + Duration::from_secs(2);
         while alive() > 0 {

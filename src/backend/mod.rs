@@ -260,6 +260,15 @@ impl Network {
         }
     }
 
+    /// Whether no part of its data path has ended by itself.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Network::Udp(network) => network.workers_alive(),
+            _ => true,
+        }
+    }
+
     /// A few lines for the operator: counters and peers; empty for a network without a data path.
     #[must_use]
     pub async fn report(&self, netlink: &Netlink) -> String {

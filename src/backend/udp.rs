@@ -304,6 +304,10 @@ impl Network {
         Ok(alive)
     }
 
+    pub(super) fn workers_alive(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.engine.ended().is_none())
+    }
+
     fn note_restart(&mut self) -> Result<(), BackendError> {
         self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
         self.restarts.push(Instant::now());

@@ -92,11 +92,12 @@ const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end())
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
 /// Seconds.
 const RESYNC: Kind = Int(1, 24 * 3600);
+const PORT: Kind = Int(0, u16::MAX as i64);
 const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
 
 const NO_KUBERNETES: &str = "leases come from etcd only";
-const NO_NETWORKS: &str = "start one flanneld for each network, with its own -etcd-prefix and -subnet-file";
-const NO_SERVER: &str = "let every node speak to etcd itself (-etcd-endpoints)";
+const NO_SERVER: &str =
+    "there is no lease server: start flanneld on every node with -etcd-endpoints naming etcd itself";
 
 use Kind::{AutoOr, Bool, Choice, Cores, Int, List, Secret, Text, Time};
 use Standing::{Flannel, Logging, NotServed, Ours};
@@ -122,6 +123,11 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Flannel, "iptables-forward-rules", Bool, "true", "Accept forwarded packets of the overlay; with nftables too"),
     flag(Flannel, "iptables-resync", RESYNC, "5", "Seconds between checks of these rules and of the blackhole route"),
     flag(Flannel, "ip-blackhole-route", Bool, "false", "Keep a blackhole route for this node's own subnet"),
+    flag(Flannel, "networks", Text, "", "Several networks, separated by commas: children of the prefix with a config of their own"),
+    flag(Flannel, "watch-networks", Bool, "false", "All networks below the prefix, as they come and go"),
+    flag(Flannel, "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files, NAME.env"),
+    flag(Flannel, "healthz-ip", Text, "0.0.0.0", "Address of the server of /healthz, /readyz and /metrics"),
+    flag(Flannel, "healthz-port", PORT, "0", "Its port; 0: no server"),
     flag(Flannel, "help", Bool, "false", "Print this text"),
     flag(Flannel, "version", Bool, "false", "Print the version"),
 
@@ -149,12 +155,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),
 
     flag(NotServed(&["true"], "all goes to stderr"), "logtostderr", Bool, "true", "Log to stderr; =false is refused"),
-    flag(NotServed(&["0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-port", ANY_INT, "0", "Health server's port"),
-    flag(NotServed(&["", "0.0.0.0"], "watch for READY=1 on NOTIFY_SOCKET or for the subnet file"), "healthz-ip", Text, "0.0.0.0", "Health server's address"),
     flag(NotServed(&[""], "the overlay is IPv4 only"), "public-ipv6", Text, "", "IPv6 address that peers send to"),
-    flag(NotServed(&[""], NO_NETWORKS), "networks", Text, "", "Several networks"),
-    flag(NotServed(&["false"], NO_NETWORKS), "watch-networks", Bool, "false", "Several networks, as they come and go"),
-    flag(NotServed(&["", "/run/flannel/networks"], NO_NETWORKS), "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files"),
     flag(NotServed(&[""], NO_SERVER), "listen", Text, "", "Serve leases to other nodes"),
     flag(NotServed(&[""], NO_SERVER), "remote", Text, "", "Get leases from another flanneld"),
     flag(NotServed(&[""], NO_SERVER), "remote-keyfile", Text, "", "Key for -listen and -remote"),

@@ -1,7 +1,7 @@
 //! From checked values to [`Options`].
 
 use super::flags::{FLAGS, Kind, Standing};
-use super::options::{LogOptions, Options};
+use super::options::{LogOptions, NetworksOptions, Options};
 use super::value::Value;
 use super::{Refusal, spelled};
 use crate::lease::{self, OnLost};
@@ -11,7 +11,7 @@ use clap::parser::ValueSource;
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -110,8 +110,41 @@ pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
         masq: masq_settings(given),
         lease: lease_settings(given)?,
         engine: engine_settings(given),
+        status: status_address(given)?,
+        networks: networks(given)?,
         log: LogOptions { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
     })
+}
+
+fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {
+    let flag = "healthz-ip";
+    let ip = match given.filled(flag) {
+        // As in Go, no address means any.
+        None => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        Some("localhost") => IpAddr::from(Ipv4Addr::LOCALHOST),
+        Some(text) => text.parse().map_err(|_| given.setting(flag, format!("{text:?} is no IP address")))?,
+    };
+    let port = given.int("healthz-port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
+    Ok((port != 0).then(|| SocketAddr::new(ip, port)))
+}
+
+/// Several networks: if `-networks` names some, or `-watch-networks` asks for all.
+fn networks(given: &Given<'_>) -> Result<Option<NetworksOptions>, Refusal> {
+    let names: BTreeSet<String> = given
+        .text("networks")
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if let Some(name) = names.iter().find(|name| name.contains('/')) {
+        return Err(given.setting("networks", format!("{name:?} is no name of a network")));
+    }
+    if names.is_empty() && !matches!(given.value("watch-networks"), Some(Value::Bool(true))) {
+        return Ok(None);
+    }
+    let dir = given.filled("subnet-dir").ok_or_else(|| given.setting("subnet-dir", "no directory named"))?;
+    Ok(Some(NetworksOptions { names, dir: dir.into() }))
 }
 
 fn refuse_what_is_not_served(given: &Given<'_>) -> Result<(), Refusal> {

@@ -24,7 +24,7 @@ mod options;
 mod tests;
 mod value;
 
-pub use options::{LogOptions, Options};
+pub use options::{LogOptions, NetworksOptions, Options};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use flags::FLAGS;

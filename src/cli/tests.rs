@@ -52,6 +52,11 @@ const SERVED: &[Row<'_>] = &[
     ("iptables-forward-rules", "false", Some(("no", 2)), &[]),
     ("iptables-resync", "7", Some(("0", 2)), &[]),
     ("ip-blackhole-route", "true", Some(("yes", 2)), &[]),
+    ("networks", "a, b", Some(("a/b", 1)), &[]),
+    ("watch-networks", "true", Some(("yes", 2)), &[]),
+    ("subnet-dir", "/tmp/x", Some((" ", 1)), &["-networks=a"]),
+    ("healthz-ip", "::1", Some(("here", 1)), &["-healthz-port=1"]),
+    ("healthz-port", "8285", Some(("65536", 2)), &[]),
     ("v", "1", Some(("x", 2)), &[]),
     ("engine", "poll", Some(("epoll", 2)), &[]),
     ("workers", "2", Some(("257", 2)), &[]),
@@ -84,6 +89,7 @@ fn every_served_flag_has_its_effect_in_every_form() {
     for (name, value, _, beside) in SERVED {
         let without = run(beside, &[]).map(|o| format!("{o:?}")).unwrap_or_default();
         let (one, two) = (format!("-{name}"), format!("--{name}"));
+        // A boolean does not take the next word.
         let (one_with, two_with) = (format!("{one}={value}"), format!("{two}={value}"));
         let is_bool = FLAGS.iter().any(|flag| flag.name == *name && flag.kind == Kind::Bool);
         let forms: [&[&str]; 4] = match *value {

@@ -1,19 +1,21 @@
 //! The control loop: notices of the lease, changes in the kernel's tables, signals and a slow timer meet here.
 
 use super::leases::{self, Clock, Ending};
+use super::notify::Notifier;
+use super::orders::{self, Order, Orders};
 use super::rules::HostRules;
-use super::{DaemonError, Settings, notify};
+use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface;
-use crate::lease::{Manager, Notice};
+use crate::lease::{Manager, Notice, Status};
 use crate::netlink::{Monitor, Netlink};
 use crate::subnet::{Config, EnvFile};
-use crate::{etcd, netlink};
+use crate::{etcd, netlink, status};
 use ipnet::Ipv4Net;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
@@ -30,52 +32,11 @@ const PORT_RETRY: Duration = Duration::from_millis(50);
 /// A failure that stays the same is said again after this long.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// The signals that we handle.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    report: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Signals, DaemonError> {
-        let on = |kind| signal(kind).map_err(|error| DaemonError::System("catch signals", error));
-        Ok(Signals {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            report: on(SignalKind::user_defined1())?,
-        })
-    }
-
-    /// The next one.
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-            _ = self.report.recv() => Asked::Report,
-        }
-    }
-
-    /// The next one that asks us to stop.
-    async fn stop(&mut self) -> &'static str {
-        loop {
-            if let Asked::Stop(name) = self.next().await {
-                return name;
-            }
-        }
-    }
-}
-
-/// What a signal asks.
-enum Asked {
-    Stop(&'static str),
-    Report,
-}
-
-/// The daemon, started as far as nothing outside is needed: signals, interface, store.
-pub struct Control {
+/// One network, started as far as nothing outside is needed: interface, store.
+pub(super) struct Control {
     settings: Settings,
-    signals: Signals,
+    name: String,
+    notifier: Notifier,
     netlink: Netlink,
     monitor: Monitor,
     external: iface::External,
@@ -90,12 +51,12 @@ enum End {
 }
 
 impl Control {
-    /// Chooses the interface and checks the store's settings.
+    /// Chooses the interface and checks the store's settings. In the mode of several networks each has a name,
+    /// and systemd hears nothing of it.
     ///
     /// # Errors
     /// [`DaemonError`]: nothing that waiting could mend.
-    pub async fn start(settings: Settings) -> Result<Control, DaemonError> {
-        let signals = Signals::new()?;
+    pub(super) async fn start(settings: Settings, name: &str) -> Result<Control, DaemonError> {
         let netlink = Netlink::new()?;
         // From before the first look, so that no change is missed.
         let monitor = Monitor::new()?;
@@ -103,19 +64,20 @@ impl Control {
         let store = etcd::connect(&settings.etcd)?;
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
-        Ok(Control { settings, signals, netlink, monitor, external, store, seed })
+        let notifier = if name.is_empty() { Notifier::OPEN } else { Notifier::CLOSED };
+        Ok(Control { settings, name: name.to_owned(), notifier, netlink, monitor, external, store, seed })
     }
 
     /// Runs to the end.
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub async fn run(self) -> Result<(), DaemonError> {
-        let Control { settings, mut signals, netlink, monitor, external, store, seed } = self;
-        notify::status("waiting for the network config in etcd");
+    pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
+        let Control { settings, name, notifier, netlink, monitor, external, store, seed } = self;
+        notifier.status("waiting for the network config in etcd");
         let config = tokio::select! {
             config = leases::fetch_config(&store, seed) => config,
-            name = signals.stop() => {
+            name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
@@ -123,25 +85,29 @@ impl Control {
         info!("Found network config - Backend type: {}", config.backend.kind);
         let backend = tokio::select! {
             backend = Backend::from_config(&config, &external, &settings.engine, &netlink) => backend?,
-            name = signals.stop() => {
+            name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());
             }
         };
         let rules = HostRules::start(&settings, &config)?;
-        notify::status("waiting for a subnet lease");
+        notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
         let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
         let (notices, inbox) = mpsc::unbounded_channel();
-        let (status, _) = watch::channel(None);
+        let (status, held) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
-        let clock = Clock::new();
+        let clock = Rc::new(Clock::new());
         let stop_asked = async {
             let _ = stopped.await;
         };
         let lease = leases::run(&store, manager, &clock, notices, status, stop_asked);
         let running = Running {
             settings,
+            name,
+            notifier,
+            lease: held,
+            clock: Rc::clone(&clock),
             config,
             backend,
             rules,
@@ -153,7 +119,7 @@ impl Control {
             failing: None,
         };
         // Dropping `stop` at the end of the loop ends the lease's task; the lease itself stays.
-        running.run(signals, inbox, lease, stop).await
+        running.run(orders, inbox, lease, stop).await
     }
 }
 
@@ -172,6 +138,11 @@ fn previous_subnet(settings: &Settings, config: &Config) -> Option<Ipv4Net> {
 /// The daemon at work.
 struct Running {
     settings: Settings,
+    name: String,
+    notifier: Notifier,
+    /// The lease as of the machine's last step, on `clock`.
+    lease: watch::Receiver<Option<Status>>,
+    clock: Rc<Clock>,
     config: Config,
     backend: Backend,
     rules: HostRules,
@@ -188,7 +159,7 @@ struct Running {
 impl Running {
     async fn run(
         mut self,
-        mut signals: Signals,
+        orders: &mut Orders,
         mut inbox: mpsc::UnboundedReceiver<Notice>,
         lease: impl Future<Output = Ending>,
         _stop: oneshot::Sender<()>,
@@ -197,9 +168,11 @@ impl Running {
         let end = loop {
             tokio::select! {
                 biased;
-                asked = signals.next() => match asked {
-                    Asked::Stop(name) => break End::Signal(name),
-                    Asked::Report => self.report().await,
+                order = orders.next() => match order {
+                    Order::Stop(name) => break End::Signal(name),
+                    Order::Report => self.report().await,
+                    Order::Ask(ask) => ask.answer(vec![self.health().await]),
+                    Order::Watchdog => self.watchdog(),
                 },
                 Some(notice) = inbox.recv() => self.notice(notice).await?,
                 ending = &mut lease => match ending {
@@ -211,7 +184,7 @@ impl Running {
                 () = sleep_until(self.rules.check_at()) => self.rules.check(&self.netlink).await,
             }
         };
-        notify::stopping();
+        self.notifier.stopping();
         self.report().await;
         self.rules.stop(&self.netlink).await;
         match end {
@@ -232,7 +205,9 @@ impl Running {
                 }
                 self.hurry();
             }
-            Notice::StoreLost { reason } => notify::status(&format!("forwarding without etcd: {reason}")),
+            Notice::StoreLost { reason } => {
+                self.notifier.status(&format!("forwarding without etcd: {reason}"));
+            }
             Notice::StoreBack { .. } => self.tell_state(),
             _ => {}
         }
@@ -285,9 +260,9 @@ impl Running {
         let Some((subnet, _)) = &self.network else { return };
         let text = format!("{} backend, subnet {subnet}", self.config.backend.kind);
         if self.announced {
-            notify::status(&text);
+            self.notifier.status(&text);
         } else {
-            notify::ready(&text);
+            self.notifier.ready(&text);
             self.announced = true;
         }
     }
@@ -329,10 +304,46 @@ impl Running {
         }
     }
 
+    /// For monitors.
+    async fn health(&mut self) -> status::Network {
+        let lease = *self.lease.borrow();
+        let report = match &self.network {
+            Some((_, network)) => network.report(&self.netlink).await,
+            None => String::new(),
+        };
+        let left = lease.and_then(|lease| lease.deadline).map(|at| at.saturating_sub(self.clock.now()));
+        status::Network {
+            alive: self.is_alive(),
+            ready: self.network.is_some(),
+            backend: self.config.backend.kind.clone(),
+            leased: lease.is_some_and(|lease| lease.subnet.is_some()),
+            lease_expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
+            etcd_up: lease.is_some_and(|lease| !lease.store_out),
+            report,
+            ..orders::waiting(&self.name)
+        }
+    }
+
+    fn watchdog(&mut self) {
+        if self.is_alive() {
+            self.notifier.watchdog();
+        }
+    }
+
+    /// No worker has ended by itself; one that has is replaced at once.
+    fn is_alive(&mut self) -> bool {
+        let alive = self.network.as_ref().is_none_or(|(_, network)| network.is_alive());
+        if !alive {
+            self.check_at = self.check_at.min(Instant::now() + SETTLE);
+        }
+        alive
+    }
+
     /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
     async fn report(&self) {
         if let Some((_, network)) = &self.network {
-            eprint!("{}", network.report(&self.netlink).await);
+            let name = if self.name.is_empty() { String::new() } else { format!("network {}\n", self.name) };
+            eprint!("{name}{}", network.report(&self.netlink).await);
         }
     }
 }

@@ -7,17 +7,24 @@
 
 mod control;
 pub mod leases;
+mod networks;
 mod notify;
+mod orders;
 mod rules;
 
-pub use control::Control;
+pub use networks::Networks;
+
+use control::Control;
+use orders::Orders;
 
 use crate::backend::{BackendError, EngineSettings};
 use crate::iface::{self, ChoiceError};
 use crate::subnet::EnvFileError;
-use crate::{etcd, lease, masq, netlink};
+use crate::{etcd, lease, masq, netlink, status};
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use tokio::sync::mpsc;
 
 /// What the daemon runs with.
 #[derive(Debug, Clone)]
@@ -34,6 +41,10 @@ pub struct Settings {
     pub lease: lease::Settings,
     /// The packet path.
     pub engine: EngineSettings,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served; `None`: nowhere.
+    pub status: Option<SocketAddr>,
+    /// Several networks below the prefix instead of the one at the prefix.
+    pub networks: Option<Networks>,
 }
 
 /// Why the daemon ended other than by a signal. Each ends the process with code 1.
@@ -60,6 +71,9 @@ pub enum DaemonError {
     /// `subnet.env` could not be written at start.
     #[error("Failed to write subnet file: {0}")]
     EnvFile(#[from] EnvFileError),
+    /// The status server's address could not be bound.
+    #[error("cannot serve health on {0}: {1}")]
+    Status(SocketAddr, io::Error),
     /// Somebody else owns our subnet.
     #[error("Lease has been revoked. Shutting down daemon.")]
     LeaseLost,
@@ -87,5 +101,21 @@ fn control_thread(settings: Settings) -> Result<(), DaemonError> {
         .map_err(|error| DaemonError::System("start the control thread's runtime", error))?;
     // Tasks of libraries (connections) may run as long as the runtime; none holds what we own.
     let tasks = tokio::task::LocalSet::new();
-    tasks.block_on(&runtime, async { Control::start(settings).await?.run().await })
+    tasks.block_on(&runtime, async {
+        let asks = match settings.status {
+            Some(address) => Some(serve_status(address)?),
+            None => None,
+        };
+        let mut orders = Orders::of_process(asks)?;
+        match settings.networks.clone() {
+            Some(several) => networks::run(settings, several, orders).await,
+            None => Control::start(settings, "").await?.run(&mut orders).await,
+        }
+    })
+}
+
+fn serve_status(address: SocketAddr) -> Result<mpsc::Receiver<status::Ask>, DaemonError> {
+    let (bound, asks) = status::serve(address).map_err(|error| DaemonError::Status(address, error))?;
+    tracing::info!("Serving /healthz, /readyz and /metrics on http://{bound}");
+    Ok(asks)
 }

@@ -1,24 +1,48 @@
 //! What systemd is told (sd_notify(3)). Without `NOTIFY_SOCKET` nothing happens.
 
 use sd_notify::NotifyState;
+use std::time::Duration;
 
-/// `READY=1`, once: `subnet.env` is written and packets flow.
-pub(super) fn ready(status: &str) {
-    send(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// The way to systemd; a closed one for the networks of the mode of several, where flannel says nothing either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Notifier {
+    open: bool,
 }
 
-/// `STATUS=`: what `systemctl status` shows.
-pub(super) fn status(status: &str) {
-    send(&[NotifyState::Status(status)]);
-}
+impl Notifier {
+    pub(super) const OPEN: Notifier = Notifier { open: true };
+    pub(super) const CLOSED: Notifier = Notifier { open: false };
 
-/// `STOPPING=1`.
-pub(super) fn stopping() {
-    send(&[NotifyState::Stopping]);
-}
-
-fn send(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify systemd");
+    /// `READY=1`, once: `subnet.env` is written and packets flow.
+    pub(super) fn ready(self, status: &str) {
+        self.send(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
+
+    /// `STATUS=`: what `systemctl status` shows.
+    pub(super) fn status(self, status: &str) {
+        self.send(&[NotifyState::Status(status)]);
+    }
+
+    /// `WATCHDOG=1`: workers are alive and the control loop runs.
+    pub(super) fn watchdog(self) {
+        self.send(&[NotifyState::Watchdog]);
+    }
+
+    /// `STOPPING=1`.
+    pub(super) fn stopping(self) {
+        self.send(&[NotifyState::Stopping]);
+    }
+
+    fn send(self, states: &[NotifyState<'_>]) {
+        if self.open
+            && let Err(error) = sd_notify::notify(states)
+        {
+            tracing::warn!(%error, "cannot notify systemd");
+        }
+    }
+}
+
+/// How often [`Notifier::watchdog`] must be called: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises.
+pub(super) fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|period| !period.is_zero())
 }

@@ -26,6 +26,16 @@ impl Keyspace {
         format!("{}/config", self.prefix)
     }
 
+    /// The prefix itself, without a trailing slash.
+    pub(super) fn root(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The config of the network of that name.
+    pub(super) fn config_of(&self, network: &str) -> String {
+        format!("{}/{network}/config", self.prefix)
+    }
+
     /// The directory of all leases, without a trailing slash.
     pub(super) fn leases(&self) -> String {
         format!("{}/subnets", self.prefix)

@@ -6,7 +6,7 @@
 use super::keyspace::{self, Keyspace};
 use super::{Change, Entry, Error, Listing, Registry, Revision, Watch};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -30,6 +30,7 @@ struct State {
     forgotten: Revision,
     next_lease: u64,
     config: Option<String>,
+    networks: BTreeSet<String>,
     keys: BTreeMap<String, Stored>,
     history: VecDeque<Event>,
 }
@@ -76,6 +77,17 @@ impl Memory {
         let mut state = self.lock();
         state.revision += 1;
         state.config = Some(text.to_owned());
+    }
+
+    /// Gives or takes the config of a network below the prefix; the networks are not inside this store.
+    pub fn set_network(&self, name: &str, present: bool) {
+        let mut state = self.lock();
+        state.revision += 1;
+        if present {
+            state.networks.insert(name.to_owned());
+        } else {
+            state.networks.remove(name);
+        }
     }
 
     /// Writes any key below `subnets/`, without asking what was there; no TTL makes a reservation.
@@ -168,6 +180,10 @@ impl Registry for Memory {
 
     async fn config(&self) -> Result<String, Error> {
         self.lock().config.clone().ok_or_else(|| Error::NotFound(Keyspace::new("").config()))
+    }
+
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        Ok(self.lock().networks.iter().cloned().collect())
     }
 
     async fn list(&self) -> Result<Listing, Error> {

@@ -176,6 +176,9 @@ pub trait Registry {
     type Watch: Watch;
     /// The text of `<prefix>/config`.
     async fn config(&self) -> Result<String, Error>;
+    /// The names of the networks below this prefix, sorted: its children that own a `config` key. For the mode
+    /// of several networks, in which the prefix itself has none.
+    async fn networks(&self) -> Result<Vec<String>, Error>;
     /// All leases.
     async fn list(&self) -> Result<Listing, Error>;
     /// Creates a lease if the key is absent, else [`Error::Exists`].

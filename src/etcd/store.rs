@@ -102,6 +102,26 @@ impl Auto {
     }
 }
 
+impl Auto {
+    /// Of the API that has any; nothing is decided by it, since every network is a store of its own.
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        match self.v3.networks().await {
+            Ok(names) if names.is_empty() => match self.v2.networks().await {
+                // No such API: then there is nothing in it.
+                Err(Error::Invalid(_)) => Ok(names),
+                other => other,
+            },
+            Err(error @ Error::Unavailable(_)) => {
+                if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
+                    return Err(error);
+                }
+                self.v2.networks().await
+            }
+            other => other,
+        }
+    }
+}
+
 /// The same call on whichever store it is.
 macro_rules! each {
     ($self:ident, $store:ident => $call:expr) => {
@@ -122,6 +142,15 @@ impl Registry for Store {
 
     async fn config(&self) -> Result<String, Error> {
         each!(self, store => store.config().await)
+    }
+
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        match self {
+            Store::V2(store) => store.networks().await,
+            Store::V3(store) => store.networks().await,
+            Store::Memory(store) => store.networks().await,
+            Store::Auto(auto) => auto.networks().await,
+        }
     }
 
     async fn list(&self) -> Result<Listing, Error> {

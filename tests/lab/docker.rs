@@ -137,7 +137,7 @@ impl Drop for Docker {
 /// Removes a control group and those in it; false as long as one is in use.
 fn remove_cgroup(path: &Path) -> bool {
     let Ok(entries) = fs::read_dir(path) else { return true };
-    let groups = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
-    let emptied = groups.map(|e| remove_cgroup(&e.path())).fold(true, |all, one| all && one);
+    let mut groups = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    let emptied = groups.all(|e| remove_cgroup(&e.path()));
     emptied && fs::remove_dir(path).is_ok()
 }

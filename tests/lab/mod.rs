@@ -21,7 +21,6 @@ pub mod stream;
 pub mod tools;
 
 pub use daemon::{Daemon, Subnet};
-pub use docker::Docker;
 pub use process::{Proc, Tool};
 pub use store::Api;
 

@@ -62,6 +62,9 @@ impl Registry for Rc<Fake> {
     async fn config(&self) -> Result<String, Error> {
         self.visit(|_, _| self.config.borrow().clone().ok_or(Error::NotFound("/config".to_owned())))
     }
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
     async fn list(&self) -> Result<Listing, Error> {
         self.visit(|store, _| Ok(store.list()))
     }

@@ -3,6 +3,7 @@
 //! | operation | request |
 //! |---|---|
 //! | config | `GET …/config?quorum=true` |
+//! | networks | `GET <prefix>?recursive=false`, and for each directory in it `GET …/config` |
 //! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 is an empty list |
 //! | create | `PUT …/subnets/<key>?prevExist=false` with `ttl` and `value` |
 //! | update | `PUT …/subnets/<key>?prevIndex=<held>` with `ttl` and `value`; no `ttl` for a reservation |
@@ -77,6 +78,25 @@ impl Registry for V2 {
             Answer::Failed(Fault { code: fault::NO_KEY, .. }) => Err(Error::NotFound(key)),
             Answer::Failed(other) => Err(other.into()),
         }
+    }
+
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        let children = match self.http.send(&Request::get(self.keys.root().to_owned(), false)).await? {
+            Answer::Done { node, .. } => node.nodes,
+            Answer::Failed(Fault { code: fault::NO_KEY, .. }) => return Ok(Vec::new()),
+            Answer::Failed(other) => return Err(other.into()),
+        };
+        let mut names = Vec::new();
+        for child in children.into_iter().filter(|child| child.dir) {
+            let name = child.key.rsplit('/').next().unwrap_or_default();
+            match self.http.send(&Request::get(self.keys.config_of(name), false)).await? {
+                Answer::Done { node, .. } if !node.dir => names.push(name.to_owned()),
+                Answer::Done { .. } | Answer::Failed(Fault { code: fault::NO_KEY, .. }) => {}
+                Answer::Failed(other) => return Err(other.into()),
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     async fn list(&self) -> Result<Listing, Error> {

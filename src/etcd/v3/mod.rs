@@ -3,6 +3,7 @@
 //! | operation | requests |
 //! |---|---|
 //! | config, list | one linearizable range; a key without an etcd lease is a reservation |
+//! | networks | ranges of one key that hop from child to child of the prefix, and a range for each `config` |
 //! | create | grant; txn { version = 0 → put with the lease } |
 //! | update | grant; txn { mod revision = held → put with the new lease }; the old lease is let go |
 //! | update of a reservation | txn { mod revision = held → put without a lease } |
@@ -80,6 +81,18 @@ impl V3 {
             .await
     }
 
+    /// The first key at or after `from` and before `end`.
+    async fn first_key(&self, from: Vec<u8>, end: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let answer = self
+            .connection
+            .call(async |client, _| {
+                let options = GetOptions::new().with_range(end).with_keys_only().with_limit(1);
+                client.kv_client().get(from.clone(), Some(options)).await
+            })
+            .await?;
+        Ok(answer.kvs().first().map(|kv| kv.key().to_vec()))
+    }
+
     /// Lets go of the leases that hold nothing, in what is left of this call's time.
     async fn tidy(&self, started: Instant) {
         let until = started + self.connection.timeout();
@@ -98,6 +111,31 @@ impl Registry for V3 {
             self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
         let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
         String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
+    }
+
+    async fn networks(&self) -> Result<Vec<String>, Error> {
+        let root = format!("{}/", self.keys.root());
+        let end = format!("{}0", self.keys.root());
+        let mut names = Vec::new();
+        let mut from = root.clone().into_bytes();
+        // Below a child there may be thousands of leases: hop over them.
+        while let Some(key) = self.first_key(from, end.as_bytes()).await? {
+            let below = &key[root.len().min(key.len())..];
+            let Some(slash) = below.iter().position(|byte| *byte == b'/') else {
+                from = [key.as_slice(), b"\0"].concat();
+                continue;
+            };
+            // `0` is what follows `/`.
+            from = [root.as_bytes(), &below[..slash], b"0"].concat();
+            let Ok(name) = std::str::from_utf8(&below[..slash]) else { continue };
+            let config = self.keys.config_of(name).into_bytes();
+            let past = [config.as_slice(), b"\0"].concat();
+            if !name.is_empty() && self.first_key(config, &past).await?.is_some() {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     async fn list(&self) -> Result<Listing, Error> {

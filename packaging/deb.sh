@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds the Debian package with dpkg-deb from the list in Cargo.toml ([package.metadata.deb]), for machines
+# without cargo-deb; `cargo deb` makes the same package.
+# Usage: packaging/deb.sh [BINARY [DIRECTORY]]: of this binary (default target/release/flanneld), into this
+# directory (default target/debian). Prints the package's path.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+binary="$(realpath "${1:-target/release/flanneld}")"
+mkdir -p "${2:-target/debian}"
+out="$(realpath "${2:-target/debian}")"
+
+package="$(cargo metadata --format-version 1 --no-deps --offline | jq '.packages[] | select(.name == "flanneld")')"
+field() { jq -r "$1" <<<"$package"; }
+version="$(field .version)-$(field '.metadata.deb.revision')"
+arch="$(dpkg --print-architecture)"
+tree="$(mktemp -d)"
+trap 'rm -rf "$tree"' EXIT
+chmod 755 "$tree"
+
+while IFS=$'\t' read -r from to mode; do
+    [ "$from" != target/release/flanneld ] || from="$binary"
+    case "$to" in */) to+="$(basename "$from")" ;; esac
+    install -D -m "$mode" "$from" "$tree/$to"
+done < <(field '.metadata.deb.assets[] | @tsv')
+strip --strip-debug "$tree/usr/bin/flanneld"
+
+mkdir "$tree/DEBIAN"
+scripts="$(field '.metadata.deb["maintainer-scripts"]')"
+install -m 755 "$scripts"/* "$tree/DEBIAN/"
+field '.metadata.deb["conf-files"][]' >"$tree/DEBIAN/conffiles"
+(cd "$tree" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+cat >"$tree/DEBIAN/control" <<END
+Package: flanneld
+Version: $version
+Architecture: $arch
+Maintainer: $(field '.metadata.deb.maintainer')
+Section: $(field '.metadata.deb.section')
+Priority: $(field '.metadata.deb.priority')
+Installed-Size: $(du -sk --exclude=DEBIAN "$tree" | cut -f1)
+Depends: libc6, libgcc-s1
+Recommends: $(field '.metadata.deb.recommends')
+Conflicts: $(field '.metadata.deb.conflicts')
+Description: $(field .description)
+$(field '.metadata.deb["extended-description"]' | sed 's/^/ /')
+END
+deb="$out/flanneld_${version}_$arch.deb"
+dpkg-deb --root-owner-group -Zgzip --build "$tree" "$deb" >/dev/null
+echo "$deb"

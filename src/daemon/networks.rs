@@ -1,0 +1,257 @@
+//! Several networks in one daemon, as flannel v0.5 to v0.7 had them (`-networks`, `-watch-networks`).
+//!
+//! The networks are the children of `<prefix>` that own a `config` key. Each has a prefix, a lease, a backend and
+//! a subnet file (`<dir>/<name>.env`) of its own, and runs as a [`Control`] of its own on the one control thread.
+//! The list is asked for again and again: a new config starts a network, a deleted one ends it. A network that
+//! fails says why and is tried again; it never ends another. systemd is not told of readiness, as in flannel:
+//! there is no one moment at which "the" network is there.
+
+use super::control::Control;
+use super::notify::Notifier;
+use super::orders::{Order, Orders};
+use super::{DaemonError, Settings};
+use crate::etcd::{self, Registry, Store};
+use crate::iface;
+use crate::lease::Backoff;
+use crate::netlink::Netlink;
+use crate::status::{Ask, Network, PATIENCE};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, join_all};
+use rand::rngs::{StdRng, SysRng};
+use rand::{SeedableRng, TryRng};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{Instrument, error, info, info_span, warn};
+
+/// How often the store is asked which networks there are.
+const POLL: Duration = Duration::from_secs(2);
+/// The longest pause after a failure: of the list, and of a network.
+const LONGEST_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// A network that ran for this long and failed is tried again at once.
+const STEADY: Duration = Duration::from_secs(60);
+/// A reason that stays is said again after this long.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+/// A network that is asked to stop takes milliseconds; one that has not after this is cut off.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Which networks, and where their subnet files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Networks {
+    /// Only these, if there are any; else all that the store holds.
+    pub names: BTreeSet<String>,
+    /// Where `<name>.env` is written.
+    pub dir: PathBuf,
+}
+
+/// Runs the networks until a signal comes.
+pub(super) async fn run(
+    settings: Settings,
+    networks: Networks,
+    mut orders: Orders,
+) -> Result<(), DaemonError> {
+    // What waiting cannot mend is said at start, as with one network.
+    iface::choose(&Netlink::new()?, &settings.iface).await?;
+    let store = etcd::connect(&settings.etcd)?;
+    let mut running = Running { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
+    let mut listing = Listing::new(&store)?;
+    let stopped_by = loop {
+        tokio::select! {
+            biased;
+            order = orders.next() => match order {
+                Order::Stop(name) => break name,
+                Order::Report => running.each(|| Order::Report),
+                Order::Ask(ask) => running.answer(ask),
+                Order::Watchdog => running.watchdog(),
+            },
+            names = listing.next() => running.follow(names).await,
+        }
+    };
+    info!("{stopped_by}: stopping; the leases stay");
+    Notifier::OPEN.stopping();
+    let tasks = std::mem::take(&mut running.tasks);
+    join_all(tasks.into_values().map(|task| task.stop(stopped_by))).await;
+    Ok(())
+}
+
+/// Asks the store for the names, at once and then for ever.
+struct Listing<'a> {
+    store: &'a Store,
+    rng: StdRng,
+    backoff: Backoff,
+    said: Option<Instant>,
+    next: LocalBoxFuture<'a, Result<Vec<String>, etcd::Error>>,
+}
+
+impl<'a> Listing<'a> {
+    fn new(store: &'a Store) -> Result<Self, DaemonError> {
+        let backoff = Backoff::new(LONGEST_PAUSE.0);
+        Ok(Self { store, rng: rng()?, backoff, said: None, next: store.networks().boxed_local() })
+    }
+
+    /// The names, when they have come. Cancel-safe.
+    async fn next(&mut self) -> BTreeSet<String> {
+        loop {
+            let result = (&mut self.next).await;
+            let pause = if result.is_ok() { POLL } else { self.backoff.next(&mut self.rng) };
+            let store = self.store;
+            self.next = async move {
+                sleep(pause).await;
+                store.networks().await
+            }
+            .boxed_local();
+            match result {
+                Ok(names) => {
+                    self.backoff.reset();
+                    self.said = None;
+                    return names.into_iter().collect();
+                }
+                Err(error) if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) => {
+                    self.said = Some(Instant::now());
+                    error!("Couldn't list the networks: {error}; trying again");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+struct Running {
+    settings: Settings,
+    networks: Networks,
+    tasks: BTreeMap<String, Task>,
+    /// Of the wanted names those that the store does not have, as last said.
+    missing: BTreeSet<String>,
+}
+
+/// A network at work.
+struct Task {
+    orders: mpsc::UnboundedSender<Order>,
+    handle: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts and stops networks until they are those of the store.
+    async fn follow(&mut self, present: BTreeSet<String>) {
+        let wanted = &self.networks.names;
+        let missing: BTreeSet<String> = wanted.difference(&present).cloned().collect();
+        if missing != self.missing {
+            missing.difference(&self.missing).for_each(|name| warn!("network {name} has no config yet"));
+            self.missing = missing;
+        }
+        let names: BTreeSet<String> =
+            present.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
+        let before: Vec<String> = self.tasks.keys().cloned().collect();
+        for name in &before {
+            // A task ends by itself only if it panicked.
+            let ended = self.tasks.get(name).is_some_and(|task| task.handle.is_finished());
+            if (ended || !names.contains(name))
+                && let Some(task) = self.tasks.remove(name)
+            {
+                info!("network {name}: stopping");
+                task.stop("its config is gone").await;
+            }
+        }
+        for name in &names {
+            if !self.tasks.contains_key(name) {
+                info!("network {name}: starting");
+                self.tasks.insert(name.clone(), self.start(name));
+            }
+        }
+        if !before.iter().eq(&names) {
+            let list: Vec<&str> = names.iter().map(String::as_str).collect();
+            Notifier::OPEN.status(&format!("{} networks: {}", names.len(), list.join(", ")));
+        }
+    }
+
+    fn start(&self, name: &str) -> Task {
+        let mut settings = self.settings.clone();
+        settings.etcd.prefix = format!("{}/{name}", settings.etcd.prefix);
+        settings.subnet_file = self.networks.dir.join(format!("{name}.env"));
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let span = info_span!("network", name);
+        let network = keep_up(settings, name.to_owned(), Orders::Networks(inbox)).instrument(span);
+        Task { orders, handle: tokio::task::spawn_local(network) }
+    }
+
+    /// Gives every network an order. One that has just ended takes none.
+    fn each(&self, order: impl Fn() -> Order) {
+        for task in self.tasks.values() {
+            let _ = task.orders.send(order());
+        }
+    }
+
+    /// Asks every network how it is.
+    fn health(&self) -> impl Future<Output = Vec<Network>> + use<> {
+        let answers: Vec<_> = self
+            .tasks
+            .values()
+            .filter_map(|task| {
+                let (ask, answer) = Ask::new();
+                task.orders.send(Order::Ask(ask)).ok().map(|()| answer)
+            })
+            .collect();
+        async { join_all(answers).await.into_iter().flatten().flatten().collect() }
+    }
+
+    fn answer(&self, ask: Ask) {
+        let health = self.health();
+        tokio::task::spawn_local(async {
+            // Silence is an answer too: see `status`.
+            if let Ok(networks) = timeout(PATIENCE, health).await {
+                ask.answer(networks);
+            }
+        });
+    }
+
+    fn watchdog(&self) {
+        let health = self.health();
+        tokio::task::spawn_local(async {
+            if timeout(PATIENCE, health).await.is_ok_and(|networks| networks.iter().all(|one| one.alive)) {
+                Notifier::OPEN.watchdog();
+            }
+        });
+    }
+}
+
+impl Task {
+    async fn stop(self, reason: &'static str) {
+        let Task { orders, mut handle } = self;
+        let _ = orders.send(Order::Stop(reason));
+        match timeout(STOP_PATIENCE, &mut handle).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!("a network's task ended: {error}"),
+            Err(_) => handle.abort(),
+        }
+    }
+}
+
+/// Runs one network, again and again, until it is asked to stop.
+async fn keep_up(settings: Settings, name: String, mut orders: Orders) {
+    let mut backoff = Backoff::new(LONGEST_PAUSE.1);
+    loop {
+        let started = Instant::now();
+        let result = match Control::start(settings.clone(), &name).await {
+            Ok(control) => control.run(&mut orders).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = result else { return };
+        if started.elapsed() > STEADY {
+            backoff.reset();
+        }
+        let pause = rng().map_or(LONGEST_PAUSE.1, |mut rng| backoff.next(&mut rng));
+        error!("{error}; trying again");
+        tokio::select! {
+            _ = orders.wait(&name, Notifier::CLOSED) => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+fn rng() -> Result<StdRng, DaemonError> {
+    let seed = SysRng.try_next_u64();
+    seed.map(StdRng::seed_from_u64).map_err(|error| DaemonError::System("draw a random seed", error.into()))
+}

@@ -1,0 +1,41 @@
+//! Promise: the networks below a prefix are found among whatever else lies there.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod support;
+
+use flanneld::etcd::{Api, Registry};
+use support::{Etcd, run};
+
+fn put_v2(etcd: &Etcd, key: &str, value: &str) {
+    let body = format!("value={value}");
+    let path = format!("/v2/keys{}", key.replace(' ', "%20"));
+    let answer = etcd.curl(&path, &["-XPUT", "--data-urlencode", &body]);
+    assert!(answer.contains("\"action\":\"set\""), "{answer}");
+}
+
+fn put_v3(etcd: &Etcd, key: &str, value: &str) {
+    etcd.etcdctl(&["put", key, "--", value]);
+}
+
+/// A network with leases but without a config, one whose name is the beginning of another's, one that is only a
+/// key, one whose `config` has children, and a sibling of the prefix.
+#[test]
+fn networks_are_found_among_other_keys() {
+    let etcd = Etcd::start();
+    for (api, put) in [(Api::V2, put_v2 as fn(&Etcd, &str, &str)), (Api::V3, put_v3)] {
+        put(&etcd, "/n/a/subnets/10.1.5.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+        put(&etcd, "/n/c", "plain");
+        for network in ["b.c", "d e", "b"] {
+            put(&etcd, &format!("/n/{network}/config"), "{}");
+        }
+        put(&etcd, "/n/z/config/below", "{}");
+        put(&etcd, "/n-sibling/x/config", "{}");
+        for subnet in 0..20 {
+            put(&etcd, &format!("/n/b/subnets/10.2.{subnet}.0-24"), r#"{"PublicIP":"192.0.2.1"}"#);
+        }
+        for asked in [api, Api::Auto] {
+            let names = run(support::store(&etcd.settings(asked, "/n")).networks()).unwrap();
+            assert_eq!(names, ["b", "b.c", "d e"], "{asked:?}, {api:?}");
+        }
+    }
+}
