@@ -1,9 +1,5 @@
-//! A real dockerd on a lab's host.
-//!
-//! It gets the host's network and, as a host of its own would have, namespaces of mounts and of processes: when
-//! its first process ends, the kernel ends every process under it and lets go of every mount, however that came.
-//! The machine's own Docker (`/etc/docker`, `/run/docker`, `/run/containerd`) is out of its sight. What remains
-//! are control groups, under a parent of a random name; the drop removes them.
+//! A real dockerd on a lab's host; `perf/dockerd.sh` says how. Nothing outlives it but control groups, under a
+//! parent of a random name, which the drop removes.
 
 use super::{Lab, Proc, eventually, ms, random, secs};
 use std::fs;
@@ -11,13 +7,6 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
-
-/// Makes the mounts, then becomes dockerd. `ip netns exec` would do for the network, but it mounts /sys anew and
-/// so hides the control groups.
-const BECOME_DOCKERD: &str = "for dir in /etc/docker /run/docker /run/containerd; do \
-                                  mkdir -p $dir && mount -t tmpfs -o mode=0711 tmpfs $dir || exit 1; \
-                              done; \
-                              exec dockerd \"$@\"";
 
 /// A running dockerd. Dropping it ends it and all its containers.
 pub struct Docker {
@@ -33,6 +22,7 @@ pub fn missing() -> Option<String> {
         ("docker", "docker.io"),
         ("busybox", "busybox-static"),
         ("unshare", "util-linux"),
+        ("setpriv", "util-linux"),
     ] {
         let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).output();
         if !found.is_ok_and(|o| o.status.success()) {
@@ -56,16 +46,15 @@ impl Docker {
         let dir = lab.path(&format!("docker{i}"));
         fs::create_dir_all(&dir).unwrap();
         let cgroup = format!("flanneld-lab-{:016x}", random());
-        let at = |name: &str| dir.join(name).display().to_string();
-        let mut command = Command::new("nsenter");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/dockerd.sh");
+        let mut command = Command::new("setpriv");
+        // A test that is killed cannot drop anything.
         command
-            .arg(format!("--net=/run/netns/{}", lab.host(i)))
-            .args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-c", BECOME_DOCKERD, "dockerd"])
-            .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
-            .args(["--host", &format!("unix://{}", at("sock"))])
-            // This machine may have no systemd to ask for a control group.
-            .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &format!("/{cgroup}")])
+            .args(["--pdeathsig", "KILL"])
+            .arg(script)
+            .arg(lab.host(i))
+            .arg(&dir)
+            .arg(&cgroup)
             .args(options);
         let proc = Proc::of(&mut command, &lab.path(&format!("dockerd{i}.log")));
         Self { proc, dir, cgroup }
@@ -109,18 +98,27 @@ impl Docker {
     /// SIGTERM, as a service manager stops it: its containers end first. Returns how long it took.
     pub fn terminate(mut self) -> Duration {
         let start = Instant::now();
-        let unshare = self.proc.pid();
-        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
-        let sent = Command::new("kill").args(["-TERM", children.trim()]).status().unwrap();
-        assert!(sent.success(), "cannot signal dockerd ({children})");
+        assert!(self.signal("TERM"), "cannot signal dockerd");
         let ended = self.proc.wait(secs(20));
         assert!(ended.is_some(), "SIGTERM does not end dockerd:\n{}", self.proc.text());
         start.elapsed()
+    }
+
+    /// Sends a signal to dockerd, which is `unshare`'s only child; `unshare` itself waits for it deaf.
+    fn signal(&self, name: &str) -> bool {
+        let unshare = self.proc.pid();
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let Ok(child) = children.unwrap_or_default().trim().parse::<u32>() else { return false };
+        let sent = Command::new("kill").args([&format!("-{name}"), &child.to_string()]).status();
+        sent.is_ok_and(|status| status.success())
     }
 }
 
 impl Drop for Docker {
     fn drop(&mut self) {
+        if self.signal("KILL") {
+            let _ = self.proc.wait(secs(5));
+        }
         self.proc.kill();
         // One parent in each hierarchy (cgroup v1), or one in all (v2).
         let Ok(entries) = fs::read_dir("/sys/fs/cgroup") else { return };
