@@ -15,6 +15,7 @@ netns=$1 dir=$2 cgroup=$3
 shift 3
 
 # What runs inside the namespaces: covers the machine's Docker, then becomes dockerd.
+# shellcheck disable=SC2016 # it expands in there
 inside='for dir in /etc/docker /run/docker /run/containerd; do
     mkdir -p "$dir"
     mount -t tmpfs -o mode=0711 tmpfs "$dir"
