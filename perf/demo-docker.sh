@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # The part of perf/demo.sh that runs real Docker: source it after perf/lab.sh. It uses the demo's $flanneld,
 # $engine, $cc, $seconds and the lab's etcd.
+set -euo pipefail
 
 # docker_need: what it takes beside the demo's own tools.
 docker_need() {
@@ -76,7 +77,7 @@ docker_iperf() {
 
 # docker_round TYPE CONFIG [FLANNELD OPTIONS]: the tutorial with one backend; adds a line to $DEMO_TABLE.
 docker_round() {
-    local type="$1" config="$2" i rtt mtu
+    local type="$1" config="$2" i out rtt mtu
     shift 2
     local addrs=('') rates=('')
     say "$type: the tutorial's config, flanneld and dockerd on both hosts"
@@ -98,7 +99,9 @@ docker_round() {
     in_ns h1 iptables -S FLANNEL-FWD
     say "$type: docker exec web ping, both ways"
     wait_for 5 "the overlay to carry a ping" on 1 exec web ping -c1 -W1 "${addrs[2]}"
-    rtt=$(on 1 exec web ping -c5 -i0.2 -W1 "${addrs[2]}" | tee /dev/stderr | sed -n 's#^round-trip.*= [^/]*/\([^/]*\)/.*#\1#p')
+    out=$(on 1 exec web ping -c5 -i0.2 -W1 "${addrs[2]}")
+    echo "$out"
+    rtt=$(sed -n 's#^round-trip.*= [^/]*/\([^/]*\)/.*#\1#p' <<<"$out")
     on 2 exec web ping -c5 -i0.2 -W1 "${addrs[1]}"
     say "$type: docker exec web iperf3, both ways"
     for i in 1 2; do
