@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shell functions that tests/run.sh and perf/*.sh share: what must be installed, and a lab of two hosts in
 # network namespaces. Source it from bash; nothing happens until a function is called.
 set -euo pipefail
@@ -42,26 +43,36 @@ need_build() {
     [ -e /usr/include/stdlib.h ] || need no-such-command:libc6-dev
 }
 
-# lab_open: namespaces $LAB-sw (etcd), $LAB-h1, $LAB-h2 (hosts), $LAB-c1, $LAB-c2 (containers), all of a random
-# name, and a trap that removes them and ends every process that lab_spawn started, however the script ends.
-lab_open() {
+# lab_begin: a random name and a directory for a lab, and a trap that removes its namespaces and ends every process
+# that lab_spawn started, however the script ends.
+lab_begin() {
     LAB="fl$(od -An -N4 -tx4 /dev/urandom | tr -d ' ')"
     LAB_DIR="$(mktemp -d)"
     LAB_PIDS=()
+    LAB_NAMES=()
     trap lab_close EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
+}
+
+# lab_ns NAME: the namespace $LAB-NAME.
+lab_ns() {
+    LAB_NAMES+=("$1")
+    ip netns add "$LAB-$1"
+    ip -n "$LAB-$1" link set lo up
+}
+
+# lab_open: namespaces $LAB-sw (etcd), $LAB-h1, $LAB-h2 (hosts), $LAB-c1, $LAB-c2 (containers).
+lab_open() {
+    lab_begin
     local i
-    ip netns add "$LAB-sw"
-    ip -n "$LAB-sw" link set lo up
+    lab_ns sw
     ip -n "$LAB-sw" link add br0 type bridge
     ip -n "$LAB-sw" addr add 10.77.0.254/24 dev br0
     ip -n "$LAB-sw" link set br0 up
     for i in 1 2; do
-        ip netns add "$LAB-h$i"
-        ip netns add "$LAB-c$i"
-        ip -n "$LAB-h$i" link set lo up
-        ip -n "$LAB-c$i" link set lo up
+        lab_ns "h$i"
+        lab_ns "c$i"
         ip -n "$LAB-h$i" link add eth0 type veth peer name "p$i" netns "$LAB-sw"
         ip -n "$LAB-sw" link set "p$i" master br0 up
         ip -n "$LAB-h$i" addr add "10.77.0.$i/24" dev eth0
@@ -72,9 +83,16 @@ lab_open() {
     done
 }
 
-# lab_close: the trap. Ends only what this lab started.
+# lab_close: the trap.
 lab_close() {
-    local rc=$? pid i
+    local rc=$?
+    lab_end
+    exit "$rc"
+}
+
+# lab_end: ends what this lab started, and nothing else. Another lab_begin may follow.
+lab_end() {
+    local pid i
     trap - EXIT
     trap '' INT TERM
     for pid in "${LAB_PIDS[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
@@ -84,9 +102,9 @@ lab_close() {
         sleep 0.1
     done
     for pid in "${LAB_PIDS[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
-    for i in sw h1 h2 c1 c2; do ip netns del "$LAB-$i" 2>/dev/null || true; done
+    for i in "${LAB_NAMES[@]}"; do ip netns del "$LAB-$i" 2>/dev/null || true; done
     rm -rf "$LAB_DIR"
-    exit "$rc"
+    trap - INT TERM
 }
 
 # in_ns NAME COMMAND...: runs a command in one of the lab's namespaces.
@@ -124,6 +142,7 @@ lab_etcd() {
 # overlay: 172.31.I.2, the native path to compare with. Prints nothing; the container's address is in $LAB_ADDR.
 lab_container() {
     local i="$1" j=$((3 - $1)) h="$LAB-h$1" c="$LAB-c$1"
+    # shellcheck disable=SC1090
     . "$LAB_DIR/subnet$i.env"
     LAB_ADDR="${FLANNEL_SUBNET%.*}.2"
     ip -n "$h" link add cbr0 type bridge
@@ -141,4 +160,10 @@ lab_container() {
     ip -n "$c" link set n0 up
     ip -n "$c" route add 172.31.0.0/16 via "172.31.$i.1"
     ip -n "$h" route add "172.31.$j.0/24" via "10.77.0.$j"
+}
+
+# cargo_bench_binary NAME: builds a bench and prints where it is.
+cargo_bench_binary() {
+    cargo bench --locked --bench "$1" --no-run --message-format=json |
+        jq -r --arg name "$1" 'select(.target.name? == $name and .executable) | .executable' | tail -1
 }

@@ -107,7 +107,7 @@ fn start(carrier: Carrier, mirror: SocketAddrV4) -> (Engine, SocketAddrV4) {
         subnet: "10.1.5.0/24".parse().unwrap(),
         max_packet: 1472,
         offloads,
-        segmentation: true,
+        segments: Some(63),
         links: vec![Link { queue, receiver, sender }],
         routes: vec![RouteCommand::Set { subnet, peer: Peer { address: mirror } }],
     });
@@ -208,7 +208,7 @@ fn a_running_worker_allocates_nothing(carrier: Carrier) {
     assert!(after.dropped_total() > before.dropped_total(), "no drop: {after}");
     stop.store(true, Ordering::Relaxed);
     mirroring.join().unwrap();
-    engine.stop().unwrap();
+    engine.stop().1.unwrap();
 }
 
 #[test]

@@ -211,18 +211,14 @@ pub enum Network {
 
 impl Network {
     /// Follows the peers.
-    ///
-    /// # Errors
-    /// Only what needs a new start.
-    pub fn apply(&mut self, events: &[Event]) -> Result<(), BackendError> {
+    pub fn apply(&mut self, events: &[Event]) {
         match self {
-            Network::Udp(network) => network.apply(events)?,
+            Network::Udp(network) => network.apply(events),
             Network::Vxlan(network) => network.apply(events),
             Network::HostGw(network) => network.apply(events),
             Network::Extension(network) => network.apply(events),
             Network::Alloc => {}
         }
-        Ok(())
     }
 
     /// Whether [`Network::maintain`] has something to write that is known already.
@@ -231,7 +227,8 @@ impl Network {
         match self {
             Network::Vxlan(network) => network.is_pending(),
             Network::HostGw(network) => network.is_pending(),
-            Network::Udp(_) | Network::Extension(_) | Network::Alloc => false,
+            Network::Udp(network) => network.is_pending(),
+            Network::Extension(_) | Network::Alloc => false,
         }
     }
 

@@ -7,7 +7,7 @@
 use super::BackendError;
 pub use crate::engine::{Settings as EngineSettings, Snapshot};
 
-use crate::engine::{Engine, EngineError, Link, Setup, UdpOffload};
+use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, UdpOffload};
 use crate::iface::External;
 use crate::lease::{Event, Lease};
 use crate::netlink::{Change, Netlink, Route};
@@ -26,6 +26,8 @@ use tracing::{info, warn};
 const DEVICE: &str = "flannel%d";
 /// Outer IPv4 and UDP headers.
 const OVERHEAD: u32 = 28;
+/// 65 535 less both headers.
+const LARGEST_PAYLOAD: u32 = 65_507;
 /// The smallest MTU of an IPv4 link (RFC 791).
 const LEAST_MTU: u32 = 68;
 /// Workers by default: one on up to two cores (a second would fight the first for the core that the
@@ -60,8 +62,8 @@ impl Config {
             network: config.network,
             port: config.backend.port()?,
             bind: external.address,
-            // A link wider than any IPv4 packet carries them all.
-            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            // No wider link can help: that is the largest UDP payload.
+            mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),
             engine: engine.clone(),
             attrs,
         })
@@ -103,17 +105,19 @@ impl Config {
         }
     }
 
-    /// The sockets of worker `index`, which receives on `receiver`.
-    fn pair(&self, index: usize, receiver: &Socket) -> Result<(Socket, Socket), BackendError> {
+    /// The sockets of a worker that receives on `receiver`, and sends from a port of its own or from that one.
+    fn pair(&self, receiver: &Socket, own_port: bool) -> Result<(Socket, Socket), BackendError> {
         let copy = |socket: &Socket| {
             socket
                 .try_clone()
                 .map_err(|error| BackendError::Engine(format!("cannot share a socket: {error}")))
         };
-        let sender = if index == 0 || self.engine.one_source_port {
+        let sender = if !own_port {
             copy(receiver)?
         } else {
-            Socket::bind(SocketAddrV4::new(self.bind, 0), self.socket_options(false))?
+            // Nobody reads what is sent to it: let it hold as little as the kernel allows.
+            let options = SocketOptions { receive_buffer: 1, gro: false, ..self.socket_options(false) };
+            Socket::bind(SocketAddrV4::new(self.bind, 0), options)?
         };
         Ok((copy(receiver)?, sender))
     }
@@ -132,6 +136,10 @@ pub struct Network {
     /// Repairs of device, address or route.
     repairs: u64,
     restarts: Vec<Instant>,
+    /// A worker does not answer: the engine must be started anew.
+    broken: bool,
+    /// Whether it was said that somebody else's route stands in the way.
+    blocked: bool,
     /// Counters of engines that are no more.
     past: Snapshot,
 }
@@ -159,6 +167,8 @@ impl Network {
             foreign: 0,
             repairs: 0,
             restarts: Vec::new(),
+            broken: false,
+            blocked: false,
             past: Snapshot::default(),
         };
         network.launch(netlink).await?;
@@ -170,38 +180,44 @@ impl Network {
         let config = &self.config;
         let device = Device::create(DEVICE, self.receivers.len(), config.engine.tun_offload)?;
         let (name, offloads) = (device.name().to_owned(), device.offloads());
+        let spread = !config.engine.one_source_port && device.keeps_flows();
         if !device.keeps_flows() {
             warn!(
-                "no steering program on {name} (it takes CAP_BPF): a flow may change its worker once, out of order"
+                "no steering program on {name} (it takes CAP_BPF): a flow may change its worker once, out of order, \
+                 and all workers send from one port lest it change again"
             );
         }
         let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
-        let segmentation = sending && max_segments().is_some();
+        let segments = sending.then(max_segments).flatten();
         let mut links = Vec::with_capacity(self.receivers.len());
         for (index, (queue, receiver)) in device.into_queues().into_iter().zip(&self.receivers).enumerate() {
-            let (receiver, sender) = config.pair(index, receiver)?;
+            let (receiver, sender) = config.pair(receiver, index > 0 && spread)?;
             links.push(Link { queue, receiver, sender });
         }
         let gone = || BackendError::Engine(format!("{name} vanished while it was set up"));
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
-        netlink.accept_local(&name);
+        // Our ICMP errors need it. Without the peer filter it would let strangers speak as this host itself.
+        if config.engine.peer_filter != PeerFilter::Off {
+            netlink.accept_local(&name);
+        }
         let setup = Setup {
             settings: config.engine.clone(),
             network: config.network,
             subnet: self.subnet,
             max_packet: config.mtu,
             offloads,
-            segmentation,
+            segments,
             links,
             routes: self.peers.iter().map(|(subnet, address)| set(*subnet, *address)).collect(),
         };
         let engine = Engine::start(setup).map_err(engine_error)?;
         info!(
-            "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {segmentation}, UDP_GRO {}",
+            "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {}, UDP_GRO {}",
             engine.carriers().len(),
             offloads.tso,
             offloads.uso,
+            segments.is_some(),
             self.receivers.iter().all(Socket::gro),
         );
         self.running = Some(Running { engine, device: name, index });
@@ -210,7 +226,7 @@ impl Network {
     }
 
     /// Address, MTU, state and route of the device; true if something was missing.
-    async fn ensure(&self, netlink: &Netlink) -> Result<bool, BackendError> {
+    async fn ensure(&mut self, netlink: &Netlink) -> Result<bool, BackendError> {
         let Some(running) = &self.running else { return Ok(false) };
         let base = Ipv4Net::from(self.subnet.network());
         let mut changes = netlink.ensure_link(running.index, self.config.mtu(), true).await?;
@@ -222,10 +238,16 @@ impl Network {
             onlink: false,
         };
         match netlink.ensure_route(route).await {
-            Ok(more) => changes.extend(more),
+            Ok(more) => {
+                self.blocked = false;
+                changes.extend(more);
+            }
             // Not ours to replace; flannel goes on without a word.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
-                warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
+                if !self.blocked {
+                    warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
+                }
+                self.blocked = true;
             }
             Err(error) => return Err(error.into()),
         }
@@ -235,14 +257,20 @@ impl Network {
         Ok(!changes.is_empty())
     }
 
-    pub(super) fn apply(&mut self, events: &[Event]) -> Result<(), BackendError> {
+    pub(super) fn apply(&mut self, events: &[Event]) {
         for event in events {
             let Some(command) = self.follow(event) else { continue };
-            if let Some(running) = &self.running {
-                running.engine.route(command).map_err(engine_error)?;
+            let Some(running) = self.running.as_ref().filter(|_| !self.broken) else { continue };
+            if let Err(error) = running.engine.route(command) {
+                // The next pass starts a new engine, with all the peers that are noted here.
+                warn!("{error}");
+                self.broken = true;
             }
         }
-        Ok(())
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.broken
     }
 
     /// Notes one event; the command it makes for the workers, if any.
@@ -279,8 +307,9 @@ impl Network {
 
     pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         if !self.is_alive(netlink).await? {
-            self.stop();
-            self.note_restart()?;
+            if self.stop() {
+                self.note_restart()?;
+            }
             self.launch(netlink).await?;
             self.repairs += 1;
             info!("the TUN device is back");
@@ -294,6 +323,9 @@ impl Network {
         let Some(running) = &self.running else { return Ok(false) };
         if let Some(worker) = running.engine.ended() {
             warn!(worker, "a worker has ended");
+            return Ok(false);
+        }
+        if self.broken {
             return Ok(false);
         }
         let link = netlink.link_by_index(running.index).await?;
@@ -317,12 +349,16 @@ impl Network {
         Ok(())
     }
 
-    fn stop(&mut self) {
-        let Some(running) = self.running.take() else { return };
-        match running.engine.stop() {
-            Ok(counters) => self.past += counters,
-            Err(error) => warn!(%error, "a worker ended with an error"),
+    /// Stops the engine; false if none was running.
+    fn stop(&mut self) -> bool {
+        self.broken = false;
+        let Some(running) = self.running.take() else { return false };
+        let (counters, result) = running.engine.stop();
+        self.past += counters;
+        if let Err(error) = result {
+            warn!(%error, "a worker ended with an error");
         }
+        true
     }
 
     /// Counters: `worker`, `peers`, `count` and `drop` lines, then `kernel` lines for packets that the kernel

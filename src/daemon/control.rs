@@ -201,7 +201,7 @@ impl Running {
             Notice::Acquired { subnet, .. } => self.acquired(subnet).await?,
             Notice::Peers(events) => {
                 if let Some((_, network)) = &mut self.network {
-                    network.apply(&events)?;
+                    network.apply(&events);
                 }
                 self.hurry();
             }

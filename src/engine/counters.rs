@@ -127,10 +127,12 @@ pub enum Count {
     TunWrites,
     /// ICMP errors sent.
     IcmpSent,
-    /// ICMP errors not sent, to keep below the rate limit.
+    /// ICMP errors not sent, to keep below the rate limit or for want of room in a turn.
     IcmpLimited,
     /// Segmented sends that the kernel refused and that were resent packet by packet.
     Resent,
+    /// Times that segmentation was switched off for ten minutes because the kernel refused it.
+    SegmentationOff,
     /// Turns of the worker: one wait each.
     Turns,
     /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
@@ -145,7 +147,7 @@ pub enum Count {
 
 impl Count {
     /// All counts, in the order of their numbers.
-    pub const ALL: [Count; 16] = [
+    pub const ALL: [Count; 17] = [
         Count::TunReads,
         Count::TunPackets,
         Count::TunBytes,
@@ -157,6 +159,7 @@ impl Count {
         Count::IcmpSent,
         Count::IcmpLimited,
         Count::Resent,
+        Count::SegmentationOff,
         Count::Turns,
         Count::Starved,
         Count::ReceiveErrors,
@@ -179,6 +182,7 @@ impl Count {
             Count::IcmpSent => "icmp_sent",
             Count::IcmpLimited => "icmp_limited",
             Count::Resent => "resent",
+            Count::SegmentationOff => "segmentation_off",
             Count::Turns => "turns",
             Count::Starved => "starved",
             Count::ReceiveErrors => "receive_errors",

@@ -24,7 +24,9 @@ impl IcmpLimit {
         let earned = u32::try_from(since.as_nanos() / INTERVAL.as_nanos()).unwrap_or(RATE).min(RATE);
         if earned > 0 || self.filled.is_none() {
             self.tokens = (self.tokens + earned).min(RATE);
-            self.filled = Some(now);
+            // Keep the fraction that has not earned a token yet, unless the bucket is full.
+            let spent = INTERVAL * earned;
+            self.filled = Some(if earned == RATE { now } else { self.filled.map_or(now, |at| at + spent) });
         }
         let allowed = self.tokens > 0;
         self.tokens -= u32::from(allowed);

@@ -126,14 +126,11 @@ impl Engine {
         self.workers.iter().position(ended)
     }
 
-    /// Stops all workers and waits for them; gives their last counters.
-    ///
-    /// # Errors
-    /// The first worker's error, if one had ended with an error.
-    pub fn stop(mut self) -> Result<Snapshot, io::Error> {
+    /// Stops all workers and waits for them; gives their last counters, and the first worker's error if one
+    /// had ended with an error.
+    pub fn stop(mut self) -> (Snapshot, io::Result<()>) {
         let result = self.join();
-        let snapshot = self.snapshot();
-        result.map(|()| snapshot)
+        (self.snapshot(), result)
     }
 
     fn join(&mut self) -> io::Result<()> {

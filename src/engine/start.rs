@@ -12,7 +12,6 @@ use crate::offload::coalesce::{self, Coalescer};
 use crate::ring::{Descriptors, Ring, RingError, Sizes, Wake};
 use crate::route::{RouteCommand, RouteTable};
 use crate::tun::Offloads;
-use crate::udp::MAX_SEGMENTS_SAFE;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ipnet::Ipv4Net;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -45,8 +44,8 @@ pub struct Setup {
     pub max_packet: u16,
     /// What the TUN device took.
     pub offloads: Offloads,
-    /// Whether the kernel takes `UDP_SEGMENT` and the operator wants it.
-    pub segmentation: bool,
+    /// Most packets in one `UDP_SEGMENT` send; `None` if the kernel lacks it or the operator does not want it.
+    pub segments: Option<u16>,
     /// One for each worker.
     pub links: Vec<Link>,
     /// Routes known already.
@@ -62,9 +61,9 @@ pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
         }
     }
     let limits = Limits {
-        max_segments: u16::try_from(MAX_SEGMENTS_SAFE).unwrap_or(1),
+        max_segments: setup.segments.unwrap_or(1),
         max_segment_size: setup.max_packet,
-        enabled: setup.segmentation,
+        enabled: setup.segments.is_some(),
     };
     for (index, link) in setup.links.into_iter().enumerate() {
         let failed = |error| EngineError::Start(index, error);
@@ -123,6 +122,8 @@ impl Pipeline {
             counters: self.counters,
             batch: settings.batch,
             receive_errors: 0,
+            limits: self.limits,
+            limited: None,
         }
     }
 }

@@ -5,13 +5,14 @@
 use super::counters::{Count, Counters, DropReason};
 use super::icmp_limit::IcmpLimit;
 use super::port::Outgoing;
+use super::worker::REMEMBER;
 use crate::offload::segment::{Plan, plan};
 use crate::packet::icmp::{self, Kind};
 use crate::packet::ipv4::{Ipv4, Malformed, decrement_ttl};
-use crate::packet::vnet::{VNET_LEN, VnetHeader};
+use crate::packet::vnet::{GSO_TCPV4, GSO_UDP_L4, VNET_LEN, VnetHeader};
 use crate::route::RouteTable;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +44,7 @@ pub(super) struct TunToUdp {
     narrowed: Option<Instant>,
 }
 
-/// How long a narrow path is remembered: as long as the kernel remembers a path MTU (`mtu_expires`).
-const NARROW_FOR: Duration = Duration::from_secs(600);
-
-/// Most peers remembered as narrow. Beyond that, a train that does not fit is refused and resent each time.
+/// Most peers remembered as narrow. Beyond that, the worker shortens everybody's trains.
 const MOST_NARROW: usize = 64;
 
 impl TunToUdp {
@@ -75,7 +73,7 @@ impl TunToUdp {
                 match self.begin(frame, routes, out, counters) {
                     Ok(rest) => rest,
                     Err(reason) => {
-                        counters.dropped(reason, 1);
+                        counters.dropped(reason, packets_in(frame));
                         return Taken::Whole;
                     }
                 }
@@ -85,15 +83,19 @@ impl TunToUdp {
     }
 
     /// From now on, packets larger than `most` bytes travel to `to` one by one: the kernel can fragment a
-    /// packet, but not the segments of a train (it answers `EMSGSIZE`).
-    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16, now: Instant) {
+    /// packet, but not the segments of a train (it answers `EMSGSIZE`). False if there is no room to remember it.
+    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16, now: Instant) -> bool {
         self.narrowed = Some(now);
         let known = self.narrow.iter_mut().find(|(peer, _)| *peer == to);
         if let Some((_, size)) = known {
             *size = most.min(*size);
-        } else if self.narrow.len() < MOST_NARROW {
+            return true;
+        }
+        let room = self.narrow.len() < MOST_NARROW;
+        if room {
             self.narrow.push((to, most));
         }
+        room
     }
 
     fn fits_train(&self, to: SocketAddrV4, len: usize) -> bool {
@@ -131,7 +133,7 @@ impl TunToUdp {
 
     /// Forgets narrow paths after a while: they may have widened.
     fn forget_narrow(&mut self) {
-        if self.narrowed.is_some_and(|at| at.elapsed() > NARROW_FOR) {
+        if self.narrowed.is_some_and(|at| at.elapsed() > REMEMBER) {
             self.narrow.clear();
             self.narrowed = None;
         }
@@ -168,5 +170,16 @@ impl TunToUdp {
         let Some(len) = icmp::error_reply(kind, packet, self.address, &mut reply) else { return };
         let sent = self.limit.allow(Instant::now()) && out.coalescer.push_owned(&reply[..len]);
         counters.add(if sent { Count::IcmpSent } else { Count::IcmpLimited }, 1);
+    }
+}
+
+/// How many packets a frame stands for, as far as its vnet header can be believed.
+fn packets_in(frame: &[u8]) -> usize {
+    match VnetHeader::decode(frame) {
+        Some(vnet) if matches!(vnet.gso_kind(), GSO_TCPV4 | GSO_UDP_L4) && vnet.gso_size > 0 => {
+            let headers = usize::from(vnet.csum_start) + 8;
+            frame.len().saturating_sub(VNET_LEN + headers).div_ceil(usize::from(vnet.gso_size)).max(1)
+        }
+        _ => 1,
     }
 }

@@ -27,9 +27,11 @@ const TURN_BYTES: usize = 256 << 10;
 /// A receive that fails this often in a row is given a rest, lest it take the whole core.
 const PATIENCE: usize = 16;
 const REST: Duration = Duration::from_millis(10);
-/// A packet of this size fits any path with its outer headers (576, the datagram that every host must take
-/// by RFC 791, less 28): a train of such packets is not refused for its size.
-const CERTAIN_SIZE: u16 = 548;
+/// A packet of this size fits any path with its outer headers: 552, the least path MTU that Linux believes
+/// (`net.ipv4.route.min_pmtu`), less 28. A train of such packets is not refused for its size.
+const CERTAIN_SIZE: u16 = 524;
+/// How long a refusal is remembered: as long as the kernel remembers a path MTU (`net.ipv4.route.mtu_expires`).
+pub(super) const REMEMBER: Duration = Duration::from_secs(600);
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -42,8 +44,12 @@ pub(super) struct Worker<P> {
     pub(super) counters: Arc<Counters>,
     /// Most frames, and most receives, a turn.
     pub(super) batch: usize,
-    /// Receive errors since the last datagram.
+    /// Receive errors since the last packet from either side.
     pub(super) receive_errors: usize,
+    /// What trains may be when nothing was refused.
+    pub(super) limits: Limits,
+    /// Since when they may be less.
+    pub(super) limited: Option<Instant>,
 }
 
 impl<P: Port> Worker<P> {
@@ -94,6 +100,7 @@ impl<P: Port> Worker<P> {
             }
             let Some(frame) = self.port.frame() else { break };
             bytes += frame.len();
+            self.receive_errors = 0;
             match self.tun_to_udp.take(frame, &self.routes, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
                 Taken::InPart => break,
@@ -114,6 +121,7 @@ impl<P: Port> Worker<P> {
             }
         }
         self.out.clear();
+        self.forget_refusals();
         self.counters.add(Count::Starved, self.port.take_starved());
         self.rest_after_errors();
         Ok(())
@@ -138,18 +146,34 @@ impl<P: Port> Worker<P> {
 
     /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer if
     /// its path is narrower than our link (`EMSGSIZE`; `EINVAL` before Linux 6.14), segmentation as a whole if
-    /// the kernel cannot do it there.
+    /// the kernel cannot do it there. Both are forgotten after [`REMEMBER`].
     fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32) {
-        if errno != libc::EIO && segment_size > CERTAIN_SIZE {
-            self.tun_to_udp.narrow(to, segment_size - 1, Instant::now());
+        let now = Instant::now();
+        let limits = self.out.batcher.limits();
+        if errno == libc::EMSGSIZE || (errno == libc::EINVAL && segment_size > CERTAIN_SIZE) {
+            let most = segment_size.saturating_sub(1);
+            if !self.tun_to_udp.narrow(to, most, now) {
+                // Too many to tell apart: nobody gets longer trains than the narrowest of them.
+                let max_segment_size = most.min(limits.max_segment_size);
+                self.limited = Some(now);
+                self.out.batcher.set_limits(Limits { max_segment_size, ..limits });
+            }
             return;
         }
-        let limits = self.out.batcher.limits();
+        self.counters.add(Count::SegmentationOff, 1);
+        self.limited = Some(now);
         self.out.batcher.set_limits(Limits { enabled: false, ..limits });
     }
 
+    fn forget_refusals(&mut self) {
+        if self.limited.is_some_and(|at| at.elapsed() > REMEMBER) {
+            self.limited = None;
+            self.out.batcher.set_limits(self.limits);
+        }
+    }
+
     fn write_failed(&mut self, frame: usize, errno: i32) {
-        let packets = self.out.coalescer.frames().nth(frame).map_or(0, |frame| frame.packets);
+        let packets = self.out.coalescer.packets_of(frame);
         let reason = match errno {
             libc::EIO => DropReason::TunDown,
             libc::EBADFD => DropReason::TunGone,

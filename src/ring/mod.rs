@@ -37,6 +37,7 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Places in the table of registered files.
 const TUN_SLOT: u32 = 0;
@@ -50,6 +51,8 @@ const DATAGRAMS: u16 = 1;
 const NAME_BYTES: u8 = 16;
 const _: () = assert!(size_of::<libc::sockaddr_in>() == NAME_BYTES as usize);
 const CONTROL_BYTES: usize = 32;
+/// The largest ring of provided buffers (`io_uring_register_buf_ring(3)`).
+const MOST_BUFFERS: u16 = 32_768;
 /// Submissions besides the staged ones: the three standing requests.
 const STANDING: usize = 3;
 
@@ -184,6 +187,11 @@ impl Ring {
     /// # Errors
     /// [`RingError`] names what is missing and the remedy.
     pub fn new(descriptors: Descriptors<'_>, sizes: Sizes) -> Result<Ring, RingError> {
+        let countable = 1..=MOST_BUFFERS;
+        if !countable.contains(&sizes.frames) || !countable.contains(&sizes.datagrams) {
+            let what = format!("between 1 and {MOST_BUFFERS} buffers a direction, not {sizes:?}");
+            return Err(RingError::Other(io::Error::new(io::ErrorKind::InvalidInput, what)));
+        }
         let buffers = usize::from(sizes.frames) + usize::from(sizes.datagrams);
         let staged = sizes.sends + sizes.writes;
         let entries = u32::try_from(staged + STANDING).unwrap_or(u32::MAX);
@@ -233,6 +241,7 @@ impl Ring {
             self.enter(outstanding)?;
             outstanding = outstanding.saturating_sub(self.harvest());
         }
+        self.store.clear();
         // After the writes that read from them, before the wait that needs them.
         while let Some(filled) = self.consumed_datagrams.pop() {
             self.datagrams.release(filled);
@@ -261,10 +270,16 @@ impl Ring {
 
     /// The next datagram; its bytes stay until the end of the next turn.
     pub fn datagram(&mut self) -> Option<Datagram> {
-        let filled = self.ready_datagrams.pop_front()?;
-        let parsed = parse(&self.datagrams, &filled, &self.receive);
-        self.consumed_datagrams.push(filled);
-        parsed
+        loop {
+            let filled = self.ready_datagrams.pop_front()?;
+            let parsed = parse(&self.datagrams, &filled, &self.receive);
+            self.consumed_datagrams.push(filled);
+            match parsed {
+                // IPv4 datagrams always have a sender: this would be the kernel's mistake.
+                None => self.receive_error = Some(libc::EBADMSG),
+                datagram => return datagram,
+            }
+        }
     }
 
     /// A range of a datagram given out since the last turn; empty for an earlier one.
@@ -326,9 +341,14 @@ impl Ring {
             match self.io.submit_and_wait(want) {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR | libc::EAGAIN) => {}
+                    Some(libc::EINTR) => {}
                     // The completion queue has overflowed into the kernel's list: drain, then go on.
                     Some(libc::EBUSY) => return Ok(()),
+                    // The kernel is short of memory: drain, and give it a moment.
+                    Some(libc::EAGAIN) => {
+                        std::thread::sleep(Duration::from_millis(1));
+                        return Ok(());
+                    }
                     // Staged memory may still be in the kernel's hands and there is no way to get it
                     // back: returning would end its borrow.
                     _ if !self.store.entries().is_empty() => std::process::abort(),

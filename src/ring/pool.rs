@@ -150,17 +150,21 @@ impl Drop for Pool {
 }
 
 fn memory_layout(count: u16) -> Layout {
-    const ONE: Layout = match Layout::from_size_align(BUFFER_BYTES, PAGE) {
-        Ok(layout) => layout,
-        Err(_) => unreachable!(),
-    };
-    // At most 65 535 × 68 KiB: it cannot overflow on a 64-bit machine.
-    Layout::from_size_align(ONE.size() * usize::from(count), PAGE).unwrap_or(ONE)
+    layout(BUFFER_BYTES, count)
 }
 
 fn entries_layout(slots: u16) -> Layout {
-    let size = usize::from(slots) * size_of::<BufRingEntry>();
-    Layout::from_size_align(size, PAGE).unwrap_or(Layout::new::<[u8; PAGE]>())
+    layout(size_of::<BufRingEntry>(), slots)
+}
+
+/// Pages for `count` things of `size` bytes. `Ring::new` has checked the count, so that it fits any address
+/// space: a layout that does not must end the process here, since a smaller one would be written past.
+fn layout(size: usize, count: u16) -> Layout {
+    let bytes = size.checked_mul(usize::from(count)).filter(|bytes| *bytes > 0);
+    match bytes.map(|bytes| Layout::from_size_align(bytes, PAGE)) {
+        Some(Ok(layout)) => layout,
+        _ => std::process::abort(),
+    }
 }
 
 fn allocate(layout: Layout) -> NonNull<u8> {

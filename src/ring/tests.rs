@@ -121,7 +121,7 @@ fn a_wake_up_ends_the_wait_from_another_thread_every_time() {
     for _ in 0..3 {
         let wake = b.wake.clone();
         let thread = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             wake.wake();
         });
         while !b.ring.take_woken() {

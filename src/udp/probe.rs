@@ -4,16 +4,20 @@ use super::socket::option;
 use super::{Socket, SocketOptions, is_segmentation_refused};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// Datagrams in one send that every kernel with `UDP_SEGMENT` takes (`UDP_MAX_SEGMENTS` before Linux 6.9).
-pub const MAX_SEGMENTS_SAFE: usize = 64;
-/// The same since Linux 6.9.
-const MAX_SEGMENTS: usize = 128;
+/// Datagrams in one send that every kernel with `UDP_SEGMENT` takes: `UDP_MAX_SEGMENTS` (64 before Linux 6.9) less
+/// one, since kernels before 5.16 count the UDP header as payload.
+pub const MAX_SEGMENTS_SAFE: u16 = 63;
+/// The same since Linux 6.9, where the limit is 128.
+const MAX_SEGMENTS: u16 = 127;
+/// Bytes of each datagram of the trial.
+const SIZE: usize = 100;
+const SIZE_FIELD: u16 = 100;
 
-/// How many datagrams one send may carry: 128, 64, or `None` where the kernel has no `UDP_SEGMENT`.
+/// How many datagrams one send may carry: 127, 63, or `None` where the kernel has no `UDP_SEGMENT`.
 ///
 /// The number is tried on a throw-away pair of loopback sockets. Where loopback is down nothing can be tried,
 /// and it is taken to be [`MAX_SEGMENTS_SAFE`].
-pub fn max_segments() -> Option<usize> {
+pub fn max_segments() -> Option<u16> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     let sender = Socket::bind(any, SocketOptions::default()).ok()?;
     // A kernel that lacks the feature passes over the control message, so ask for the option, whose value
@@ -23,9 +27,9 @@ pub fn max_segments() -> Option<usize> {
     let Ok(receiver) = Socket::bind(loopback, SocketOptions::default()) else {
         return Some(MAX_SEGMENTS_SAFE);
     };
-    let takes = |n: usize| {
+    let takes = |n: u16| {
         let to = receiver.local_addr()?;
-        sender.send(&[0; MAX_SEGMENTS][..n], to, Some(1))
+        sender.send(&[0; MAX_SEGMENTS as usize * SIZE][..usize::from(n) * SIZE], to, Some(SIZE_FIELD))
     };
     if takes(MAX_SEGMENTS).is_ok() {
         return Some(MAX_SEGMENTS);

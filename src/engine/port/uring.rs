@@ -30,6 +30,8 @@ impl Port for UringPort {
     fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
         let Outgoing { batcher, coalescer } = out;
         let mut control = SegmentControl::new(1);
+        let (trains, frames) = (batcher.open(), coalescer.len());
+        let (mut sends, mut writes) = (0, 0);
         self.ring.turn(|stage| {
             for (to, train) in batcher.trains() {
                 let message: &[u8] = match train.count() {
@@ -39,13 +41,17 @@ impl Port for UringPort {
                         control.as_bytes()
                     }
                 };
-                let staged = stage.send(train.bytes(), to, message);
-                debug_assert!(staged, "the stage is as large as the batcher");
+                if !stage.send(train.bytes(), to, message) {
+                    break;
+                }
+                sends += 1;
             }
             for frame in coalescer.frames() {
                 let pieces = frame.pieces.iter().map(|p| (p.buffer, p.start as usize, p.len as usize));
-                let staged = stage.write(frame.head, pieces);
-                debug_assert!(staged, "the stage is as large as the coalescer");
+                if !stage.write(frame.head, pieces) {
+                    break;
+                }
+                writes += 1;
             }
         })?;
         self.failures.clear();
@@ -53,6 +59,9 @@ impl Port for UringPort {
             Operation::Send(index) => Failure::Send(index, failure.errno),
             Operation::Write(index) => Failure::Write(index, failure.errno),
         }));
+        // The stage is as large as batcher and coalescer, so nothing should be left over; if it is, it is lost.
+        self.failures.extend((sends..trains).map(|index| Failure::Send(index, libc::ENOBUFS)));
+        self.failures.extend((writes..frames).map(|index| Failure::Write(index, libc::ENOBUFS)));
         if self.ring.take_receive_error().is_some() {
             self.receive_errors += 1;
         }

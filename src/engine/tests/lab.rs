@@ -97,7 +97,7 @@ impl Lab {
             subnet: net("10.1.5.0/24"),
             max_packet: 1472,
             offloads,
-            segmentation: segmentation && max_segments().is_some(),
+            segments: segmentation.then(max_segments).flatten(),
             links: links.collect(),
             routes: vec![set("10.1.9.0/24", address_of(&peer))],
         };
@@ -122,7 +122,8 @@ impl Lab {
     pub(super) fn stop(self) -> Snapshot {
         assert_eq!(self.engine.ended(), None);
         let start = Instant::now();
-        let snapshot = self.engine.stop().unwrap();
+        let (snapshot, ended) = self.engine.stop();
+        ended.unwrap();
         assert!(start.elapsed() < Duration::from_secs(1), "stopping took {:?}", start.elapsed());
         snapshot
     }

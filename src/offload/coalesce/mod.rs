@@ -183,6 +183,12 @@ impl Coalescer {
             && self.heads_used + packets * HEAD_ROOM <= self.heads.len()
     }
 
+    /// How many packets the frame of that number stands for.
+    #[must_use]
+    pub fn packets_of(&self, frame: usize) -> u32 {
+        self.items.get(frame).map_or(0, |item| item.packets)
+    }
+
     /// How many frames there are.
     #[must_use]
     pub fn len(&self) -> usize {
