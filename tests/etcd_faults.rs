@@ -327,6 +327,14 @@ fn auto_takes_the_api_that_holds_the_config() {
             assert_eq!(chosen(&store), Some(api));
             works(&store).await;
         }
+        // Nodes that were there before the config came to v3 stay company.
+        etcd.curl("/v2/keys/joined/config", &["-XPUT", "--data", "value=v2"]);
+        let first = auto("/joined");
+        first.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+        etcd.etcdctl(&["put", "/joined/config", "v3"]);
+        let second = auto("/joined");
+        assert_eq!(second.config().await.as_deref(), Ok("v2"));
+        assert_eq!((chosen(&first), chosen(&second)), (Some(Api::V2), Some(Api::V2)));
         for late in [Api::V2, Api::V3] {
             let prefix = format!("/late{late:?}");
             let store = auto(&prefix);
@@ -348,6 +356,27 @@ fn auto_takes_the_api_that_holds_the_config() {
     run(async {
         assert!(matches!(store.config().await, Err(Error::Unavailable(_))));
         assert_eq!(chosen(&store), None, "silence decides nothing");
+    });
+}
+
+/// A store that was restored from an older state: a watch from a revision that it has not reached yet would say
+/// nothing for as long.
+#[test]
+fn a_watch_from_the_future_is_over_at_once() {
+    let etcd = Etcd::start();
+    run(async {
+        for api in BOTH {
+            let store = store(&etcd.settings(api, "/n"));
+            let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
+            assert!(store.watch(made.revision).await.is_ok());
+            let error = match store.watch(made.revision + 1000).await {
+                Err(error) => error,
+                Ok(mut watch) => {
+                    tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap().unwrap_err()
+                }
+            };
+            assert_eq!(error, Error::Compacted, "{api:?}");
+        }
     });
 }
 

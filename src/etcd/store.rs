@@ -39,7 +39,8 @@ pub fn connect(settings: &Settings) -> Result<Store, Error> {
 }
 
 /// Both APIs of one etcd, whose keys are two worlds: what is written through one is not seen through
-/// the other. The one that holds `<prefix>/config` is taken, v3 if both do, and then kept.
+/// the other. The one that holds `<prefix>/config` is taken and then kept; if both do, the one that holds
+/// leases, since that is where the other nodes are; v3 if that decides nothing.
 ///
 /// Until then every call asks anew. v2 is taken only when v3 has said for certain that it holds no
 /// config, or when the server is older than etcd 3: two nodes that guess differently would not see each
@@ -80,7 +81,7 @@ impl Auto {
 
     async fn choose(&self) -> Result<(), Error> {
         let api = match self.v3.config().await {
-            Ok(_) => Api::V3,
+            Ok(_) => self.choose_with_v3_config().await?,
             Err(Error::NotFound(key)) => match self.v2.config().await {
                 Ok(_) => Api::V2,
                 // Not there, or no such API: then there is no config.
@@ -103,6 +104,23 @@ impl Auto {
 }
 
 impl Auto {
+    /// v3 has a config. If v2 has one too, the nodes are where the leases are.
+    async fn choose_with_v3_config(&self) -> Result<Api, Error> {
+        match self.v2.config().await {
+            Ok(_) => {}
+            // No config, no such API, or none for us.
+            Err(Error::NotFound(_) | Error::Invalid(_) | Error::Denied(_)) => return Ok(Api::V3),
+            Err(Error::Unavailable(reason)) => {
+                let hint =
+                    "v3 holds a network config; whether v2 does too is unknown (--etcd-api=v3 settles it)";
+                return Err(Error::Unavailable(format!("{reason}; {hint}")));
+            }
+            Err(error) => return Err(error),
+        }
+        let only_v2 = self.v3.list().await?.entries.is_empty() && !self.v2.list().await?.entries.is_empty();
+        Ok(if only_v2 { Api::V2 } else { Api::V3 })
+    }
+
     /// Of the API that has any; nothing is decided by it, since every network is a store of its own.
     async fn networks(&self) -> Result<Vec<String>, Error> {
         match self.v3.networks().await {

@@ -279,6 +279,10 @@ impl Manager {
             self.feed.hurry(now);
             let soon = now + jitter(Duration::from_secs(1), &mut self.rng);
             self.hurry(soon);
+            // It may have come back without what it knew (restored, wiped): look at everything.
+            if !matches!(self.phase, Phase::Seek { .. }) {
+                self.resync_at = self.resync_at.min(soon);
+            }
         }
     }
 

@@ -46,6 +46,10 @@ impl V2Watch {
     async fn begin(&mut self) -> Result<(), Error> {
         let request = Request::wait(self.keys.leases(), self.next);
         let response = self.http.poll(&request).await?.map_err(Error::from)?;
+        // The store is younger than what we have seen of it: it was restored from an older state.
+        if http::index(&response).is_some_and(|index| index.saturating_add(1) < self.next) {
+            return Err(Error::Compacted);
+        }
         self.poll = Some(Poll { response, body: Vec::new(), until: Instant::now() + self.http.patience() });
         Ok(())
     }

@@ -128,6 +128,11 @@ async fn start(
     if first.compact_revision() != 0 {
         return Ok(Err(Error::Compacted));
     }
+    // etcd takes a revision that it has not reached yet, and then says nothing until it has: after a restore
+    // from an older state that would hide all that happens until then.
+    if first.header().is_some_and(|header| header.revision().saturating_add(1) < from) {
+        return Ok(Err(Error::Compacted));
+    }
     if first.canceled() {
         return Err(ClientError::WatchError(first.cancel_reason().to_owned()));
     }
