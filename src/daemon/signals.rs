@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
 /// How long an orderly stop may take: a second is promised.
-const STOP_LIMIT: Duration = Duration::from_millis(900);
+const STOP_LIMIT: Duration = Duration::from_millis(800);
 /// With `--cleanup-on-exit`: programs have to run before the end.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 

@@ -173,11 +173,16 @@ impl Engine {
 
     fn join(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + STOP_PATIENCE;
-        for worker in &self.workers {
-            if worker.commands.is_full() {
-                worker.wake.wake();
+        // All of them first, so that one with a full channel costs the others no time. A worker that has ended
+        // takes no command: that is what we want.
+        let mut full = Vec::new();
+        for worker in self.workers.iter().filter(|worker| worker.thread.is_some()) {
+            if worker.commands.try_send(Command::Stop).is_err_and(|error| error.is_full()) {
+                full.push(worker);
             }
-            // A worker that has ended takes no command: that is what we want.
+            worker.wake.wake();
+        }
+        for worker in full {
             let _ = worker.commands.send_deadline(Command::Stop, deadline);
             worker.wake.wake();
         }
