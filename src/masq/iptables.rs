@@ -1,9 +1,9 @@
 //! The iptables flavour: flannel's chains, brought to what is wanted by one `iptables-restore --noflush`.
 
-use std::cell::OnceCell;
 use super::command;
 use super::{Error, Rules};
 use ipnet::Ipv4Net;
+use std::cell::OnceCell;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
