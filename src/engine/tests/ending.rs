@@ -1,6 +1,5 @@
 //! The end of workers, as the control thread sees it; the workers are made by hand here.
 
-use super::*;
 use crate::engine::{Alive, Command, Engine, Handle};
 use crossbeam::channel::{Receiver, bounded};
 use std::io;
@@ -10,8 +9,11 @@ use std::task::{Context, Poll, Wake as StdWake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// What a worker does with its commands.
+type Body = Box<dyn FnOnce(Receiver<Command>) -> io::Result<()> + Send>;
+
 /// An engine of workers that do what the closures say.
-fn engine(bodies: Vec<Box<dyn FnOnce(Receiver<Command>) -> io::Result<()> + Send>>) -> Engine {
+fn engine(bodies: Vec<Body>) -> Engine {
     let mut engine = Engine { workers: Vec::new(), carriers: Vec::new(), waiting: Arc::default() };
     for body in bodies {
         let (sender, commands) = bounded(1);
