@@ -64,7 +64,8 @@ fn ring_turns(c: &mut Criterion) {
     let wake = Wake::new().unwrap();
     let descriptors =
         Descriptors { tun: tun.as_fd(), receive: socket.as_fd(), send: socket.as_fd(), wake: wake.as_fd() };
-    let sizes = Sizes { frames: 16, datagrams: 16, sends: 32, writes: 512, vectors: 2560 };
+    let sizes =
+        Sizes { frames: 16, datagrams: 16, sends: 32, writes: 512, vectors: 2560, spin: Duration::ZERO };
     let mut ring = match Ring::new(descriptors, sizes) {
         Ok(ring) => ring,
         Err(error) => return println!("skipped: {error}"),

@@ -3,7 +3,8 @@
 # tutorial's config, ping and iperf3 both ways, and a table of native routing against the overlay.
 # Everything happens in namespaces of a random name; they go away however the script ends.
 #
-# Usage: perf/demo.sh [--engine uring|poll|auto] [--cc NAME] [--seconds N] [-- FLANNELD OPTIONS]
+# Usage: perf/demo.sh [--docker] [--engine uring|poll|auto] [--cc NAME] [--seconds N] [-- FLANNELD OPTIONS]
+#   --docker   the same with real Docker on both hosts, over udp and then over vxlan
 #   --engine   the overlay's I/O engine (default: auto)
 #   --cc       TCP congestion control of the measurement (default: cubic; bbr paces itself and hides the CPU cost)
 #   --seconds  length of one iperf3 run (default: 3; twelve runs)
@@ -11,9 +12,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . perf/lab.sh
 
-engine=auto cc=cubic seconds=3
+engine=auto cc=cubic seconds=3 with_docker=
 while [ $# -gt 0 ]; do
     case "$1" in
+    --docker) with_docker=1 ;;
     --engine=*) engine="${1#*=}" ;;
     --engine) engine="${2:?}"; shift ;;
     --cc=*) cc="${1#*=}" ;;
@@ -21,7 +23,7 @@ while [ $# -gt 0 ]; do
     --seconds=*) seconds="${1#*=}" ;;
     --seconds) seconds="${2:?}"; shift ;;
     --) shift; break ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' perf/demo.sh; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' perf/demo.sh; exit 0 ;;
     *) die "unknown option $1 (see --help)" ;;
     esac
     shift
@@ -31,11 +33,20 @@ need_root
 need_build
 need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping curl:curl jq:jq
 need_tun
+if [ -n "$with_docker" ]; then
+    . perf/demo-docker.sh
+    docker_need
+fi
 say "building (release)"
 cargo build --release --locked --bin flanneld
 flanneld="${CARGO_TARGET_DIR:-target}/release/flanneld"
 started=$SECONDS
 lab_open
+if [ -n "$with_docker" ]; then
+    docker_open
+    docker_demo "$@"
+    exit
+fi
 
 say "etcd $(etcd --version | sed -n 's/^etcd Version: //p') and the tutorial's config, through the v2 API"
 lab_etcd

@@ -181,6 +181,10 @@ fn a_subnet_file_is_found_beside_us() {
 #[test]
 fn a_route_to_our_subnet_via_another_host_is_told() {
     each(Some(SUBNET), |case| {
+        if case.shell[0].ends_with("busybox") {
+            // The static build prefers its own `ip` to the one in PATH.
+            return;
+        }
         // An `ip` that answers as iproute2 does with such a route.
         let ip = case.path("ip");
         std::fs::write(&ip, "#!/bin/sh\n[ \"$*\" = '-4 route show exact 10.1.74.1/24' ] && echo '10.1.74.0/24 via 192.0.2.9 dev eth0'\n").unwrap();

@@ -2,7 +2,7 @@
 //! refused by name) and ours.
 
 use super::value::{self, Value};
-use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, MAX_WORKERS};
+use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, LONGEST_SPIN, MAX_WORKERS};
 use clap::{Arg, ArgAction, Command};
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ const fn number(n: usize) -> i64 {
     n as i64
 }
 const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end()));
+/// Bytes: from what two datagrams need to what the kernel can count.
+const SOCKET_BUFFER: Kind = Int(128 << 10, 1 << 30);
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
 /// Seconds.
 const RESYNC: Kind = Int(1, 24 * 3600);
@@ -143,6 +145,9 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "cores", Cores, "", "Cores to pin workers to, such as 0,2-5; empty: no pinning"),
     flag(Ours, "batch", BATCH, "64", "Reads that a worker takes from one descriptor before it turns to the next"),
     flag(Ours, "buffers", BUFFERS, "16", "Receive buffers of each direction and worker"),
+    flag(Ours, "spin", Time(Duration::ZERO, LONGEST_SPIN), "0", "How long an idle worker looks for packets before it sleeps, such as 20us; costs its core"),
+    flag(Ours, "receive-buffer", SOCKET_BUFFER, "8388608", "Bytes of receive buffer for each UDP socket"),
+    flag(Ours, "send-buffer", SOCKET_BUFFER, "8388608", "Bytes of send buffer for each UDP socket"),
     flag(Ours, "tun-offload", Choice(&["auto", "tso", "off"]), "auto", "Offloads at the TUN device: all, TSO only, none"),
     flag(Ours, "udp-offload", Choice(&["auto", "send", "receive", "off"]), "auto", "Offloads at the UDP socket: both, UDP_SEGMENT only, UDP_GRO only, none"),
     flag(Ours, "source-port", Choice(&["spread", "one"]), "spread", "Workers but the first send from ports of their own, or all from the network's port"),

@@ -307,6 +307,9 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
         },
         batch: given.size("batch", default.batch),
         buffers: given.size("buffers", default.buffers),
+        spin: given.duration("spin", default.spin),
+        receive_buffer: given.size("receive-buffer", default.receive_buffer),
+        send_buffer: given.size("send-buffer", default.send_buffer),
         carrier: match given.text("engine") {
             "uring" => engine::Carrier::Uring,
             "poll" => engine::Carrier::Poll,
@@ -329,6 +332,5 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
             _ => engine::PeerFilter::Strict,
         },
         one_source_port: given.text("source-port") == "one",
-        ..default
     }
 }

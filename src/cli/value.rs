@@ -76,15 +76,16 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
         let number: u64 = rest[..digits].parse().map_err(|_| form())?;
         let tail = &rest[digits..];
         let unit = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
-        let millis_per_unit = match &tail[..unit] {
-            "" if rest.len() == text.len() => 1000,
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
+        let micros_per_unit = match &tail[..unit] {
+            "" if rest.len() == text.len() => 1_000_000,
+            "us" => 1,
+            "ms" => 1000,
+            "s" => 1_000_000,
+            "m" => 60_000_000,
+            "h" => 3_600_000_000,
             _ => return Err(form()),
         };
-        let part = number.checked_mul(millis_per_unit).map(Duration::from_millis).ok_or_else(form)?;
+        let part = number.checked_mul(micros_per_unit).map(Duration::from_micros).ok_or_else(form)?;
         total = total.checked_add(part).ok_or_else(form)?;
         rest = &tail[unit..];
     }

@@ -2,6 +2,7 @@
 
 pub use crate::tun::TunOffload;
 use std::fmt;
+use std::time::Duration;
 
 /// Settings of the engine; the command line fills them in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Settings {
     pub udp_offload: UdpOffload,
     /// Which packets from the network are let in.
     pub peer_filter: PeerFilter,
+    /// How long a worker that has nothing to do looks for more before it sleeps; at most [`LONGEST_SPIN`].
+    pub spin: Duration,
     /// `SO_RCVBUF` wished for, in bytes; the kernel may give less.
     pub receive_buffer: usize,
     /// `SO_SNDBUF` wished for, in bytes; the kernel may give less.
@@ -33,6 +36,8 @@ pub struct Settings {
 
 /// A TUN device has at most this many queues (`MAX_TAP_QUEUES`, Linux `drivers/net/tun.c`).
 pub const MAX_WORKERS: usize = 256;
+/// A longer look would only burn the core.
+pub const LONGEST_SPIN: Duration = Duration::from_millis(10);
 /// Range of [`Settings::batch`].
 pub const BATCH_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
 /// Range of [`Settings::buffers`].
@@ -45,6 +50,7 @@ impl Default for Settings {
             cores: Vec::new(),
             batch: 64,
             buffers: 16,
+            spin: Duration::ZERO,
             carrier: Carrier::default(),
             tun_offload: TunOffload::default(),
             udp_offload: UdpOffload::default(),

@@ -1,7 +1,7 @@
 //! Starting the workers: buffers, port, thread.
 
 use super::counters::Counters;
-use super::port::{Link, Outgoing, PollPort, Port, UringPort};
+use super::port::{Link, Outgoing, PollPort, PollSizes, Port, UringPort};
 use super::settings::{Carrier, Settings};
 use super::tun_to_udp::TunToUdp;
 use super::udp_to_tun::UdpToTun;
@@ -163,11 +163,17 @@ impl Place {
         };
         let carrier = if ring.is_some() { Carrier::Uring } else { Carrier::Poll };
         let _ = started.send(Ok(carrier));
-        let buffers = self.buffers();
+        let sizes = PollSizes {
+            buffers: self.buffers(),
+            batch: self.settings.batch,
+            sends: TRAINS,
+            writes: FRAMES,
+            spin: self.settings.spin,
+        };
         let Place { link, wake, settings, .. } = self;
         match ring {
             Some(ring) => pipeline.worker(UringPort::new(ring, link, wake), &settings).run(),
-            None => pipeline.worker(PollPort::new(link, wake, buffers, TRAINS, FRAMES), &settings).run(),
+            None => pipeline.worker(PollPort::new(link, wake, sizes), &settings).run(),
         }
     }
 
@@ -201,6 +207,7 @@ impl Place {
             sends: TRAINS,
             writes: FRAMES,
             vectors: FRAMES + PIECES,
+            spin: self.settings.spin,
         };
         Ring::new(descriptors, sizes)
     }

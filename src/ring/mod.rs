@@ -16,18 +16,21 @@
 //! reads in queue order while waiting for sends behind them would deadlock.
 
 mod close;
+mod datagram;
 #[cfg(test)]
 pub(crate) mod forbid;
 mod pool;
 mod setup;
 mod staging;
+mod token;
 mod wake;
 
+pub use datagram::Datagram;
 pub use setup::RingError;
 pub use staging::Staging;
 pub use wake::Wake;
 
-use io_uring::types::RecvMsgOut;
+use datagram::parse;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use pool::{Filled, Pool};
 use staging::Store;
@@ -35,9 +38,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use token::Token;
 
 /// Places in the table of registered files.
 const TUN_SLOT: u32 = 0;
@@ -56,40 +59,6 @@ const MOST_BUFFERS: u16 = 32_768;
 /// Submissions besides the staged ones: the three standing requests.
 const STANDING: usize = 3;
 
-/// What a completion is about, in its 64 bits of user data: kind above, index below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Frame,
-    Datagram,
-    Wake,
-    Send(usize),
-    Write(usize),
-}
-
-impl Token {
-    fn pack(self) -> u64 {
-        match self {
-            Token::Frame => 0,
-            Token::Datagram => 1 << 32,
-            Token::Wake => 2 << 32,
-            Token::Send(index) => 3 << 32 | index as u64,
-            Token::Write(index) => 4 << 32 | index as u64,
-        }
-    }
-
-    fn unpack(word: u64) -> Option<Token> {
-        let index = (word & 0xffff_ffff) as usize;
-        match word >> 32 {
-            0 => Some(Token::Frame),
-            1 => Some(Token::Datagram),
-            2 => Some(Token::Wake),
-            3 => Some(Token::Send(index)),
-            4 => Some(Token::Write(index)),
-            _ => None,
-        }
-    }
-}
-
 /// How much a ring can hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
@@ -103,6 +72,8 @@ pub struct Sizes {
     pub writes: usize,
     /// Most parts of all writes of one turn together.
     pub vectors: usize,
+    /// How long to look for completions before sleeping for them.
+    pub spin: Duration,
 }
 
 /// The descriptors that a ring works on.
@@ -116,22 +87,6 @@ pub struct Descriptors<'fd> {
     pub send: BorrowedFd<'fd>,
     /// A [`Wake`].
     pub wake: BorrowedFd<'fd>,
-}
-
-/// A datagram, or a run of equal ones joined by `UDP_GRO`, in a buffer lent to us until the next turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Datagram {
-    /// The buffer's number.
-    pub buffer: u16,
-    /// Where the payload starts in it.
-    pub start: usize,
-    /// Bytes of payload.
-    pub len: usize,
-    /// The sender.
-    pub from: SocketAddrV4,
-    /// Whether the buffer was too small for the payload.
-    pub truncated: bool,
-    control: (usize, usize),
 }
 
 /// A staged operation that failed.
@@ -175,6 +130,7 @@ pub struct Ring {
     consumed_datagrams: Vec<Filled>,
     failures: Vec<Failure>,
     woken: bool,
+    spin: Duration,
     starved: u64,
     tun_error: Option<i32>,
     receive_error: Option<i32>,
@@ -216,6 +172,7 @@ impl Ring {
             consumed_datagrams: Vec::with_capacity(usize::from(sizes.datagrams)),
             failures: Vec::with_capacity(staged),
             woken: false,
+            spin: sizes.spin,
             starved: 0,
             tun_error: None,
             receive_error: None,
@@ -248,6 +205,7 @@ impl Ring {
         }
         self.arm()?;
         if self.nothing_to_handle() {
+            self.spin()?;
             self.enter(1)?;
             self.harvest();
         }
@@ -329,6 +287,19 @@ impl Ring {
     #[must_use]
     pub fn starved(&self) -> u64 {
         self.starved
+    }
+
+    /// Looks, without a system call, whether the kernel has work for us, for as long as the operator allows.
+    fn spin(&mut self) -> io::Result<()> {
+        if self.spin.is_zero() {
+            return Ok(());
+        }
+        self.io.submit()?;
+        let start = Instant::now();
+        while !self.io.submission().taskrun() && start.elapsed() < self.spin {
+            std::hint::spin_loop();
+        }
+        Ok(())
     }
 
     fn nothing_to_handle(&self) -> bool {
@@ -458,25 +429,6 @@ fn filled(pool: &mut Pool, completion: &cqueue::Entry) -> Result<Option<Filled>,
     let len = usize::try_from(completion.result()).map_err(|_| -completion.result())?;
     let Some(index) = cqueue::buffer_select(completion.flags()) else { return Ok(None) };
     Ok(pool.take(index, len))
-}
-
-/// Reads the header that multishot `recvmsg` puts in front of the payload (`struct io_uring_recvmsg_out`).
-fn parse(pool: &Pool, filled: &Filled, receive: &libc::msghdr) -> Option<Datagram> {
-    let bytes = pool.bytes(filled);
-    let message = RecvMsgOut::parse(bytes, receive).ok()?;
-    let name = message.name_data();
-    let (Some(port), Some(address)) = (name.get(2..4), name.get(4..8)) else { return None };
-    let port = u16::from_be_bytes([port[0], port[1]]);
-    let address = Ipv4Addr::new(address[0], address[1], address[2], address[3]);
-    let start_of = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
-    Some(Datagram {
-        buffer: filled.index,
-        start: start_of(message.payload_data()),
-        len: message.payload_data().len(),
-        from: SocketAddrV4::new(address, port),
-        truncated: message.is_payload_truncated(),
-        control: (start_of(message.control_data()), message.control_data().len()),
-    })
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn newest(entries: u32, completions: u32) -> Result<IoUring, RingError> {
     // Completions run inside our own `enter` only: no interrupts between processors, and bigger batches.
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_submit_all().setup_cqsize(completions);
-    builder.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun();
+    builder.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_defer_taskrun();
     let plain = builder.clone();
     let refused = match builder.setup_no_sqarray().build(entries) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain.build(entries),

@@ -1,11 +1,12 @@
 //! The ring on real descriptors: a socket pair of UDP on loopback, and a pipe in place of the TUN.
 
 use super::*;
-use std::net::UdpSocket;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 
-const SIZES: Sizes = Sizes { frames: 4, datagrams: 4, sends: 8, writes: 8, vectors: 64 };
+const SIZES: Sizes =
+    Sizes { frames: 4, datagrams: 4, sends: 8, writes: 8, vectors: 64, spin: Duration::ZERO };
 
 struct Bench {
     ring: Ring,

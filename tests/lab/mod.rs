@@ -14,6 +14,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod docker;
 pub mod ipv4;
 pub mod process;
 pub mod store;
@@ -81,6 +82,13 @@ fn missing() -> Option<String> {
     tools.iter().find(lacks).map(|tool| format!("{tool} is missing"))
 }
 
+/// Says why a test is skipped. With `FLANNELD_TEST_REQUIRE=1` that is a failure instead.
+pub fn skip(why: &str) {
+    let required = std::env::var_os("FLANNELD_TEST_REQUIRE").is_some_and(|v| v == "1");
+    assert!(!required, "this test cannot run here: {why}");
+    eprintln!("skipped: {why}");
+}
+
 /// Polls until the closure gives a value; panics with `what` after `limit`.
 pub fn eventually<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
@@ -125,9 +133,7 @@ impl Lab {
     /// The same, with etcd not yet started.
     pub fn without_etcd(hosts: usize) -> Option<Self> {
         if let Some(why) = missing() {
-            let required = std::env::var_os("FLANNELD_TEST_REQUIRE").is_some_and(|v| v == "1");
-            assert!(!required, "this test cannot run here: {why}");
-            eprintln!("skipped: {why}");
+            skip(&why);
             return None;
         }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,14 +23,14 @@ fn in_ns(ns: &str, argv: &[&str]) -> Command {
 impl Proc {
     /// Starts it. `ip netns exec` replaces itself with the command, so the pid is the command's own.
     pub fn start(ns: &str, argv: &[&str], envs: &[(&str, &str)], log: &Path) -> Self {
+        Self::of(in_ns(ns, argv).envs(envs.iter().copied()), log)
+    }
+
+    /// Starts a command that finds its way into a namespace by itself.
+    pub fn of(command: &mut Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).unwrap();
-        let child = in_ns(ns, argv)
-            .envs(envs.iter().copied())
-            .stdin(Stdio::null())
-            .stderr(out.try_clone().unwrap())
-            .stdout(out)
-            .spawn()
-            .unwrap();
+        let child =
+            command.stdin(Stdio::null()).stderr(out.try_clone().unwrap()).stdout(out).spawn().unwrap();
         Self { child, log: log.to_owned() }
     }
 

@@ -9,7 +9,7 @@ mod poll;
 mod uring;
 
 pub use memory::{Arrival, MemoryPort, Sent};
-pub use poll::PollPort;
+pub use poll::{PollPort, PollSizes};
 pub use uring::UringPort;
 
 use crate::offload::batch::Batcher;

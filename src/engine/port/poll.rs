@@ -9,14 +9,32 @@ use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
 use crate::tun::{READ_SIZE, is_gone};
 use crate::udp::{ReceiveMany, SendMany};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
 
-/// Receives gathered by one `recvmmsg`.
+/// Most receives gathered by one `recvmmsg`.
 const RECEIVES: usize = 8;
+/// For a look without waiting.
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// The largest datagram.
 const DATAGRAM_BYTES: usize = 65_507;
+
+/// How much a poll port can hold.
+#[derive(Debug, Clone, Copy)]
+pub struct PollSizes {
+    /// Receive buffers.
+    pub buffers: u16,
+    /// Most datagrams received by one call.
+    pub batch: usize,
+    /// Most sends in one turn.
+    pub sends: usize,
+    /// Most TUN writes in one turn.
+    pub writes: usize,
+    /// How long to look for packets before sleeping for them.
+    pub spin: Duration,
+}
 
 /// A worker's packet input and output by plain system calls.
 pub struct PollPort {
@@ -40,12 +58,14 @@ pub struct PollPort {
     woken: bool,
     tun_gone: bool,
     receive_errors: usize,
+    spin: Duration,
 }
 
 impl PollPort {
-    /// Allocates everything: `buffers` receive buffers, and room for `sends` sends and `writes` writes a turn.
+    /// Allocates everything.
     #[must_use]
-    pub fn new(link: Link, wake: Wake, buffers: u16, sends: usize, writes: usize) -> PollPort {
+    pub fn new(link: Link, wake: Wake, sizes: PollSizes) -> PollPort {
+        let PollSizes { buffers, batch, sends, writes, .. } = sizes;
         PollPort {
             link,
             wake,
@@ -55,7 +75,7 @@ impl PollPort {
             given: 0,
             filled: 0,
             batch_start: 0,
-            receive_many: ReceiveMany::new(RECEIVES),
+            receive_many: ReceiveMany::new(batch.min(RECEIVES)),
             send_many: SendMany::new(sends),
             failures: Vec::with_capacity(sends + writes),
             tun_ready: true,
@@ -63,6 +83,7 @@ impl PollPort {
             woken: false,
             tun_gone: false,
             receive_errors: 0,
+            spin: sizes.spin,
         }
     }
 
@@ -112,7 +133,7 @@ impl PollPort {
     }
 
     fn receive_batch(&mut self) {
-        let offered = (self.buffers.len() - self.filled).min(RECEIVES);
+        let offered = (self.buffers.len() - self.filled).min(self.receive_many.capacity());
         let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
         match self.link.receiver.receive_many(&mut self.receive_many, free) {
             Ok(0) => {}
@@ -144,6 +165,8 @@ impl PollPort {
                 PollFd::new(&self.link.queue, tun_events),
             ];
             let watched = if self.tun_gone { 2 } else { 3 };
+            let start = Instant::now();
+            while start.elapsed() < self.spin && poll(&mut fds[..watched], Some(&AT_ONCE)) == Ok(0) {}
             match poll(&mut fds[..watched], None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
