@@ -2,19 +2,27 @@
 
 use flanneld::cli::{self, Options, Parsed};
 use flanneld::daemon::{self, Networks, Settings};
+use std::io::Write;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    let options = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
+    let options = match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Parsed::Run(options) => *options,
         Parsed::Exit { code, stderr } => {
-            eprint!("{stderr}");
+            // Where nobody reads it, the exit code has to do.
+            let _ = std::io::stderr().write_all(stderr.as_bytes());
             return ExitCode::from(code);
         }
     };
     let level = if options.log.v > 0 { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_max_level(level).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_max_level(level)
+        // A line that cannot be written is lost; the library's complaint about it would be a panic.
+        .log_internal_errors(false)
+        .init();
     match daemon::run(settings(options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,6 +1,6 @@
 //! Promise: what others do to a kernel backend's device, addresses, entries and routes is put right within two
 //! seconds and counted; what was there before the start is brought in order; foreign things stay.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

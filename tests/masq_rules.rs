@@ -1,6 +1,6 @@
 //! Promise: masquerade and forward rules are flannel's to the letter, come back when somebody deletes them, and
 //! are the only ones that are touched.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

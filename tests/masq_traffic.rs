@@ -1,5 +1,5 @@
 //! Promise: a container reaches the world with its host's address and its peers with its own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

@@ -1,5 +1,5 @@
 //! Promise: many daemons at once on a small pool all get a subnet of their own; a lost race is not a failure.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

@@ -1,5 +1,5 @@
 //! Promise: nothing is corrupted and nothing is reordered within a flow, whatever carries it at either end.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

@@ -1,6 +1,6 @@
 //! Promise: a peer that joins is reachable, and one whose lease is deleted is not, within a second of the event,
 //! under full load.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

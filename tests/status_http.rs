@@ -1,5 +1,5 @@
 //! Promise: `/healthz`, `/readyz`, `/metrics` and systemd's notifications say what is so, and nobody can hang them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 

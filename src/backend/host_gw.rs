@@ -12,7 +12,7 @@ use crate::subnet::{self, LeaseAttrs};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// flannel's name for it.
@@ -93,6 +93,10 @@ impl Network {
 
     pub(super) fn is_pending(&self) -> bool {
         self.upkeep.is_pending()
+    }
+
+    pub(super) fn repair_pause(&self) -> Duration {
+        self.upkeep.repair_pause()
     }
 
     pub(super) fn concerns(&self, change: &Change) -> bool {

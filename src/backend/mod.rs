@@ -15,6 +15,7 @@
 mod command;
 mod extension;
 mod host_gw;
+mod repairs;
 mod udp;
 mod upkeep;
 mod vxlan;
@@ -29,6 +30,8 @@ use crate::subnet::{Config, ConfigError, LeaseAttrs};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -243,6 +246,18 @@ impl Network {
         }
     }
 
+    /// How long to wait before the next [`Network::maintain`] after a change that concerns this network: somebody
+    /// may undo every repair at once, and is not to keep us at work.
+    #[must_use]
+    pub fn repair_pause(&self) -> Duration {
+        match self {
+            Network::Udp(network) => network.repair_pause(),
+            Network::Vxlan(network) => network.repair_pause(),
+            Network::HostGw(network) => network.repair_pause(),
+            Network::Extension(_) | Network::Alloc => Duration::ZERO,
+        }
+    }
+
     /// Compares what is there with what should be, and mends the difference. The first call comes after the
     /// first snapshot of peers was applied: entries of peers that are gone are removed then.
     ///
@@ -263,6 +278,14 @@ impl Network {
         match self {
             Network::Udp(network) => network.workers_alive(),
             _ => true,
+        }
+    }
+
+    /// Ready when a part of its data path has ended by itself: [`Network::maintain`] mends it. One task may wait.
+    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Network::Udp(network) => network.poll_ended(context),
+            _ => Poll::Pending,
         }
     }
 

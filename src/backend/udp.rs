@@ -5,12 +5,13 @@
 //! engine is started anew on a new one; the sockets stay, so the port is never let go.
 
 use super::BackendError;
+use super::repairs::Repairs;
 pub use crate::engine::{Settings as EngineSettings, Snapshot};
 
 use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, UdpOffload};
 use crate::iface::External;
 use crate::lease::{Event, Lease};
-use crate::netlink::{Change, Netlink, Route};
+use crate::netlink::{Change, Changes, Netlink, Route};
 use crate::route::{Peer, RouteCommand};
 use crate::subnet::{self, LeaseAttrs};
 use crate::tun::Device;
@@ -19,6 +20,7 @@ use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -35,6 +37,8 @@ const LEAST_MTU: u32 = 68;
 const MOST_WORKERS: usize = 4;
 /// A device that is deleted more often than this within a minute belongs to somebody else's management.
 const MOST_RESTARTS: usize = 3;
+/// A foreign route that comes and goes is told of this often at most.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The backend as configured.
 #[derive(Debug, Clone)]
@@ -134,12 +138,14 @@ pub struct Network {
     /// Leases of another backend's nodes, by their events.
     foreign: u64,
     /// Repairs of device, address or route.
-    repairs: u64,
+    repairs: Repairs,
     restarts: Vec<Instant>,
     /// A worker does not answer: the engine must be started anew.
     broken: bool,
-    /// Whether it was said that somebody else's route stands in the way.
+    /// Somebody else's route stands in the way.
     blocked: bool,
+    /// When that was said.
+    blocked_said: Option<Instant>,
     /// Counters of engines that are no more.
     past: Snapshot,
 }
@@ -165,10 +171,11 @@ impl Network {
             running: None,
             peers: BTreeMap::new(),
             foreign: 0,
-            repairs: 0,
+            repairs: Repairs::default(),
             restarts: Vec::new(),
             broken: false,
             blocked: false,
+            blocked_said: None,
             past: Snapshot::default(),
         };
         network.launch(netlink).await?;
@@ -220,14 +227,15 @@ impl Network {
             segments.is_some(),
             self.receivers.iter().all(Socket::gro),
         );
-        self.running = Some(Running { engine, device: name, index });
-        self.ensure(netlink).await?;
+        self.running = Some(Running { engine, device: name.clone(), index });
+        let changes = self.ensure(netlink).await?;
+        info!("{name}: {changes}");
         Ok(())
     }
 
-    /// Address, MTU, state and route of the device; true if something was missing.
-    async fn ensure(&mut self, netlink: &Netlink) -> Result<bool, BackendError> {
-        let Some(running) = &self.running else { return Ok(false) };
+    /// Address, MTU, state and route of the device; what was missing.
+    async fn ensure(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
+        let Some(running) = &self.running else { return Ok(Changes::default()) };
         let base = Ipv4Net::from(self.subnet.network());
         let mut changes = netlink.ensure_link(running.index, self.config.mtu(), true).await?;
         changes.extend(netlink.ensure_address(running.index, base).await?);
@@ -244,17 +252,16 @@ impl Network {
             }
             // Not ours to replace; flannel goes on without a word.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
-                if !self.blocked {
+                let news = self.blocked_said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
+                if !self.blocked && news {
+                    self.blocked_said = Some(Instant::now());
                     warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
                 }
                 self.blocked = true;
             }
             Err(error) => return Err(error.into()),
         }
-        if !changes.is_empty() {
-            info!("{}: {changes}", running.device);
-        }
-        Ok(!changes.is_empty())
+        Ok(changes)
     }
 
     pub(super) fn apply(&mut self, events: &[Event]) {
@@ -305,16 +312,24 @@ impl Network {
         }
     }
 
+    pub(super) fn repair_pause(&self) -> Duration {
+        self.repairs.pause(Instant::now())
+    }
+
     pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        self.repairs.settle(Instant::now());
         if !self.is_alive(netlink).await? {
             if self.stop() {
                 self.note_restart()?;
             }
             self.launch(netlink).await?;
-            self.repairs += 1;
+            self.repairs.count();
             info!("the TUN device is back");
-        } else if self.ensure(netlink).await? {
-            self.repairs += 1;
+            return Ok(());
+        }
+        let changes = self.ensure(netlink).await?;
+        if let Some(running) = self.running.as_ref().filter(|_| !changes.is_empty()) {
+            self.repairs.note(Instant::now(), format!("{}: {changes}", running.device));
         }
         Ok(())
     }
@@ -338,6 +353,10 @@ impl Network {
 
     pub(super) fn workers_alive(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.engine.ended().is_none())
+    }
+
+    pub(super) fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.running.as_ref().map_or(Poll::Pending, |running| running.engine.poll_ended(context).map(drop))
     }
 
     fn note_restart(&mut self) -> Result<(), BackendError> {
@@ -377,7 +396,7 @@ impl Network {
         let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0)));
         let _ = writeln!(text, "peers {}", self.peers.len());
         let _ = writeln!(text, "count foreign_leases {}", self.foreign);
-        let _ = writeln!(text, "count repairs {}", self.repairs);
+        let _ = writeln!(text, "count repairs {}", self.repairs.total());
         let _ = write!(text, "{sum}");
         let _ = writeln!(text, "kernel tun_queue_full {queue_full}");
         let _ = writeln!(text, "kernel socket_overflow {}", overflows.sum::<u64>());

@@ -6,6 +6,7 @@
 //! it would remove. If that is more than half of what is there, the store is suspect (wiped, half restored), and
 //! everything stays for a while; the watch brings back whoever is really there.
 
+use super::repairs::Repairs;
 use crate::netlink::{Changes, Error, Outcome, Stale};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub(super) struct Upkeep {
     /// Leases of this backend's type that it cannot use, by their events.
     unusable: u64,
     /// Passes that had to put something right.
-    repairs: u64,
+    repairs: Repairs,
     /// Entries that the kernel refused in the last pass.
     refused: usize,
     /// What was last said about them.
@@ -54,7 +55,7 @@ impl Upkeep {
             pending: true,
             foreign: 0,
             unusable: 0,
-            repairs: 0,
+            repairs: Repairs::default(),
             refused: 0,
             said: String::new(),
         }
@@ -110,14 +111,16 @@ impl Upkeep {
 
     /// The end of a pass. `device` is what was done to the device, `name` the device or interface.
     pub(super) fn conclude(&mut self, name: &str, device: Changes, tables: Outcome) {
-        if !device.is_empty() || (!self.pending && !tables.changes.is_empty()) {
-            self.repairs += 1;
-        }
+        let now = Instant::now();
+        let repair = !device.is_empty() || (!self.pending && !tables.changes.is_empty());
         let mut changes = device;
         changes.extend(tables.changes);
-        if !changes.is_empty() {
+        if repair {
+            self.repairs.note(now, format!("{name}: {changes}"));
+        } else if !changes.is_empty() {
             info!("{name}: {changes}");
         }
+        self.repairs.settle(now);
         self.pending = false;
         self.refusals(name, &tables.failures);
     }
@@ -135,13 +138,18 @@ impl Upkeep {
         self.said = text;
     }
 
+    /// How long the next look at the tables should wait.
+    pub(super) fn repair_pause(&self) -> Duration {
+        self.repairs.pause(Instant::now())
+    }
+
     /// Lines for the operator.
     pub(super) fn report(&self, peers: usize) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "peers {peers}");
         let _ = writeln!(text, "count foreign_leases {}", self.foreign);
         let _ = writeln!(text, "count unusable_leases {}", self.unusable);
-        let _ = writeln!(text, "count repairs {}", self.repairs);
+        let _ = writeln!(text, "count repairs {}", self.repairs.total());
         let _ = writeln!(text, "count refused_entries {}", self.refused);
         text
     }

@@ -235,6 +235,10 @@ impl Network {
         self.upkeep.is_pending()
     }
 
+    pub(super) fn repair_pause(&self) -> Duration {
+        self.upkeep.repair_pause()
+    }
+
     pub(super) fn concerns(&self, change: &Change) -> bool {
         let external = &self.config.external;
         match change {

@@ -70,7 +70,7 @@ impl Refusal {
 
 /// Parses the command line, whose first word is the program's name, and the environment. It reads
 /// the files that flags name (password) and checks that others can be read (certificates).
-pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<String>) -> Parsed {
+pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<OsString>) -> Parsed {
     let mut args = args;
     let program = args.next().map_or_else(|| "flanneld".to_owned(), |s| s.to_string_lossy().into_owned());
     match parse_words(args, env) {
@@ -89,7 +89,7 @@ enum Outcome {
 
 fn parse_words(
     args: impl Iterator<Item = OsString>,
-    env: impl Fn(&str) -> Option<String>,
+    env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Outcome, Refusal> {
     let words = go_syntax::read(args)?;
     let typed: BTreeSet<&str> = words.iter().map(|word| word.name.as_str()).collect();
@@ -105,12 +105,15 @@ fn parse_words(
     let mut from_env = BTreeSet::new();
     let mut all = Vec::new();
     for flag in FLAGS.iter().filter(|flag| flag.takes_env() && !typed.contains(flag.name)) {
-        let Some(text) = env(&variable(flag.name)) else { continue };
+        let Some(value) = env(&variable(flag.name)) else { continue };
+        let text = value
+            .to_str()
+            .ok_or_else(|| Refusal::usage(format!("{} is not valid UTF-8", variable(flag.name))))?;
         if text.trim().is_empty() {
             continue;
         }
         // A password may begin or end with a blank; all else is trimmed, since people quote blanks.
-        let text = if flag.is_secret() { text.as_str() } else { text.trim() };
+        let text = if flag.is_secret() { text } else { text.trim() };
         all.push(OsString::from(format!("--{}={text}", flag.name)));
         from_env.insert(flag.name);
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 /// The options, or exit code and text.
 fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Options, (u8, String)> {
     let args = std::iter::once("flanneld").chain(words.iter().copied()).map(OsString::from);
-    let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    let lookup =
+        |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
     match parse(args, lookup) {
         Parsed::Run(options) => Ok(*options),
         Parsed::Exit { code, stderr } => Err((code, stderr)),
@@ -255,6 +256,10 @@ fn an_unknown_flag_is_named_with_the_nearest_known_one() {
     let args = [OsString::from("flanneld"), OsString::from("-iface"), OsString::from_vec(vec![0xff])];
     let Parsed::Exit { code: 2, stderr } = parse(args.into_iter(), |_| None) else { panic!("refused") };
     assert!(stderr.contains("UTF-8"), "{stderr}");
+    let garbled = |name: &str| (name == "FLANNELD_IFACE").then(|| OsString::from_vec(vec![b'e', 0xff]));
+    let args = [OsString::from("flanneld")];
+    let Parsed::Exit { code: 2, stderr } = parse(args.into_iter(), garbled) else { panic!("refused") };
+    assert_eq!(stderr, "flanneld: FLANNELD_IFACE is not valid UTF-8\n");
 }
 
 #[test]

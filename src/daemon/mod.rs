@@ -2,24 +2,32 @@
 //!
 //! The control thread (`fl-ctl`) runs everything here on one current-thread runtime; packets are carried by the
 //! engine's own threads and never wait for it. The order of start is flannel's: interface → config → backend →
-//! lease → rules → `subnet.env` → `READY=1`. A stop keeps the lease, `subnet.env` and the rules, so that the next
+//! lease → rules → `subnet.env` → `READY=1`, but the rules hold up the file only if masquerading was asked for. What
+//! takes its time (rules, commands, a port in use) runs beside the control loop, which goes on renewing the lease,
+//! following the peers and obeying signals. A stop keeps the lease, `subnet.env` and the rules, so that the next
 //! start gets the same subnet and containers keep their way out; the TUN device goes with the process.
 
+mod changes;
+mod complaint;
 mod control;
+mod external;
 pub mod leases;
 mod networks;
 mod notify;
 mod orders;
+mod publish;
 mod rules;
+mod running;
+mod signals;
 
 pub use networks::Networks;
 
 use control::Control;
 use orders::Orders;
+use signals::Signals;
 
 use crate::backend::{BackendError, EngineSettings};
 use crate::iface::{self, ChoiceError};
-use crate::subnet::EnvFileError;
 use crate::{etcd, lease, masq, netlink, status};
 use std::io;
 use std::net::SocketAddr;
@@ -68,9 +76,6 @@ pub enum DaemonError {
     /// Masquerade rules were asked for and could not be installed at start.
     #[error("Failed to set up masquerade rules: {0}")]
     Masquerade(#[from] masq::Error),
-    /// `subnet.env` could not be written at start.
-    #[error("Failed to write subnet file: {0}")]
-    EnvFile(#[from] EnvFileError),
     /// The status server's address could not be bound.
     #[error("cannot serve health on {0}: {1}")]
     Status(SocketAddr, io::Error),
@@ -82,36 +87,42 @@ pub enum DaemonError {
     Panicked,
 }
 
-/// Runs until SIGTERM or SIGINT (then `Ok`), or until it cannot go on.
+/// Runs until SIGTERM or SIGINT (then `Ok`), or until it cannot go on. After such a signal the process ends within
+/// a second, ten with `--cleanup-on-exit`: if need be without returning from here (see `signals`).
 ///
 /// # Errors
 /// [`DaemonError`].
 pub fn run(settings: Settings) -> Result<(), DaemonError> {
+    let signals = signals::catch(settings.masq.cleanup_on_exit)?;
     let thread = std::thread::Builder::new()
         .name("fl-ctl".to_owned())
-        .spawn(move || control_thread(settings))
+        .spawn(move || control_thread(settings, signals))
         .map_err(|error| DaemonError::System("start the control thread", error))?;
     thread.join().unwrap_or(Err(DaemonError::Panicked))
 }
 
-fn control_thread(settings: Settings) -> Result<(), DaemonError> {
+fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| DaemonError::System("start the control thread's runtime", error))?;
     // Tasks of libraries (connections) may run as long as the runtime; none holds what we own.
     let tasks = tokio::task::LocalSet::new();
-    tasks.block_on(&runtime, async {
+    let result = tasks.block_on(&runtime, async {
         let asks = match settings.status {
             Some(address) => Some(serve_status(address)?),
             None => None,
         };
-        let mut orders = Orders::of_process(asks)?;
+        let mut orders = Orders::of_process(signals, asks);
         match settings.networks.clone() {
             Some(several) => networks::run(settings, several, orders).await,
             None => Control::start(settings, "").await?.run(&mut orders).await,
         }
-    })
+    });
+    drop(tasks);
+    // Not `drop`: that waits for look-ups of names, and a silent name server takes many seconds.
+    runtime.shutdown_background();
+    result
 }
 
 fn serve_status(address: SocketAddr) -> Result<mpsc::Receiver<status::Ask>, DaemonError> {

@@ -37,6 +37,8 @@ const STEADY: Duration = Duration::from_secs(60);
 const SAY_EVERY: Duration = Duration::from_secs(60);
 /// A network that is asked to stop takes milliseconds; one that has not after this is cut off.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
+/// The same with `--cleanup-on-exit`.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(9);
 
 /// Which networks, and where their subnet files go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +74,8 @@ pub(super) async fn run(
     };
     info!("{stopped_by}: stopping; the leases stay");
     Notifier::OPEN.stopping();
-    let tasks = std::mem::take(&mut running.tasks);
-    join_all(tasks.into_values().map(|task| task.stop(stopped_by))).await;
+    let (tasks, patience) = (std::mem::take(&mut running.tasks), running.patience());
+    join_all(tasks.into_values().map(|task| task.stop(stopped_by, patience))).await;
     Ok(())
 }
 
@@ -152,7 +154,7 @@ impl Running {
                 && let Some(task) = self.tasks.remove(name)
             {
                 info!("network {name}: stopping");
-                task.stop("its config is gone").await;
+                task.stop("its config is gone", self.patience()).await;
             }
         }
         for name in &names {
@@ -165,6 +167,10 @@ impl Running {
             let list: Vec<&str> = names.iter().map(String::as_str).collect();
             Notifier::OPEN.status(&format!("{} networks: {}", names.len(), list.join(", ")));
         }
+    }
+
+    fn patience(&self) -> Duration {
+        if self.settings.masq.cleanup_on_exit { CLEANUP_PATIENCE } else { STOP_PATIENCE }
     }
 
     fn start(&self, name: &str) -> Task {
@@ -218,10 +224,10 @@ impl Running {
 }
 
 impl Task {
-    async fn stop(self, reason: &'static str) {
+    async fn stop(self, reason: &'static str, patience: Duration) {
         let Task { orders, mut handle } = self;
         let _ = orders.send(Order::Stop(reason));
-        match timeout(STOP_PATIENCE, &mut handle).await {
+        match timeout(patience, &mut handle).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => error!("a network's task ended: {error}"),
             Err(_) => handle.abort(),

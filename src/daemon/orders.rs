@@ -1,10 +1,9 @@
 //! What reaches a control loop from outside its network: signals, questions of monitors, the watchdog's clock.
 
-use super::notify::Notifier;
-use super::{DaemonError, notify};
+use super::notify::{self, Notifier};
+use super::signals::Signals;
 use crate::status::{self, Ask};
 use std::future::pending;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -37,38 +36,23 @@ pub(super) enum Orders {
     Networks(mpsc::UnboundedReceiver<Order>),
 }
 
-/// The signals that we handle.
-#[derive(Debug)]
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    report: Signal,
-}
-
 impl Orders {
     /// The process's own.
-    pub(super) fn of_process(asks: Option<mpsc::Receiver<Ask>>) -> Result<Orders, DaemonError> {
-        let on = |kind| signal(kind).map_err(|error| DaemonError::System("catch signals", error));
-        let signals = Signals {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            report: on(SignalKind::user_defined1())?,
-        };
+    pub(super) fn of_process(signals: Signals, asks: Option<mpsc::Receiver<Ask>>) -> Orders {
         let watchdog = notify::watchdog_interval().map(|period| {
             let mut interval = interval(period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         });
-        Ok(Orders::Process { signals, asks, watchdog })
+        Orders::Process { signals, asks, watchdog }
     }
 
     /// The next one. Cancel-safe.
     pub(super) async fn next(&mut self) -> Order {
         match self {
             Orders::Process { signals, asks, watchdog } => tokio::select! {
-                _ = signals.terminate.recv() => Order::Stop("SIGTERM"),
-                _ = signals.interrupt.recv() => Order::Stop("SIGINT"),
-                _ = signals.report.recv() => Order::Report,
+                Some(name) = signals.stop.recv() => Order::Stop(name),
+                Some(()) = signals.report.recv() => Order::Report,
                 Some(ask) = optional(asks.as_mut().map(mpsc::Receiver::recv)) => Order::Ask(ask),
                 _ = optional(watchdog.as_mut().map(Interval::tick)) => Order::Watchdog,
             },

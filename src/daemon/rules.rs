@@ -1,18 +1,22 @@
-//! Masquerade and forward rules and the blackhole route, along the lease's life: there before `subnet.env` is
-//! written, kept every resync period, removed at the end if so asked.
+//! Masquerade and forward rules and the blackhole route, along the lease's life: kept every resync period, removed
+//! at the end if so asked. If masquerading is asked for, it is there before `subnet.env` is written.
 
 use super::{DaemonError, Settings};
 use crate::masq::{self, Flavour, Keeper};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
+use std::future::pending;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 /// For a timer that is not wanted.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The keeper's answer, when it comes.
+type Answer = oneshot::Receiver<Result<(), masq::Error>>;
 
 /// What this host has for its subnet beside the backend.
 pub(super) struct HostRules {
@@ -20,8 +24,21 @@ pub(super) struct HostRules {
     keeper: Keeper,
     /// Whose blackhole route may be there: the last run's subnet, then ours.
     subnet: Option<Ipv4Net>,
+    /// The rules on their way into the kernel.
+    pending: Option<Answer>,
+    /// Masquerade rules were asked for and are not there yet.
+    withheld: bool,
     installed: bool,
     check_at: Instant,
+}
+
+/// What [`HostRules::due`] waits for.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// The rules are in, or not.
+    Installed(Result<(), masq::Error>),
+    /// [`HostRules::check`] wants to be called.
+    Check,
 }
 
 impl HostRules {
@@ -38,38 +55,56 @@ impl HostRules {
             settings: settings.masq,
             keeper,
             subnet: older.map(|file| file.subnet),
+            pending: None,
+            withheld: settings.masq.masquerade,
             installed: false,
             check_at: Instant::now() + NEVER,
         })
     }
 
-    /// Makes the rules those of `subnet`.
-    ///
-    /// # Errors
-    /// Masquerading is wanted and the first try fails. Anything later is logged and tried again.
-    pub(super) async fn set(&mut self, subnet: Ipv4Net, netlink: &Netlink) -> Result<(), DaemonError> {
-        let (sender, done) = oneshot::channel();
+    /// Has the rules made those of `subnet`, which may take the programs many seconds: [`HostRules::due`] tells
+    /// when they are there.
+    pub(super) async fn set(&mut self, subnet: Ipv4Net, netlink: &Netlink) {
+        let (sender, answer) = oneshot::channel();
         self.keeper.set(subnet, move |result| {
+            // Another subnet may have been set meanwhile; then nobody waits for this one.
             let _ = sender.send(result);
         });
-        let first = !std::mem::replace(&mut self.installed, true);
-        match finished(done).await {
-            Err(error) if first && self.settings.masquerade => return Err(error.into()),
-            Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),
-            Ok(()) => {}
-        }
+        self.pending = Some(answer);
+        self.installed = true;
         if let Some(older) = self.subnet.replace(subnet)
             && (older != subnet || !self.settings.blackhole)
         {
             remove_blackhole(older, netlink).await;
         }
         self.check(netlink).await;
-        Ok(())
     }
 
-    /// When [`HostRules::check`] is due.
-    pub(super) fn check_at(&self) -> Instant {
-        self.check_at
+    /// Whether `subnet.env` has to wait: it promises masquerading, which is not there yet.
+    pub(super) fn withheld(&self) -> bool {
+        self.withheld
+    }
+
+    /// The next thing to see to. Cancel-safe.
+    pub(super) async fn due(&mut self) -> Due {
+        let check_at = self.check_at;
+        tokio::select! {
+            result = answer(&mut self.pending) => Due::Installed(result),
+            () = sleep_until(check_at) => Due::Check,
+        }
+    }
+
+    /// Deals with the keeper's answer.
+    ///
+    /// # Errors
+    /// Masquerading is wanted and the first try failed. Anything later is logged and tried again.
+    pub(super) fn settle(&mut self, result: Result<(), masq::Error>) -> Result<(), DaemonError> {
+        match result {
+            Err(error) if self.withheld => return Err(error.into()),
+            Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),
+            Ok(()) => self.withheld = false,
+        }
+        Ok(())
     }
 
     /// Looks after the blackhole route; the rules have their own thread.
@@ -95,7 +130,7 @@ impl HostRules {
         self.keeper.clean(move |result| {
             let _ = sender.send(result);
         });
-        if let Err(error) = finished(done).await {
+        if let Err(error) = answer(&mut Some(done)).await {
             error!("cannot remove masquerade and forward rules: {error}");
         }
         if let Some(subnet) = self.subnet {
@@ -104,8 +139,12 @@ impl HostRules {
     }
 }
 
-async fn finished(done: oneshot::Receiver<Result<(), masq::Error>>) -> Result<(), masq::Error> {
-    done.await.unwrap_or_else(|_| Err(masq::Error::Thread("it has ended".to_owned())))
+/// The answer; the slot is free then. Never, if none is awaited.
+async fn answer(slot: &mut Option<Answer>) -> Result<(), masq::Error> {
+    let Some(receiver) = slot else { return pending().await };
+    let result = receiver.await;
+    *slot = None;
+    result.unwrap_or_else(|_| Err(masq::Error::Thread("it has ended".to_owned())))
 }
 
 async fn remove_blackhole(subnet: Ipv4Net, netlink: &Netlink) {

@@ -6,7 +6,8 @@
 //! back to the port in one turn.
 //!
 //! The control thread holds an [`Engine`]. Down go [`RouteCommand`]s and a stop, over a bounded channel and a
-//! wake-up; up come [`counters`], which only the worker writes. Nothing else crosses, and no worker ever waits
+//! wake-up; up come [`counters`], which only the worker writes, and word of a worker's end
+//! ([`Engine::poll_ended`]). Nothing else crosses, and no worker ever waits
 //! for the control thread.
 //!
 //! A turn is bounded in bytes and in packets, so route changes and the stop are seen within one turn also under
@@ -30,16 +31,22 @@ pub use start::Setup;
 
 use crate::ring::{RingError, Wake};
 use crate::route::RouteCommand;
-use crossbeam::channel::{SendTimeoutError, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError};
+use futures_util::task::AtomicWaker;
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tracing::error;
 use worker::Command;
 
 /// How long the control thread waits for a worker to take a command before it gives the worker up. A turn
 /// takes well under a millisecond.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a stop waits for all workers together: it must leave room within the second that the daemon has.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why the engine did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,8 @@ pub enum EngineError {
 pub struct Engine {
     workers: Vec<Handle>,
     carriers: Vec<Carrier>,
+    /// Woken whenever a worker's thread ends.
+    waiting: Arc<AtomicWaker>,
 }
 
 /// What the control thread holds of one worker.
@@ -69,6 +78,29 @@ struct Handle {
     wake: Wake,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<io::Result<()>>>,
+    /// Disconnected when the thread has ended.
+    alive: Receiver<Infallible>,
+}
+
+impl Handle {
+    fn has_ended(&self) -> bool {
+        self.thread.is_none() || self.alive.try_recv() == Err(TryRecvError::Disconnected)
+    }
+}
+
+/// Held by a worker's thread while it works, however that ends.
+#[derive(Debug)]
+struct Alive {
+    /// Dropped first, so that whoever is woken finds the worker's end.
+    sender: Option<Sender<Infallible>>,
+    waiting: Arc<AtomicWaker>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.sender = None;
+        self.waiting.wake();
+    }
 }
 
 impl Engine {
@@ -122,26 +154,46 @@ impl Engine {
     /// The first worker that has ended by itself, if any.
     #[must_use]
     pub fn ended(&self) -> Option<usize> {
-        let ended = |worker: &Handle| worker.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        self.workers.iter().position(ended)
+        self.workers.iter().position(Handle::has_ended)
     }
 
-    /// Stops all workers and waits for them; gives their last counters, and the first worker's error if one
-    /// had ended with an error.
+    /// Ready with that worker as soon as one has ended. One task may wait at a time.
+    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<usize> {
+        self.waiting.register(context.waker());
+        self.ended().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Stops all workers and waits for them, half a second at most; gives their last counters, and the first
+    /// worker's error if one had ended with an error. A worker that does not end is left behind, with its
+    /// descriptors.
     pub fn stop(mut self) -> (Snapshot, io::Result<()>) {
         let result = self.join();
         (self.snapshot(), result)
     }
 
     fn join(&mut self) -> io::Result<()> {
-        for worker in &self.workers {
-            // A worker that has ended takes no command: that is what we want.
-            let _ = worker.commands.send_timeout(Command::Stop, COMMAND_PATIENCE);
+        let deadline = Instant::now() + STOP_PATIENCE;
+        // All of them first, so that one with a full channel costs the others no time. A worker that has ended
+        // takes no command: that is what we want.
+        let mut full = Vec::new();
+        for worker in self.workers.iter().filter(|worker| worker.thread.is_some()) {
+            if worker.commands.try_send(Command::Stop).is_err_and(|error| error.is_full()) {
+                full.push(worker);
+            }
+            worker.wake.wake();
+        }
+        for worker in full {
+            let _ = worker.commands.send_deadline(Command::Stop, deadline);
             worker.wake.wake();
         }
         let mut result = Ok(());
-        for worker in &mut self.workers {
+        for (index, worker) in self.workers.iter_mut().enumerate() {
             let Some(thread) = worker.thread.take() else { continue };
+            if worker.alive.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+                error!(worker = index, "the worker does not stop: leaving it behind");
+                result = result.and(Err(io::Error::from(io::ErrorKind::TimedOut)));
+                continue;
+            }
             let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
             if result.is_ok() {
                 result = ended;

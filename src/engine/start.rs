@@ -6,7 +6,7 @@ use super::settings::{Carrier, Settings};
 use super::tun_to_udp::TunToUdp;
 use super::udp_to_tun::UdpToTun;
 use super::worker::{Command, Worker};
-use super::{Engine, EngineError, Handle};
+use super::{Alive, Engine, EngineError, Handle};
 use crate::offload::batch::{Batcher, Limits};
 use crate::offload::coalesce::{self, Coalescer};
 use crate::ring::{Descriptors, Ring, RingError, Sizes, Wake};
@@ -53,7 +53,7 @@ pub struct Setup {
 }
 
 pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
-    let mut engine = Engine { workers: Vec::new(), carriers: Vec::new() };
+    let mut engine = Engine { workers: Vec::new(), carriers: Vec::new(), waiting: Arc::default() };
     let mut routes = RouteTable::new(setup.network);
     for command in &setup.routes {
         if let Err(error) = routes.apply(command) {
@@ -80,11 +80,16 @@ pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
         };
         let place = Place { index, link, wake: wake.clone(), settings: setup.settings.clone() };
         let (started, report) = bounded(1);
+        let (sign, alive) = bounded(0);
+        let sign = Alive { sender: Some(sign), waiting: Arc::clone(&engine.waiting) };
         let thread = thread::Builder::new()
             .name(format!("fl-w{index}"))
-            .spawn(move || place.work(pipeline, &started))
+            .spawn(move || {
+                let _sign = sign;
+                place.work(pipeline, &started)
+            })
             .map_err(failed)?;
-        engine.workers.push(Handle { commands: sender, wake, counters, thread: Some(thread) });
+        engine.workers.push(Handle { commands: sender, wake, counters, thread: Some(thread), alive });
         let carrier = report.recv().map_err(|_| EngineError::Worker(index))??;
         info!(worker = index, %carrier, "worker started");
         engine.carriers.push(carrier);

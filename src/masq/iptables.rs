@@ -3,6 +3,7 @@
 use super::command;
 use super::{Error, Rules};
 use ipnet::Ipv4Net;
+use std::cell::OnceCell;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -222,7 +223,9 @@ fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> Strin
 pub(super) struct Iptables {
     save: PathBuf,
     restore: PathBuf,
-    modern: bool,
+    /// Tells the version.
+    iptables: Option<PathBuf>,
+    modern: OnceCell<bool>,
 }
 
 impl Iptables {
@@ -231,13 +234,17 @@ impl Iptables {
     pub(super) fn find(path: Option<&str>) -> Option<Self> {
         let save = command::find("iptables-save", path)?;
         let restore = command::find(Self::PROGRAM, path)?;
-        let modern = command::find("iptables", path).is_none_or(|iptables| is_modern(&iptables));
-        Some(Self { save, restore, modern })
+        Some(Self { save, restore, iptables: command::find("iptables", path), modern: OnceCell::new() })
+    }
+
+    /// Asks the program, once and not before it is needed: even that can hang.
+    fn is_modern(&self) -> bool {
+        *self.modern.get_or_init(|| self.iptables.as_deref().is_none_or(is_modern))
     }
 
     /// Whether something had to be written.
     pub(super) fn ensure(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
-        let rules = Rules { random_fully: rules.random_fully && self.modern, ..*rules };
+        let rules = Rules { random_fully: rules.random_fully && self.is_modern(), ..*rules };
         // A script is for what was there a moment ago: it fails, without effect, if another writer came between.
         self.try_once(&rules, older).or_else(|_| self.try_once(&rules, older))
     }
@@ -246,7 +253,7 @@ impl Iptables {
         // Of all tables: naming one would load its module.
         let present = command::run(&self.save, &[], "")?.text()?;
         let Some(script) = restore(&present, rules, older) else { return Ok(false) };
-        let args: &[&str] = if self.modern { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
+        let args: &[&str] = if self.is_modern() { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
         command::run(&self.restore, args, &script)?.text()?;
         Ok(true)
     }

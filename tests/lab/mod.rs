@@ -10,6 +10,7 @@
 //! Labs of one test binary take turns, so that none disturbs another's timing. A dropped lab, also one dropped by
 //! a panic, ends what it started and removes its namespaces.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of the lab")]
+#![allow(clippy::print_stderr)]
 
 pub mod capture;
 pub mod daemon;

@@ -5,6 +5,7 @@ mod conformance;
 mod conservation;
 mod contract;
 mod drops;
+mod ending;
 mod fallback;
 mod icmp;
 mod lab;

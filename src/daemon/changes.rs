@@ -1,0 +1,64 @@
+//! The kernel's announcements, also across the end of a subscription.
+
+use super::complaint::Complaint;
+use crate::netlink::{Change, Error, Monitor};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+/// Between two attempts to subscribe.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A subscription that is made anew when it ends.
+#[derive(Debug)]
+pub(super) struct Changes {
+    monitor: Option<Monitor>,
+    retry_at: Instant,
+    complaint: Complaint,
+}
+
+impl Changes {
+    /// Subscribes.
+    ///
+    /// # Errors
+    /// As [`Monitor::new`]: at the start there is nothing yet to keep alive.
+    pub(super) fn new() -> Result<Changes, Error> {
+        Ok(Changes {
+            monitor: Some(Monitor::new()?),
+            retry_at: Instant::now(),
+            complaint: Complaint::default(),
+        })
+    }
+
+    /// The next change. After a gap it is [`Change::Overrun`]: read everything again. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Change {
+        loop {
+            let result = match &mut self.monitor {
+                Some(monitor) => monitor.next().await,
+                None => {
+                    sleep_until(self.retry_at).await;
+                    Monitor::new().map(|monitor| {
+                        self.monitor = Some(monitor);
+                        Change::Overrun
+                    })
+                }
+            };
+            match result {
+                Ok(change) => {
+                    if self.complaint.settle() {
+                        info!("following the kernel's tables again");
+                    }
+                    return change;
+                }
+                Err(error) => {
+                    self.monitor = None;
+                    self.retry_at = Instant::now() + RETRY;
+                    let text = error.to_string();
+                    if self.complaint.is_news(&text) {
+                        warn!("{text}; trying again");
+                    }
+                }
+            }
+        }
+    }
+}

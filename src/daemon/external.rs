@@ -1,0 +1,166 @@
+//! The external interface after it was chosen. The sockets are bound to its address: they outlive the address and
+//! the device, and work again when both are back, on whatever device. So there is nothing to repair here; but the
+//! operator must hear what is wrong.
+
+use super::complaint::Complaint;
+use crate::iface::External;
+use crate::netlink::{Change, Error, Netlink};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+/// How often it is looked at although nothing was announced.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Announcements come in bursts.
+const SETTLE: Duration = Duration::from_millis(50);
+/// A link that flaps gives a line a second at most.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The interface and how it is.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// Where the address was seen last.
+    index: u32,
+    name: String,
+    address: Ipv4Addr,
+    trouble: Option<(Instant, String)>,
+    /// Of the last line about it.
+    news_at: Option<Instant>,
+    check_at: Instant,
+    /// The kernel would not say.
+    unreadable: Complaint,
+}
+
+/// What a look has found.
+enum State {
+    Whole {
+        index: u32,
+        name: String,
+    },
+    Lost(String),
+    /// The interface has this address instead.
+    Changed(Ipv4Addr),
+}
+
+impl Watch {
+    /// Of an interface that was chosen some time ago.
+    pub(super) fn new(external: &External) -> Watch {
+        Watch {
+            index: external.index,
+            name: external.name.clone(),
+            address: external.address,
+            trouble: None,
+            news_at: None,
+            check_at: Instant::now(),
+            unreadable: Complaint::default(),
+        }
+    }
+
+    /// What is wrong with it.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|(_, text)| text.as_str())
+    }
+
+    /// When [`Watch::look`] is due.
+    pub(super) fn check_at(&self) -> Instant {
+        self.check_at
+    }
+
+    /// Takes note of a change.
+    pub(super) fn changed(&mut self, change: &Change) {
+        let concerns = match change {
+            Change::Link { index, name, .. } => *index == self.index || *name == self.name,
+            Change::Address { link_index, address, .. } => {
+                *link_index == self.index || *address == self.address
+            }
+            Change::Route { .. } => false,
+            Change::Overrun => true,
+        };
+        if concerns {
+            let calm = self.news_at.map(|at| at + CALM);
+            let soon = Instant::now() + SETTLE;
+            self.check_at = self.check_at.min(calm.map_or(soon, |calm| calm.max(soon)));
+        }
+    }
+
+    /// Looks at the kernel's tables, and says what has changed; true if something has.
+    pub(super) async fn look(&mut self, netlink: &Netlink) -> bool {
+        let now = Instant::now();
+        self.check_at = now + RESYNC;
+        match self.state(netlink).await {
+            Ok(state) => {
+                self.unreadable.settle();
+                let news = self.note(now, state);
+                if news {
+                    self.news_at = Some(now);
+                }
+                news
+            }
+            Err(error) => {
+                self.check_at = now + CALM;
+                let text = error.to_string();
+                if self.unreadable.is_news(&text) {
+                    warn!("cannot look at the external interface: {text}; trying again");
+                }
+                false
+            }
+        }
+    }
+
+    async fn state(&self, netlink: &Netlink) -> Result<State, Error> {
+        let addresses = netlink.addresses(None).await?;
+        let Some(owner) = addresses.iter().find(|one| one.address == self.address) else {
+            let Some(link) = netlink.link_by_name(&self.name).await? else {
+                return Ok(State::Lost(format!("{} is gone", self.name)));
+            };
+            let other = addresses.iter().find(|one| one.link_index == link.index && !one.deprecated);
+            return Ok(match other {
+                Some(other) => State::Changed(other.address),
+                None => State::Lost(format!("{} has lost its address {}", self.name, self.address)),
+            });
+        };
+        Ok(match netlink.link_by_index(owner.link_index).await? {
+            None => State::Lost(format!("{} is gone", self.name)),
+            Some(link) if !link.up => State::Lost(format!("{} is down", link.name)),
+            Some(link) if !link.running => State::Lost(format!("{} has no carrier", link.name)),
+            Some(link) => State::Whole { index: link.index, name: link.name },
+        })
+    }
+
+    fn note(&mut self, now: Instant, state: State) -> bool {
+        let (text, changed) = match state {
+            State::Whole { index, name } => return self.whole(now, index, name),
+            State::Lost(text) => (text, false),
+            State::Changed(new) => {
+                (format!("{} has lost its address {} and has {new}", self.name, self.address), true)
+            }
+        };
+        let since = match &self.trouble {
+            Some((_, known)) if *known == text => return false,
+            Some((since, _)) => *since,
+            None => now,
+        };
+        if changed {
+            error!(
+                "external interface: {text}: peers do not reach this host until the old address is back, or \
+                 flanneld is restarted to take the new one"
+            );
+        } else {
+            warn!("external interface: {text}: no peer is reached until it is back");
+        }
+        self.trouble = Some((since, text));
+        true
+    }
+
+    fn whole(&mut self, now: Instant, index: u32, name: String) -> bool {
+        if self.name != name {
+            info!("external interface: {} is on {name} now", self.address);
+        }
+        (self.index, self.name) = (index, name);
+        let Some((since, text)) = self.trouble.take() else { return false };
+        let after = now.saturating_duration_since(since).as_secs_f64();
+        info!("external interface: {} is back after {after:.1} s ({text})", self.name);
+        true
+    }
+}

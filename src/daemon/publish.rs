@@ -1,0 +1,70 @@
+//! `subnet.env`: written as soon as the subnet works, and tried again while it cannot be written. Packets flow
+//! meanwhile; only those who wait for the file have to wait.
+
+use super::complaint::Complaint;
+use crate::subnet::EnvFile;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{error, info};
+
+const RETRY: Duration = Duration::from_secs(1);
+/// For a timer that is not wanted.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The file, and what it should say.
+#[derive(Debug)]
+pub(super) struct SubnetFile {
+    path: PathBuf,
+    wanted: Option<EnvFile>,
+    written: bool,
+    retry_at: Instant,
+    complaint: Complaint,
+}
+
+impl SubnetFile {
+    pub(super) fn new(path: PathBuf) -> SubnetFile {
+        let retry_at = Instant::now() + NEVER;
+        SubnetFile { path, wanted: None, written: false, retry_at, complaint: Complaint::default() }
+    }
+
+    /// What the next [`SubnetFile::write`] writes.
+    pub(super) fn want(&mut self, file: EnvFile) {
+        (self.wanted, self.written) = (Some(file), false);
+    }
+
+    /// Whether it says what it should.
+    pub(super) fn is_written(&self) -> bool {
+        self.written
+    }
+
+    /// Why it does not.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.complaint.text()
+    }
+
+    /// When another [`SubnetFile::write`] is due.
+    pub(super) fn retry_at(&self) -> Instant {
+        self.retry_at
+    }
+
+    /// Writes it, if that is still to be done.
+    pub(super) fn write(&mut self) {
+        self.retry_at = Instant::now() + NEVER;
+        let Some(file) = self.wanted.filter(|_| !self.written) else { return };
+        match file.write(&self.path) {
+            Ok(()) => {
+                self.written = true;
+                self.complaint.settle();
+                info!("Wrote subnet file to {}", self.path.display());
+            }
+            Err(error) => {
+                self.retry_at = Instant::now() + RETRY;
+                let text = error.to_string();
+                if self.complaint.is_news(&text) {
+                    error!("Failed to write subnet file: {text}; not ready, trying again");
+                }
+            }
+        }
+    }
+}

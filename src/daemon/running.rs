@@ -1,0 +1,365 @@
+//! The control loop: notices of the lease, changes in the kernel's tables, signals and timers meet here.
+//!
+//! Nothing that takes long is awaited inside a branch: while a branch runs, no lease is renewed.
+
+use super::changes::Changes;
+use super::complaint::Complaint;
+use super::external::Watch;
+use super::leases::{Clock, Ending};
+use super::notify::Notifier;
+use super::orders::{self, Order, Orders};
+use super::publish::SubnetFile;
+use super::rules::{Due, HostRules};
+use super::{DaemonError, Settings};
+use crate::backend::{Backend, BackendError, Network};
+use crate::iface::External;
+use crate::lease::{Notice, Status};
+use crate::netlink::{Change, Netlink};
+use crate::status;
+use crate::subnet::{Config, EnvFile};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use ipnet::Ipv4Net;
+use std::future::{pending, poll_fn};
+use std::io::Write;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{error, info};
+
+/// How often the kernel's tables are compared with ours although nothing was announced.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Announcements come in bursts (a deleted device takes its addresses along): wait for the end of one.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a repair that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long a port in use is tried again, and how often.
+const PORT_PATIENCE: Duration = Duration::from_millis(900);
+const PORT_RETRY: Duration = Duration::from_millis(50);
+
+/// What the loop works with.
+pub(super) struct Parts {
+    pub(super) settings: Settings,
+    pub(super) name: String,
+    pub(super) notifier: Notifier,
+    /// The lease as of the machine's last step, on `clock`.
+    pub(super) lease: watch::Receiver<Option<Status>>,
+    pub(super) clock: Rc<Clock>,
+    pub(super) config: Config,
+    pub(super) backend: Backend,
+    pub(super) rules: HostRules,
+    pub(super) netlink: Netlink,
+    pub(super) changes: Changes,
+    pub(super) external: External,
+}
+
+/// The daemon at work.
+pub(super) struct Running {
+    settings: Settings,
+    name: String,
+    notifier: Notifier,
+    lease: watch::Receiver<Option<Status>>,
+    clock: Rc<Clock>,
+    config: Config,
+    backend: Backend,
+    rules: HostRules,
+    netlink: Rc<Netlink>,
+    changes: Changes,
+    external: Watch,
+    registering: Option<Registering>,
+    network: Option<(Ipv4Net, Network)>,
+    file: SubnetFile,
+    /// Whether systemd was told that we are ready.
+    announced: bool,
+    check_at: Instant,
+    /// Why the last repair failed.
+    failing: Complaint,
+    /// Why the store is away.
+    store_lost: Option<String>,
+}
+
+/// A backend that is coming up for a subnet.
+type Registering = LocalBoxFuture<'static, (Ipv4Net, Result<Network, BackendError>)>;
+
+/// Why the loop ended.
+enum End {
+    Signal(&'static str),
+    LeaseLost,
+}
+
+impl Running {
+    pub(super) fn new(parts: Parts) -> Running {
+        Running {
+            file: SubnetFile::new(parts.settings.subnet_file.clone()),
+            settings: parts.settings,
+            name: parts.name,
+            notifier: parts.notifier,
+            lease: parts.lease,
+            clock: parts.clock,
+            config: parts.config,
+            backend: parts.backend,
+            rules: parts.rules,
+            netlink: Rc::new(parts.netlink),
+            changes: parts.changes,
+            external: Watch::new(&parts.external),
+            registering: None,
+            network: None,
+            announced: false,
+            check_at: Instant::now() + RESYNC,
+            failing: Complaint::default(),
+            store_lost: None,
+        }
+    }
+
+    /// Runs to the end. `lease` is the task that holds the lease, `_stop` what ends it when dropped.
+    pub(super) async fn run(
+        mut self,
+        orders: &mut Orders,
+        mut inbox: mpsc::UnboundedReceiver<Notice>,
+        lease: impl Future<Output = Ending>,
+        _stop: oneshot::Sender<()>,
+    ) -> Result<(), DaemonError> {
+        let mut lease = std::pin::pin!(lease);
+        let end = loop {
+            // Announcements come last: a flood of them must not keep the timers from their turn.
+            tokio::select! {
+                biased;
+                order = orders.next() => match order {
+                    Order::Stop(name) => break End::Signal(name),
+                    Order::Report => self.report().await,
+                    Order::Ask(ask) => ask.answer(vec![self.health().await]),
+                    Order::Watchdog => self.watchdog(),
+                },
+                // What concerns a network that is only coming up waits for it.
+                Some(notice) = inbox.recv(), if self.registering.is_none() => self.notice(notice),
+                ending = &mut lease => match ending {
+                    Ending::LeaseLost => break End::LeaseLost,
+                    Ending::Stopped => break End::Signal("stop"),
+                },
+                (subnet, network) = registered(&mut self.registering) => self.begin(subnet, network?).await,
+                due = self.rules.due() => self.rules_due(due).await?,
+                () = worker_ended(self.network.as_ref()) => self.maintain().await?,
+                () = sleep_until(self.check_at) => self.maintain().await?,
+                () = sleep_until(self.external.check_at()) => self.look_outside().await,
+                () = sleep_until(self.file.retry_at()) => self.publish(),
+                change = self.changes.next() => self.changed(&change),
+            }
+        };
+        self.notifier.stopping();
+        self.report().await;
+        self.rules.stop(&self.netlink).await;
+        match end {
+            End::Signal(name) => {
+                info!("{name}: stopping; the lease stays");
+                Ok(())
+            }
+            End::LeaseLost => Err(DaemonError::LeaseLost),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Acquired { subnet, .. } => self.acquired(subnet),
+            Notice::Peers(events) => {
+                if let Some((_, network)) = &mut self.network {
+                    network.apply(&events);
+                }
+                self.hurry();
+            }
+            Notice::StoreLost { reason } => {
+                self.store_lost = Some(reason);
+                self.tell_state();
+            }
+            Notice::StoreBack { .. } => {
+                self.store_lost = None;
+                self.tell_state();
+            }
+            _ => {}
+        }
+    }
+
+    /// A subnet is ours: make it work, then say so.
+    fn acquired(&mut self, subnet: Ipv4Net) {
+        if self.network.as_ref().is_some_and(|(current, _)| *current == subnet) {
+            return;
+        }
+        // Of the subnet that was lost; its device must go before the next one is made.
+        self.network = None;
+        let registering = register(self.backend.clone(), Rc::clone(&self.netlink), subnet);
+        self.registering = Some(registering.boxed_local());
+    }
+
+    /// The subnet works.
+    async fn begin(&mut self, subnet: Ipv4Net, network: Network) {
+        self.network = Some((subnet, network));
+        self.rules.set(subnet, &self.netlink).await;
+        self.hurry();
+        self.file.want(EnvFile {
+            network: self.config.network,
+            subnet,
+            mtu: self.backend.mtu(),
+            ip_masq: self.settings.masq.masquerade,
+        });
+        self.publish();
+    }
+
+    async fn rules_due(&mut self, due: Due) -> Result<(), DaemonError> {
+        match due {
+            Due::Check => self.rules.check(&self.netlink).await,
+            Due::Installed(result) => {
+                self.rules.settle(result)?;
+                self.publish();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `subnet.env` as soon as it may be there.
+    fn publish(&mut self) {
+        if !self.rules.withheld() {
+            self.file.write();
+        }
+        self.tell_state();
+    }
+
+    /// The tables are written as soon as no notice waits: after the last event of a burst, and after the first
+    /// snapshot of peers, which comes right after the lease.
+    fn hurry(&mut self) {
+        if self.network.as_ref().is_some_and(|(_, network)| network.is_pending()) {
+            self.check_at = Instant::now();
+        }
+    }
+
+    /// Ready or not, and whatever is wrong.
+    fn tell_state(&mut self) {
+        let mut text = match &self.network {
+            Some((subnet, _)) => format!("{} backend, subnet {subnet}", self.config.backend.kind),
+            None => "waiting for a subnet lease".to_owned(),
+        };
+        if self.network.is_some() && self.rules.withheld() {
+            text += "; waiting for the masquerade rules";
+        }
+        if let Some(reason) = &self.store_lost {
+            text += &format!("; without etcd: {reason}");
+        }
+        for trouble in [self.external.trouble(), self.file.trouble(), self.failing.text()].iter().flatten() {
+            text += &format!("; {trouble}");
+        }
+        if self.announced || !self.is_ready() {
+            self.notifier.status(&text);
+        } else {
+            self.notifier.ready(&text);
+            self.announced = true;
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.network.is_some() && self.file.is_written()
+    }
+
+    fn changed(&mut self, change: &Change) {
+        self.external.changed(change);
+        let Some((_, network)) = &self.network else { return };
+        if network.concerns(change) {
+            let pause = network.repair_pause().max(SETTLE);
+            self.check_at = self.check_at.min(Instant::now() + pause);
+        }
+    }
+
+    async fn look_outside(&mut self) {
+        if self.external.look(&self.netlink).await {
+            self.tell_state();
+        }
+    }
+
+    async fn maintain(&mut self) -> Result<(), DaemonError> {
+        self.check_at = Instant::now() + RESYNC;
+        let Some((_, network)) = &mut self.network else { return Ok(()) };
+        match network.maintain(&self.netlink).await {
+            Ok(()) if self.failing.settle() => self.tell_state(),
+            Ok(()) => {}
+            Err(error @ BackendError::Unstable(_)) => return Err(error.into()),
+            Err(error) => {
+                let text = error.to_string();
+                if self.failing.is_news(&text) {
+                    error!("repair failed: {text}; trying again");
+                    self.tell_state();
+                }
+                self.check_at = Instant::now() + RETRY;
+            }
+        }
+        Ok(())
+    }
+
+    /// For monitors.
+    async fn health(&mut self) -> status::Network {
+        let lease = *self.lease.borrow();
+        let report = match &self.network {
+            Some((_, network)) => network.report(&self.netlink).await,
+            None => String::new(),
+        };
+        let left = lease.and_then(|lease| lease.deadline).map(|at| at.saturating_sub(self.clock.now()));
+        status::Network {
+            alive: self.is_alive(),
+            ready: self.is_ready(),
+            backend: self.config.backend.kind.clone(),
+            leased: lease.is_some_and(|lease| lease.subnet.is_some()),
+            lease_expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
+            etcd_up: lease.is_some_and(|lease| !lease.store_out),
+            report,
+            ..orders::waiting(&self.name)
+        }
+    }
+
+    fn watchdog(&self) {
+        if self.is_alive() {
+            self.notifier.watchdog();
+        }
+    }
+
+    /// No worker has ended by itself.
+    fn is_alive(&self) -> bool {
+        self.network.as_ref().is_none_or(|(_, network)| network.is_alive())
+    }
+
+    /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
+    async fn report(&self) {
+        if let Some((_, network)) = &self.network {
+            let name = if self.name.is_empty() { String::new() } else { format!("network {}\n", self.name) };
+            let text = format!("{name}{}", network.report(&self.netlink).await);
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
+    }
+}
+
+/// Registers the backend, with some patience for a port that another daemon is about to let go.
+async fn register(
+    backend: Backend,
+    netlink: Rc<Netlink>,
+    subnet: Ipv4Net,
+) -> (Ipv4Net, Result<Network, BackendError>) {
+    let last = Instant::now() + PORT_PATIENCE;
+    loop {
+        match backend.register(&netlink, subnet).await {
+            Err(error) if error.may_pass() && Instant::now() < last => sleep(PORT_RETRY).await,
+            result => return (subnet, result),
+        }
+    }
+}
+
+/// The backend that has come up; the slot is free then. Never, if there is none.
+async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Result<Network, BackendError>) {
+    let Some(registering) = slot else { return pending().await };
+    let result = registering.await;
+    *slot = None;
+    result
+}
+
+/// A worker has ended by itself; it is replaced at once.
+async fn worker_ended(network: Option<&(Ipv4Net, Network)>) {
+    match network {
+        Some((_, network)) => poll_fn(|context| network.poll_ended(context)).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,88 @@
+//! SIGTERM, SIGINT and SIGUSR1, on a thread of their own (`fl-sig`).
+//!
+//! A stop must be obeyed whatever the control thread is doing: it may hang in a write to a full pipe at stderr, or
+//! wait for the kernel. So this thread passes the first stop on, and ends the process itself if that is not over
+//! in time or a second stop comes. It never writes a line: stderr may be what hangs.
+
+use super::DaemonError;
+use std::convert::Infallible;
+use std::process;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::sleep;
+
+/// How long an orderly stop may take: a second is promised.
+const STOP_LIMIT: Duration = Duration::from_millis(800);
+/// With `--cleanup-on-exit`: programs have to run before the end.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+
+/// What has come.
+#[derive(Debug)]
+pub(super) struct Signals {
+    /// The first SIGTERM or SIGINT, by name.
+    pub(super) stop: Receiver<&'static str>,
+    /// SIGUSR1.
+    pub(super) report: Receiver<()>,
+}
+
+/// Catches the signals from now on. `cleanup`: the end may take longer.
+///
+/// # Errors
+/// [`DaemonError::System`].
+pub(super) fn catch(cleanup: bool) -> Result<Signals, DaemonError> {
+    let failed = |error| DaemonError::System("catch signals", error);
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let handlers = Handlers::new(&runtime).map_err(failed)?;
+    let (stop, stops) = channel(1);
+    let (report, reports) = channel(1);
+    let limit = if cleanup { CLEANUP_LIMIT } else { STOP_LIMIT };
+    std::thread::Builder::new()
+        .name("fl-sig".to_owned())
+        .spawn(move || runtime.block_on(handlers.run(&stop, &report, limit)))
+        .map_err(failed)?;
+    Ok(Signals { stop: stops, report: reports })
+}
+
+struct Handlers {
+    terminate: Signal,
+    interrupt: Signal,
+    report: Signal,
+}
+
+impl Handlers {
+    fn new(runtime: &Runtime) -> std::io::Result<Handlers> {
+        let _inside = runtime.enter();
+        Ok(Handlers {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            report: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn run(mut self, stop: &Sender<&'static str>, report: &Sender<()>, limit: Duration) -> Infallible {
+        let name = loop {
+            tokio::select! {
+                (name, _) = next_stop(&mut self.terminate, &mut self.interrupt) => break name,
+                // One that nobody has come round to read yet stands for all.
+                _ = self.report.recv() => drop(report.try_send(())),
+            }
+        };
+        // The first and only one: there is room.
+        let _ = stop.try_send(name);
+        tokio::select! {
+            (_, number) = next_stop(&mut self.terminate, &mut self.interrupt) => process::exit(128 + number),
+            // The stop was obeyed; what could not be finished is nothing that a restart would miss.
+            () = sleep(limit) => process::exit(0),
+        }
+    }
+}
+
+/// Name and number of the next stop.
+async fn next_stop(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, i32) {
+    tokio::select! {
+        _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
+        _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
+    }
+}
