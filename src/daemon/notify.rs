@@ -15,12 +15,12 @@ impl Notifier {
 
     /// `READY=1`, once: `subnet.env` is written and packets flow.
     pub(super) fn ready(self, status: &str) {
-        self.send(&[NotifyState::Ready, NotifyState::Status(status)]);
+        self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
     /// `STATUS=`: what `systemctl status` shows.
     pub(super) fn status(self, status: &str) {
-        self.send(&[NotifyState::Status(status)]);
+        self.send(&[NotifyState::Status(&one_line(status))]);
     }
 
     /// `WATCHDOG=1`: workers are alive and the control loop runs.
@@ -45,4 +45,9 @@ impl Notifier {
 /// How often [`Notifier::watchdog`] must be called: half of `WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises.
 pub(super) fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|period| !period.is_zero())
+}
+
+/// A server's error page may be part of a status: none of its lines must become an assignment of its own.
+fn one_line(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
 }
