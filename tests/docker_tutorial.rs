@@ -1,6 +1,6 @@
 //! Promise: flannel's tutorial works with real Docker, on udp and on vxlan: containers of two hosts reach each
 //! other in spite of Docker's firewall, and go on through restarts of flanneld and of dockerd.
-#![allow(clippy::print_stderr, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod lab;
 
