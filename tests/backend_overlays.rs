@@ -251,6 +251,19 @@ fn host_gw_refuses_a_foreign_public_ip() {
     assert!(lab.leases(Api::V3).is_empty());
 }
 
+#[test]
+fn backends_that_are_not_served_are_refused_by_name() {
+    let Some(lab) = Lab::start(1) else { return };
+    for kind in ["ipip", "ipsec", "wireguard", "aws-vpc", "gce", "ali-vpc", "tencent-vpc"] {
+        lab.put_config(Api::V3, &config(&format!(r#"{{"Type":"{kind}"}}"#)));
+        let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+        assert_eq!(daemon.wait(secs(5)).expect("it should end").code(), Some(1));
+        let text = daemon.text();
+        assert!(text.contains(&format!("Backend.Type \"{kind}\" is not served")), "{text}");
+        assert!(lab.leases(Api::V3).is_empty());
+    }
+}
+
 /// A peer as flannel 0.6.2 makes it, by hand: etcd v2, a lease without VNI, no base address in ARP but each
 /// container's, a route for the whole network.
 #[test]

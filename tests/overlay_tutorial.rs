@@ -173,3 +173,17 @@ fn the_environment_works_and_the_command_line_wins() {
     std::thread::sleep(ms(50));
     assert!(daemon.running());
 }
+
+#[test]
+fn a_subnet_that_another_node_takes_ends_the_daemon_with_1() {
+    for api in [Api::V2, Api::V3] {
+        let Some(lab) = Lab::start(1) else { return };
+        lab.put_config(api, TUTORIAL);
+        let mut daemon = lab.daemon(1, &[api.flag()]);
+        let key = daemon.subnet().key();
+        lab.put_lease(api, &key, "10.77.0.9");
+        assert_eq!(daemon.wait(secs(5)).expect("it goes on").code(), Some(1), "{}", daemon.text());
+        assert!(daemon.text().contains("Lease has been revoked"), "{}", daemon.text());
+        assert!(lab.leases(api)[&key].contains("10.77.0.9"), "the other's lease was overwritten");
+    }
+}
