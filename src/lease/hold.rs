@@ -32,6 +32,11 @@ impl Own {
         Self { entry, deadline, live: true, news: None }
     }
 
+    /// A creation begins: what came before it counts no more.
+    pub(super) fn forget_news(&mut self) {
+        self.news = None;
+    }
+
     pub(super) fn renew_at(&self, settings: &Settings) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_sub(settings.renew_margin()))
     }

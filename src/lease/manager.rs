@@ -203,6 +203,10 @@ impl Manager {
     }
 
     pub(super) fn create(&mut self, now: Duration, key: SubnetKey) {
+        if let Some(own) = self.own.as_mut() {
+            // What came during an earlier creation that got no answer may be of a store before a restore.
+            own.forget_news();
+        }
         let (attrs, ttl) = (self.attrs.clone(), self.settings.ttl());
         self.call(now, Call::Create { key, attrs, ttl });
     }
