@@ -62,14 +62,19 @@ lab_ns() {
     ip -n "$LAB-$1" link set lo up
 }
 
-# lab_open: namespaces $LAB-sw (etcd), $LAB-h1, $LAB-h2 (hosts), $LAB-c1, $LAB-c2 (containers).
-lab_open() {
-    lab_begin
-    local i
+# lab_switch: the namespace $LAB-sw with a bridge at 10.77.0.254, for etcd.
+lab_switch() {
     lab_ns sw
     ip -n "$LAB-sw" link add br0 type bridge
     ip -n "$LAB-sw" addr add 10.77.0.254/24 dev br0
     ip -n "$LAB-sw" link set br0 up
+}
+
+# lab_open: namespaces $LAB-sw (etcd), $LAB-h1, $LAB-h2 (hosts), $LAB-c1, $LAB-c2 (containers).
+lab_open() {
+    lab_begin
+    local i
+    lab_switch
     for i in 1 2; do
         lab_ns "h$i"
         lab_ns "c$i"

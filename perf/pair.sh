@@ -31,10 +31,7 @@ pair_build() {
 pair_open() {
     local i
     lab_begin
-    lab_ns sw
-    ip -n "$LAB-sw" link add br0 type bridge
-    ip -n "$LAB-sw" addr add 10.77.0.254/24 dev br0
-    ip -n "$LAB-sw" link set br0 up
+    lab_switch
     for i in 1 2; do
         lab_ns "h$i"
         lab_ns "c$i"

@@ -3,7 +3,8 @@
 
 mod lab;
 
-use lab::{Api, Container, Daemon, Lab, Subnet, ms, secs};
+use lab::pair::{Pair, config};
+use lab::{Api, Daemon, Lab, Subnet, ms, secs};
 use std::net::Ipv4Addr;
 
 #[test]
@@ -12,28 +13,7 @@ fn tool_entry() {
     lab::tools::entry();
 }
 
-fn config(backend: &str) -> String {
-    format!(r#"{{"Network":"10.10.0.0/16","Backend":{backend}}}"#)
-}
-
-struct Pair {
-    daemons: [Daemon; 2],
-    subnets: [Subnet; 2],
-    ends: [Container; 2],
-    lab: Lab,
-}
-
 impl Pair {
-    fn set(backend: &str) -> Option<Self> {
-        let lab = Lab::start(2)?;
-        lab.put_config(Api::V3, &config(backend));
-        let mut daemons = [lab.daemon(1, &["--etcd-api=v3"]), lab.daemon(2, &["--etcd-api=v3"])];
-        let subnets = [daemons[0].subnet(), daemons[1].subnet()];
-        let ends = [lab.container(1, &subnets[0]), lab.container(2, &subnets[1])];
-        lab.reaches(&ends[0].ns, ends[1].addr, secs(5));
-        Some(Self { daemons, subnets, ends, lab })
-    }
-
     /// flannel's functional test, and what a user looks at.
     fn works(&self, mtu: u32) {
         for (i, peer) in [(0, 1), (1, 0)] {

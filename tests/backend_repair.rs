@@ -4,7 +4,8 @@
 
 mod lab;
 
-use lab::{Api, Container, Daemon, Lab, Subnet, ms, secs};
+use lab::pair::{Pair, config};
+use lab::{Api, Daemon, Lab, ms, secs};
 use std::time::Instant;
 
 const PEER: &str =
@@ -14,10 +15,6 @@ const PEER: &str =
 #[ignore = "a tool that the tests start inside a namespace"]
 fn tool_entry() {
     lab::tools::entry();
-}
-
-fn config(backend: &str) -> String {
-    format!(r#"{{"Network":"10.10.0.0/16","Backend":{backend}}}"#)
 }
 
 /// A counter from the report on SIGUSR1.
@@ -31,24 +28,7 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
     })
 }
 
-struct Pair {
-    daemons: [Daemon; 2],
-    subnets: [Subnet; 2],
-    ends: [Container; 2],
-    lab: Lab,
-}
-
 impl Pair {
-    fn set(backend: &str) -> Option<Self> {
-        let lab = Lab::start(2)?;
-        lab.put_config(Api::V3, &config(backend));
-        let mut daemons = [lab.daemon(1, &["--etcd-api=v3"]), lab.daemon(2, &["--etcd-api=v3"])];
-        let subnets = [daemons[0].subnet(), daemons[1].subnet()];
-        let ends = [lab.container(1, &subnets[0]), lab.container(2, &subnets[1])];
-        lab.reaches(&ends[0].ns, ends[1].addr, secs(5));
-        Some(Self { daemons, subnets, ends, lab })
-    }
-
     /// All that the backend has made on host 1.
     fn state(&self) -> String {
         let script = "ip -o addr show dev flannel.1 | sed 's/.*inet/inet/'; \

@@ -276,11 +276,8 @@ fn lease_settings(given: &Given<'_>) -> Result<lease::Settings, Refusal> {
         return Err(given.setting("lease-ttl", "etcd counts whole seconds"));
     }
     let margin = given.is_explicit(flag).then(|| Duration::from_secs(minutes * 60));
-    let on_lost = match given.text("on-lease-lost") {
-        "keep" => OnLost::Keep,
-        "reacquire" => OnLost::Reacquire,
-        _ => OnLost::Exit,
-    };
+    let on_lost: OnLost =
+        given.text("on-lease-lost").parse().map_err(|error| given.setting("on-lease-lost", error))?;
     lease::Settings::new(ttl, margin, on_lost).map_err(|error| given.setting(flag, error))
 }
 

@@ -4,6 +4,7 @@
 //! One task on the control thread. A call, the watch and a timer wait side by side; the machine decides.
 //! An outage of the store ends nothing here.
 
+use super::complaint::Complaint;
 use crate::etcd::{Error, Registry, Watch};
 use crate::lease::{Backoff, Call, Event, How, Input, Lease, Manager, Notice, OnLost, Output, Reply, Status};
 use crate::subnet::Config;
@@ -52,9 +53,6 @@ fn uptime() -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// A reason that stays is said again after this long.
-const SAY_EVERY: Duration = Duration::from_secs(60);
-
 /// Why [`run`] came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -71,7 +69,7 @@ pub async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
     let mut silent = Backoff::new(Duration::from_secs(5));
     // A store that answers is asked every second, as flannel does: the operator is about to put the config.
     let mut answering = Backoff::new(Duration::from_secs(1));
-    let mut said: Option<(Instant, String)> = None;
+    let mut complaint = Complaint::default();
     loop {
         let result = registry.config().await;
         let pause = match result {
@@ -87,9 +85,7 @@ pub async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
             Err(e @ Error::Unavailable(_)) => (e.to_string(), String::new()),
             Err(e) => (e.to_string(), e.to_string()),
         };
-        let repeated = said.as_ref().is_some_and(|(at, last)| *last == kind && at.elapsed() < SAY_EVERY);
-        if !repeated {
-            said = Some((Instant::now(), kind));
+        if complaint.is_news(&kind) {
             error!("Couldn't fetch network config: {reason}; trying again");
         }
         tokio::time::sleep(pause).await;

@@ -35,7 +35,7 @@ pub struct Settings {
 }
 
 /// A TUN device has at most this many queues (`MAX_TAP_QUEUES`, Linux `drivers/net/tun.c`).
-pub const MAX_WORKERS: usize = 256;
+pub const MAX_WORKERS: usize = crate::tun::MAX_QUEUES;
 /// A longer look would only burn the core.
 pub const LONGEST_SPIN: Duration = Duration::from_millis(10);
 /// Range of [`Settings::batch`].

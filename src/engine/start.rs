@@ -26,8 +26,8 @@ const TRAINS: usize = 32;
 /// Frames of one turn, and the pieces of received datagrams that they are made of.
 const FRAMES: usize = 512;
 const PIECES: usize = 2048;
-/// Heads of those frames: a vnet header and up to 120 bytes each.
-const HEAD_BYTES: usize = FRAMES * 130;
+/// Heads of those frames.
+const HEAD_BYTES: usize = FRAMES * coalesce::HEAD_ROOM;
 /// Commands that may wait for a worker.
 const COMMANDS: usize = 4096;
 

@@ -132,7 +132,7 @@ impl TunToUdp {
     }
 
     /// Forgets narrow paths after a while: they may have widened.
-    fn forget_narrow(&mut self) {
+    pub(super) fn forget_narrow(&mut self) {
         if self.narrowed.is_some_and(|at| at.elapsed() > REMEMBER) {
             self.narrow.clear();
             self.narrowed = None;
@@ -140,7 +140,6 @@ impl TunToUdp {
     }
 
     fn place(&mut self, packet: &[u8], mut rest: Rest, out: &mut Outgoing, counters: &Counters) -> Taken {
-        self.forget_narrow();
         let (first, count) = (rest.next, rest.plan.count());
         let mut bytes = 0;
         while rest.next < count {

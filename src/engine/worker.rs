@@ -6,6 +6,7 @@ use super::tun_to_udp::{Taken, TunToUdp};
 use super::udp_to_tun::UdpToTun;
 use crate::offload::batch::Limits;
 use crate::route::{RouteCommand, RouteTable};
+use crate::tun::{is_down, is_gone};
 use crate::udp::is_segmentation_refused;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::io;
@@ -166,6 +167,7 @@ impl<P: Port> Worker<P> {
     }
 
     fn forget_refusals(&mut self) {
+        self.tun_to_udp.forget_narrow();
         if self.limited.is_some_and(|at| at.elapsed() > REMEMBER) {
             self.limited = None;
             self.out.batcher.set_limits(self.limits);
@@ -174,9 +176,9 @@ impl<P: Port> Worker<P> {
 
     fn write_failed(&mut self, frame: usize, errno: i32) {
         let packets = self.out.coalescer.packets_of(frame);
-        let reason = match errno {
-            libc::EIO => DropReason::TunDown,
-            libc::EBADFD => DropReason::TunGone,
+        let reason = match io::Error::from_raw_os_error(errno) {
+            error if is_down(&error) => DropReason::TunDown,
+            error if is_gone(&error) => DropReason::TunGone,
             _ => DropReason::TunWrite,
         };
         self.counters.dropped(reason, packets as usize);

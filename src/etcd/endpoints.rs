@@ -141,6 +141,14 @@ fn normalised(endpoint: &str) -> Result<String, Error> {
     Ok(full.trim_end_matches('/').to_owned())
 }
 
+/// The largest answer taken: some 10^5 leases.
+pub(super) const MOST_BYTES: usize = 64 << 20;
+
+/// A TTL in whole seconds; never 0, which would make a permanent key.
+pub(super) fn seconds(ttl: Duration) -> u64 {
+    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
+}
+
 /// An error and what caused it, in one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -208,3 +208,17 @@ fn cut_one(packet: &[u8], header: usize, i: usize, last: bool, size: usize, payl
     finish(&mut segment);
     segment
 }
+
+/// A frame as the kernel hands it out of the TUN: its checksum is still to be completed.
+pub(crate) fn frame(spec: &Spec, segment_size: u16) -> Vec<u8> {
+    let mut packet = spec.build();
+    let mut frame = vnet(&packet, segment_size);
+    unfinish(&mut packet);
+    frame.extend(packet);
+    frame
+}
+
+/// A payload whose bytes tell where they were.
+pub(crate) fn ramp(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 % 251) as u8).collect()
+}

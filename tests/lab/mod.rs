@@ -16,6 +16,7 @@ pub mod capture;
 pub mod daemon;
 pub mod docker;
 pub mod ipv4;
+pub mod pair;
 pub mod process;
 pub mod store;
 pub mod stream;

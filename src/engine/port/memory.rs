@@ -48,8 +48,6 @@ pub struct MemoryPort {
     pub resend_faults: VecDeque<i32>,
     /// The errno for each coming write, likewise.
     pub write_faults: VecDeque<i32>,
-    /// Whether the TUN device is gone.
-    pub gone: bool,
     given: Vec<Vec<u8>>,
     failures: Vec<Failure>,
 }

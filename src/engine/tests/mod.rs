@@ -19,7 +19,7 @@ use super::start::Pipeline;
 use super::worker::{Command, Worker};
 use super::{Count, Counters, DropReason, Snapshot};
 use crate::offload::batch::Limits;
-use crate::offload::reference::{Spec, cut, unfinish, vnet};
+use crate::offload::reference::{Spec, cut, frame as super_frame, ramp};
 use crate::route::{Peer, RouteCommand, RouteTable};
 use crate::tun::Offloads;
 use crossbeam::channel::{Sender, bounded};
@@ -159,17 +159,4 @@ fn outgoing(payload: usize) -> Spec {
 /// A datagram from peer Nine's subnet to ours.
 fn incoming(payload: usize) -> Spec {
     Spec { source: [10, 1, 9, 3], destination: [10, 1, 5, 2], ..Spec::udp(ramp(payload)) }
-}
-
-/// A super-packet as the kernel hands it out.
-fn super_frame(spec: &Spec, segment_size: u16) -> Vec<u8> {
-    let mut packet = spec.build();
-    let mut frame = vnet(&packet, segment_size);
-    unfinish(&mut packet);
-    frame.extend(packet);
-    frame
-}
-
-fn ramp(len: usize) -> Vec<u8> {
-    (0..len).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect()
 }

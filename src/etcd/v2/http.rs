@@ -1,15 +1,12 @@
 //! Requests of the keys API: URLs, authentication, TLS, fail-over.
 
 use super::answer::{self, Answer, Fault};
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, unreached};
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, unreached};
 use crate::etcd::tls::{self, text};
 use crate::etcd::{Error, Revision, Settings};
 use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
 use std::time::Duration;
-
-/// The largest answer taken: some 10^5 leases.
-const MOST_BYTES: usize = 64 << 20;
 
 /// One request.
 #[derive(Debug)]

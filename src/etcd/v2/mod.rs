@@ -18,6 +18,7 @@ mod watch;
 
 pub use watch::V2Watch;
 
+use super::endpoints::seconds;
 use super::keyspace::{self, Keyspace};
 use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
@@ -169,9 +170,4 @@ fn decoded(keys: &Keyspace, node: &Node) -> Result<Entry, Skipped> {
     }
     let lease = node.expiration.is_some().then_some(0);
     keyspace::entry(name, node.value.as_deref().unwrap_or_default(), node.modified_index, lease)
-}
-
-/// A TTL in whole seconds; never 0, which would make a permanent key.
-fn seconds(ttl: Duration) -> u64 {
-    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
 }

@@ -14,9 +14,6 @@ use etcd_client::{
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// The largest answer taken: some 10^5 leases.
-pub(super) const MOST_BYTES: usize = 64 << 20;
-
 /// HTTP/2 pings: one after this much silence on the connection …
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// … which is dead if no answer comes within this.
@@ -173,12 +170,6 @@ fn tls_options(pem: Pem) -> TlsOptions {
     }
 }
 
-/// A TTL in whole seconds, as etcd takes it; never 0.
-pub(super) fn seconds(ttl: Duration) -> i64 {
-    let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-    i64::try_from(whole.max(1)).unwrap_or(i64::MAX)
-}
-
 /// The token has expired, or the users or roles have changed since it was issued. A watch reports a bad
 /// token as "permission denied", so that case is tried once more as well.
 fn is_stale_token(error: &ClientError) -> bool {
@@ -218,6 +209,7 @@ pub(super) fn failure(error: ClientError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::endpoints::seconds;
 
     #[test]
     fn a_ttl_is_rounded_up_to_a_second() {

@@ -18,10 +18,11 @@ mod watch;
 
 pub use watch::V3Watch;
 
+use super::endpoints::{MOST_BYTES, seconds};
 use super::keyspace::{self, Keyspace};
 use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
-use connection::{Connection, seconds};
+use connection::Connection;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use loose::LooseLeases;
 use std::rc::Rc;
@@ -60,7 +61,9 @@ impl V3 {
         self.connection
             .call(async |client, attempt| {
                 let granted = match ttl {
-                    Some(ttl) => Some(self.loose.guard(client.lease_grant(seconds(ttl), None).await?.id())),
+                    Some(ttl) => {
+                        Some(self.loose.guard(client.lease_grant(signed(seconds(ttl)), None).await?.id()))
+                    }
                     None => None,
                 };
                 let options = granted.as_ref().map(|lease| PutOptions::new().with_lease(lease.id()));
@@ -143,7 +146,7 @@ impl Registry for V3 {
         let answer = self
             .connection
             .call(async |client, _| {
-                let mut kv = client.kv_client().max_decoding_message_size(connection::MOST_BYTES);
+                let mut kv = client.kv_client().max_decoding_message_size(MOST_BYTES);
                 kv.get(directory.clone(), Some(GetOptions::new().with_prefix())).await
             })
             .await?;

@@ -4,9 +4,9 @@
 //! progress requests: once a server has answered one, a later one without an answer ends the watch.
 //! etcd before 3.4 does not know them and is left to the pings.
 
-use super::connection::{Connection, MOST_BYTES, failure};
+use super::connection::{Connection, failure};
 use super::{decoded, unsigned};
-use crate::etcd::endpoints::Failure;
+use crate::etcd::endpoints::{Failure, MOST_BYTES};
 use crate::etcd::keyspace::{self, Keyspace};
 use crate::etcd::{Change, Error, Revision, Watch};
 use etcd_client::{Client, Error as ClientError, Event, EventType, WatchOptions, WatchResponse, WatchStream};

@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;
-use crate::offload::reference::{Spec, cut, unfinish, vnet};
+use crate::offload::reference::{Spec, cut, frame, ramp};
 use proptest::prelude::*;
 
 fn packets(frame: &[u8]) -> Result<Vec<Vec<u8>>, SegmentError> {
@@ -16,18 +16,6 @@ fn packets(frame: &[u8]) -> Result<Vec<Vec<u8>>, SegmentError> {
         out
     };
     Ok((0..plan.count()).map(write).collect())
-}
-
-fn frame(spec: &Spec, segment_size: u16) -> Vec<u8> {
-    let mut packet = spec.build();
-    let mut frame = vnet(&packet, segment_size);
-    unfinish(&mut packet);
-    frame.extend(packet);
-    frame
-}
-
-fn ramp(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 7 % 251) as u8).collect()
 }
 
 #[test]
