@@ -74,7 +74,7 @@ fn ring_turns(c: &mut Criterion) {
     group.bench_function("wake", |b| {
         b.iter(|| {
             wake.wake();
-            ring.turn(|_| {}).unwrap();
+            ring.turn(Some(Duration::ZERO), |_| {}).unwrap();
             wake.drain();
             ring.take_woken()
         });
@@ -88,7 +88,7 @@ fn ring_turns(c: &mut Criterion) {
         b.iter(|| {
             far.send(&payload).unwrap();
             while ring.frame().is_none() {
-                ring.turn(|_| {}).unwrap();
+                ring.turn(Some(Duration::ZERO), |_| {}).unwrap();
             }
             ring.advance();
         });
@@ -96,7 +96,7 @@ fn ring_turns(c: &mut Criterion) {
 }
 
 fn udp_round(ring: &mut Ring, payload: &[u8], to: SocketAddrV4) {
-    ring.turn(|stage| {
+    ring.turn(Some(Duration::ZERO), |stage| {
         assert!(stage.send(payload, to, &[]));
     })
     .unwrap();
@@ -106,7 +106,7 @@ fn udp_round(ring: &mut Ring, payload: &[u8], to: SocketAddrV4) {
             assert_eq!(datagram.len, payload.len());
             return;
         }
-        ring.turn(|_| {}).unwrap();
+        ring.turn(Some(Duration::ZERO), |_| {}).unwrap();
     }
 }
 

@@ -25,7 +25,7 @@ cells='*'
 OFF="--tun-offload=off --udp-offload=off"
 declare -A flags=(
     # What flannel does: no offload, one packet a call, poll.
-    [classic]="--engine=poll --workers=1 $OFF --batch=1 --buffers=4"
+    [classic]="--engine=poll --workers=1 $OFF --batch=1 --buffers=4 --moderation=0"
     [uring1]="--engine=uring --workers=1" [uring2]="--engine=uring --workers=2"
     [poll1]="--engine=poll --workers=1" [poll2]="--engine=poll --workers=2"
     [uring1-off]="--engine=uring --workers=1 $OFF" [poll1-off]="--engine=poll --workers=1 $OFF"

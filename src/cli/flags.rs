@@ -2,7 +2,7 @@
 //! refused by name) and ours.
 
 use super::value::{self, Value};
-use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, LONGEST_SPIN, MAX_WORKERS};
+use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS};
 use clap::{Arg, ArgAction, Command};
 use std::time::Duration;
 
@@ -146,6 +146,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "batch", BATCH, "64", "Reads that a worker takes from one descriptor before it turns to the next"),
     flag(Ours, "buffers", BUFFERS, "16", "Receive buffers of each direction and worker"),
     flag(Ours, "spin", Time(Duration::ZERO, LONGEST_SPIN), "0", "How long an idle worker looks for packets before it sleeps, such as 20us; costs its core"),
+    flag(Ours, "moderation", Time(Duration::ZERO, LONGEST_MODERATION), "50us", "How long a worker lets small packets gather that come fast and from one side only; 0: never"),
     flag(Ours, "receive-buffer", SOCKET_BUFFER, "8388608", "Bytes of receive buffer for each UDP socket"),
     flag(Ours, "send-buffer", SOCKET_BUFFER, "8388608", "Bytes of send buffer for each UDP socket"),
     flag(Ours, "tun-offload", Choice(&["auto", "tso", "off"]), "auto", "Offloads at the TUN device: all, TSO only, none"),

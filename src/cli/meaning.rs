@@ -305,6 +305,7 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
         batch: given.size("batch", default.batch),
         buffers: given.size("buffers", default.buffers),
         spin: given.duration("spin", default.spin),
+        moderation: given.duration("moderation", default.moderation),
         receive_buffer: given.size("receive-buffer", default.receive_buffer),
         send_buffer: given.size("send-buffer", default.send_buffer),
         carrier: match given.text("engine") {

@@ -65,6 +65,7 @@ const SERVED: &[Row<'_>] = &[
     ("batch", "1", Some(("0", 2)), &[]),
     ("buffers", "4", Some(("3", 2)), &[]),
     ("spin", "20us", Some(("11ms", 2)), &[]),
+    ("moderation", "0", Some(("2ms", 2)), &[]),
     ("receive-buffer", "262144", Some(("1000", 2)), &[]),
     ("send-buffer", "262144", Some(("1000", 2)), &[]),
     ("tun-offload", "tso", Some(("uso", 2)), &[]),

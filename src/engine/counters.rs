@@ -135,6 +135,8 @@ pub enum Count {
     SegmentationOff,
     /// Turns of the worker: one wait each.
     Turns,
+    /// Turns in which the wait, if there was one, began with a rest (`--moderation`).
+    Rests,
     /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
     Starved,
     /// Errors of reading from the TUN and of receiving, other than the deletion of the device.
@@ -147,7 +149,7 @@ pub enum Count {
 
 impl Count {
     /// All counts, in the order of their numbers.
-    pub const ALL: [Count; 17] = [
+    pub const ALL: [Count; 18] = [
         Count::TunReads,
         Count::TunPackets,
         Count::TunBytes,
@@ -161,6 +163,7 @@ impl Count {
         Count::Resent,
         Count::SegmentationOff,
         Count::Turns,
+        Count::Rests,
         Count::Starved,
         Count::ReceiveErrors,
         Count::RouteChanges,
@@ -184,6 +187,7 @@ impl Count {
             Count::Resent => "resent",
             Count::SegmentationOff => "segmentation_off",
             Count::Turns => "turns",
+            Count::Rests => "rests",
             Count::Starved => "starved",
             Count::ReceiveErrors => "receive_errors",
             Count::RouteChanges => "route_changes",

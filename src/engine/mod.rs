@@ -15,6 +15,7 @@
 
 pub mod counters;
 mod icmp_limit;
+mod moderation;
 pub mod port;
 pub mod settings;
 mod start;

@@ -25,6 +25,9 @@ pub struct Settings {
     pub peer_filter: PeerFilter,
     /// How long a worker that has nothing to do looks for more before it sleeps; at most [`LONGEST_SPIN`].
     pub spin: Duration,
+    /// How long a worker lets small packets gather where they come fast and from one side; zero: never. At most
+    /// [`LONGEST_MODERATION`].
+    pub moderation: Duration,
     /// `SO_RCVBUF` wished for, in bytes; the kernel may give less.
     pub receive_buffer: usize,
     /// `SO_SNDBUF` wished for, in bytes; the kernel may give less.
@@ -38,6 +41,8 @@ pub struct Settings {
 pub const MAX_WORKERS: usize = crate::tun::MAX_QUEUES;
 /// A longer look would only burn the core.
 pub const LONGEST_SPIN: Duration = Duration::from_millis(10);
+/// A longer rest would overflow the TUN's queue (500 packets) at a rate that one core can carry.
+pub const LONGEST_MODERATION: Duration = Duration::from_millis(1);
 /// Range of [`Settings::batch`].
 pub const BATCH_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
 /// Range of [`Settings::buffers`].
@@ -51,6 +56,7 @@ impl Default for Settings {
             batch: 64,
             buffers: 16,
             spin: Duration::ZERO,
+            moderation: Duration::from_micros(50),
             carrier: Carrier::default(),
             tun_offload: TunOffload::default(),
             udp_offload: UdpOffload::default(),

@@ -1,6 +1,7 @@
 //! Starting the workers: buffers, port, thread.
 
 use super::counters::Counters;
+use super::moderation::Moderation;
 use super::port::{Link, Outgoing, PollPort, PollSizes, Port, UringPort};
 use super::settings::{Carrier, Settings};
 use super::tun_to_udp::TunToUdp;
@@ -14,11 +15,13 @@ use crate::route::{RouteCommand, RouteTable};
 use crate::tun::Offloads;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ipnet::Ipv4Net;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 use tracing::{info, warn};
 
 /// Trains of one turn, 64 KiB each.
@@ -28,6 +31,8 @@ const FRAMES: usize = 512;
 const PIECES: usize = 2048;
 /// Heads of those frames.
 const HEAD_BYTES: usize = FRAMES * coalesce::HEAD_ROOM;
+/// How late a worker's timer may come, in nanoseconds.
+const TIMER_SLACK_NS: u64 = 1000;
 /// Commands that may wait for a worker.
 const COMMANDS: usize = 4096;
 
@@ -129,6 +134,7 @@ impl Pipeline {
             receive_errors: 0,
             limits: self.limits,
             limited: None,
+            moderation: Moderation::new(settings.moderation, Instant::now()),
         }
     }
 }
@@ -147,6 +153,7 @@ impl Place {
     /// The thread's body. The ring must be made by the thread that uses it.
     fn work(self, pipeline: Pipeline, started: &Started) -> io::Result<()> {
         self.pin();
+        self.sharpen_timer();
         let ring = match self.settings.carrier {
             Carrier::Poll => None,
             wanted => match self.ring() {
@@ -186,6 +193,14 @@ impl Place {
         }
         if let Err(error) = sched_setaffinity(None, &set) {
             warn!(worker = self.index, core, %error, "cannot pin the worker to its core (--cores)");
+        }
+    }
+
+    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a rest.
+    fn sharpen_timer(&self) {
+        let asked = NonZero::new(TIMER_SLACK_NS);
+        if let Err(error) = set_current_timer_slack(asked) {
+            warn!(worker = self.index, %error, "rests will be longer than --moderation says");
         }
     }
 

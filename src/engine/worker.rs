@@ -1,6 +1,7 @@
 //! The loop of one worker: control → datagrams → frames → turn → failures.
 
 use super::counters::{Count, Counters, DropReason};
+use super::moderation::Moderation;
 use super::port::{Failure, Outgoing, Port};
 use super::tun_to_udp::{Taken, TunToUdp};
 use super::udp_to_tun::UdpToTun;
@@ -23,8 +24,9 @@ pub(super) enum Command {
 
 /// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
 pub(super) const PACKETS_PER_RECEIVE: usize = 128;
-/// A turn gathers about this many bytes a direction: more would fall out of the second-level cache.
-const TURN_BYTES: usize = 256 << 10;
+/// A turn gathers about this many bytes a direction. A turn ends trains and frames that more packets could have joined,
+/// so long turns make fewer of them (`perf/EXPERIMENTS.md`).
+const TURN_BYTES: usize = 1 << 20;
 /// A receive that fails this often in a row is given a rest, lest it take the whole core.
 const PATIENCE: usize = 16;
 const REST: Duration = Duration::from_millis(10);
@@ -51,6 +53,7 @@ pub(super) struct Worker<P> {
     pub(super) limits: Limits,
     /// Since when they may be less.
     pub(super) limited: Option<Instant>,
+    pub(super) moderation: Moderation,
 }
 
 impl<P: Port> Worker<P> {
@@ -60,8 +63,9 @@ impl<P: Port> Worker<P> {
     /// What makes the port useless.
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.obey() {
-            self.gather();
-            self.turn()?;
+            let dry = self.gather();
+            let rest = if dry { self.moderation.rest(Instant::now()) } else { Duration::ZERO };
+            self.turn(rest)?;
         }
         Ok(())
     }
@@ -81,40 +85,55 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Takes what the port has, both ways, up to a turn's fill.
-    pub(super) fn gather(&mut self) {
+    /// Takes what the port has, both ways, up to a turn's fill. True if the port ran dry both ways before that.
+    pub(super) fn gather(&mut self) -> bool {
+        let dry = self.gather_datagrams();
+        self.gather_frames() && dry
+    }
+
+    fn gather_datagrams(&mut self) -> bool {
         let mut bytes = 0;
         for _ in 0..self.batch {
             if bytes >= TURN_BYTES || !self.out.coalescer.has_room_for(PACKETS_PER_RECEIVE) {
-                break;
+                return false;
             }
-            let Some(received) = self.port.datagram() else { break };
+            let Some(received) = self.port.datagram() else { return true };
             self.receive_errors = 0;
             bytes += received.len;
+            self.moderation.receive(received.len);
             let payload = self.port.payload(&received);
             self.udp_to_tun.take(&received, payload, &self.routes, &mut self.out, &self.counters);
         }
+        false
+    }
+
+    fn gather_frames(&mut self) -> bool {
         let mut bytes = 0;
         for _ in 0..self.batch {
             if bytes >= TURN_BYTES {
-                break;
+                return false;
             }
-            let Some(frame) = self.port.frame() else { break };
-            bytes += frame.len();
+            let Some(frame) = self.port.frame() else { return true };
+            let len = frame.len();
+            bytes += len;
             self.receive_errors = 0;
             match self.tun_to_udp.take(frame, &self.routes, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
-                Taken::InPart => break,
+                Taken::InPart => return false,
             }
+            self.moderation.frame(len);
         }
+        false
     }
 
-    /// Sends and writes what was gathered, waits, and deals with what failed.
-    pub(super) fn turn(&mut self) -> io::Result<()> {
+    /// Sends and writes what was gathered, waits, and deals with what failed. `rest`: how long to let packets gather
+    /// before looking for them, if there are none.
+    pub(super) fn turn(&mut self, rest: Duration) -> io::Result<()> {
         self.counters.add(Count::Turns, 1);
+        self.counters.add(Count::Rests, usize::from(!rest.is_zero()));
         self.counters.add(Count::UdpSends, self.out.batcher.open());
         self.counters.add(Count::TunWrites, self.out.coalescer.len());
-        self.port.turn(&mut self.out)?;
+        self.port.turn(&mut self.out, rest)?;
         for index in 0..self.port.failures().len() {
             match self.port.failures()[index] {
                 Failure::Send(train, errno) => self.send_failed(train, errno),

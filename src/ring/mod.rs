@@ -183,12 +183,17 @@ impl Ring {
         Ok(ring)
     }
 
-    /// One turn: carries out what `stage` stages, gives back the datagrams handled since the last turn, and
-    /// sleeps if there is nothing to handle: no frame, no datagram, no wake-up, no failure.
+    /// One turn: carries out what `stage` stages and gives back the datagrams handled since the last turn. Then it
+    /// lets packets gather for the time in `wait`, and if there is nothing to handle (no frame, no datagram, no
+    /// wake-up, no failure), it sleeps until there is. With `None` it does neither.
     ///
     /// # Errors
     /// Only what makes the ring useless: the caller must give it up.
-    pub fn turn<'a>(&mut self, stage: impl FnOnce(&mut Staging<'_, 'a>)) -> io::Result<()> {
+    pub fn turn<'a>(
+        &mut self,
+        wait: Option<Duration>,
+        stage: impl FnOnce(&mut Staging<'_, 'a>),
+    ) -> io::Result<()> {
         self.store.clear();
         self.failures.clear();
         stage(&mut Staging { store: &mut self.store, datagrams: &self.datagrams, borrowed: PhantomData });
@@ -204,12 +209,10 @@ impl Ring {
             self.datagrams.release(filled);
         }
         self.arm()?;
-        if self.nothing_to_handle() {
-            self.spin()?;
-            self.enter(1)?;
-            self.harvest();
+        match wait {
+            Some(rest) => self.wait(rest),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The frame to handle next, as the TUN gave it: vnet header and packet. The same until
@@ -217,6 +220,12 @@ impl Ring {
     pub fn frame(&mut self) -> Option<&mut [u8]> {
         let filled = self.ready_frames.front()?;
         Some(self.frames.bytes_mut(filled))
+    }
+
+    /// Whether there is a frame to handle.
+    #[must_use]
+    pub fn has_frame(&self) -> bool {
+        !self.ready_frames.is_empty()
     }
 
     /// Done with the current frame.
@@ -287,6 +296,23 @@ impl Ring {
     #[must_use]
     pub fn starved(&self) -> u64 {
         self.starved
+    }
+
+    fn wait(&mut self, rest: Duration) -> io::Result<()> {
+        if !rest.is_zero() {
+            std::thread::sleep(rest);
+        }
+        if self.nothing_to_handle() {
+            if rest.is_zero() {
+                self.spin()?;
+            }
+            self.enter(1)?;
+        } else if !rest.is_zero() {
+            // What gathered meanwhile, without waiting for more.
+            self.enter(0)?;
+        }
+        self.harvest();
+        Ok(())
     }
 
     /// Looks, without a system call, whether the kernel has work for us, for as long as the operator allows.

@@ -8,6 +8,9 @@ use std::os::unix::net::UnixDatagram;
 const SIZES: Sizes =
     Sizes { frames: 4, datagrams: 4, sends: 8, writes: 8, vectors: 64, spin: Duration::ZERO };
 
+/// Sleep at once.
+const SLEEP: Option<Duration> = Some(Duration::ZERO);
+
 struct Bench {
     ring: Ring,
     wake: Wake,
@@ -55,7 +58,7 @@ fn frames_and_datagrams_arrive_in_order_and_more_often_than_there_are_buffers() 
             b.far.send_to(&[round * 4 + i; 50], b.near.local_addr().unwrap()).unwrap();
         }
         while frames < (round + 1) * 4 || datagrams < (round + 1) * 4 {
-            b.ring.turn(|_| {}).unwrap();
+            b.ring.turn(SLEEP, |_| {}).unwrap();
             while let Some(frame) = b.ring.frame() {
                 assert_eq!(frame, [frames; 100]);
                 frames += 1;
@@ -75,12 +78,12 @@ fn frames_and_datagrams_arrive_in_order_and_more_often_than_there_are_buffers() 
 fn sends_and_writes_reach_their_descriptors_and_pieces_come_from_received_buffers() {
     let mut b = bench(SIZES);
     b.far.send_to(b"0123456789", b.near.local_addr().unwrap()).unwrap();
-    b.ring.turn(|_| {}).unwrap();
+    b.ring.turn(SLEEP, |_| {}).unwrap();
     let datagram = b.ring.datagram().unwrap();
     let to = local(&b.far);
     b.wake.wake();
     b.ring
-        .turn(|stage| {
+        .turn(SLEEP, |stage| {
             assert!(stage.send(b"one", to, &[]));
             assert!(stage.send(b"two", to, &[]));
             let piece = (datagram.buffer, datagram.start + 2, 3);
@@ -106,7 +109,7 @@ fn a_full_stage_refuses_and_a_failed_send_is_reported_by_number() {
     let to = local(&b.far);
     let huge = vec![0; 65_508];
     b.ring
-        .turn(|stage| {
+        .turn(SLEEP, |stage| {
             for i in 0..8 {
                 assert!(stage.send(if i == 5 { &huge } else { b"x" }, to, &[]));
             }
@@ -126,7 +129,7 @@ fn a_wake_up_ends_the_wait_from_another_thread_every_time() {
             wake.wake();
         });
         while !b.ring.take_woken() {
-            b.ring.turn(|_| {}).unwrap();
+            b.ring.turn(SLEEP, |_| {}).unwrap();
         }
         b.wake.drain();
         thread.join().unwrap();
@@ -141,7 +144,7 @@ fn buffers_that_run_out_are_counted_and_reading_goes_on() {
     }
     let mut seen = 0;
     while seen < 20 {
-        b.ring.turn(|_| {}).unwrap();
+        b.ring.turn(SLEEP, |_| {}).unwrap();
         while let Some(datagram) = b.ring.datagram() {
             assert_eq!(payload(&b.ring, &datagram), [seen]);
             seen += 1;
@@ -159,7 +162,7 @@ fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
         wake.wake();
         for _ in 0..round % 4 {
             far.send_to(b"x", address).unwrap();
-            ring.turn(|_| {}).unwrap();
+            ring.turn(SLEEP, |_| {}).unwrap();
             while ring.datagram().is_some() {}
         }
         drop((ring, near));
@@ -185,12 +188,12 @@ fn a_read_that_fails_is_told_and_made_again() {
     let mut ring = Ring::new(descriptors, SIZES).unwrap();
     tun.send(b"anybody?").unwrap();
     while ring.take_receive_error() != Some(libc::ECONNREFUSED) {
-        ring.turn(|_| {}).unwrap();
+        ring.turn(SLEEP, |_| {}).unwrap();
     }
     assert_eq!(ring.tun_error(), None);
     UdpSocket::bind(absent).unwrap().send_to(b"here", tun.local_addr().unwrap()).unwrap();
     while ring.frame().is_none() {
-        ring.turn(|_| {}).unwrap();
+        ring.turn(SLEEP, |_| {}).unwrap();
     }
     assert_eq!(ring.frame().unwrap(), b"here");
 }

@@ -4,6 +4,7 @@ use super::{Failure, Outgoing, Port, Received};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 /// A datagram to be received: payload, sender, stride, whether it was cut.
 #[derive(Debug, Clone)]
@@ -59,7 +60,7 @@ impl MemoryPort {
 }
 
 impl Port for MemoryPort {
-    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, _rest: Duration) -> io::Result<()> {
         self.failures.clear();
         for (index, (to, train)) in out.batcher.trains().enumerate() {
             if let Some(errno) = Self::fault(&mut self.send_faults) {

@@ -18,6 +18,7 @@ use crate::tun::Queue;
 use crate::udp::Socket;
 use std::io;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 /// What one worker reads and writes.
 #[derive(Debug)]
@@ -76,12 +77,12 @@ pub enum Failure {
 
 /// Packet input and output of one worker.
 pub trait Port {
-    /// Sends every train and writes every frame of `out`, in order; then, if there is nothing to handle yet,
-    /// waits for a frame, a datagram or a wake-up.
+    /// Sends every train and writes every frame of `out`, in order; then lets packets gather for as long as `rest`
+    /// says; then, if there is nothing to handle yet, waits for a frame, a datagram or a wake-up.
     ///
     /// # Errors
     /// Only what makes the port useless.
-    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()>;
+    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()>;
 
     /// What failed in the last turn, oldest first.
     fn failures(&self) -> &[Failure];

@@ -155,7 +155,10 @@ impl PollPort {
         quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
-    fn wait(&mut self) -> io::Result<()> {
+    fn wait(&mut self, rest: Duration) -> io::Result<()> {
+        if !rest.is_zero() {
+            std::thread::sleep(rest);
+        }
         // A deleted device would report an error for ever: leave it out.
         let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
         let (tun, udp, wake) = {
@@ -185,7 +188,7 @@ impl PollPort {
 }
 
 impl Port for PollPort {
-    fn turn(&mut self, out: &mut Outgoing) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()> {
         self.failures.clear();
         self.send_all(&out.batcher);
         self.write_all(&mut out.coalescer);
@@ -194,7 +197,7 @@ impl Port for PollPort {
             self.filled = 0;
         }
         if self.nothing_to_handle() {
-            self.wait()?;
+            self.wait(rest)?;
         } else {
             // The side that had run dry may have more by now. Without another look a busy side would starve it.
             self.tun_ready = true;

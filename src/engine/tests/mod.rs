@@ -26,6 +26,7 @@ use crossbeam::channel::{Sender, bounded};
 use ipnet::Ipv4Net;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The peer of 10.1.9.0/24.
 const NINE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 8285);
@@ -109,7 +110,7 @@ impl Bench {
     fn step(&mut self) {
         assert!(self.worker.obey());
         self.worker.gather();
-        self.worker.turn().unwrap();
+        self.worker.turn(Duration::ZERO).unwrap();
     }
 
     /// Rounds until all input is gone.
