@@ -10,6 +10,7 @@ mod fallback;
 mod icmp;
 mod lab;
 mod life;
+mod moderation;
 mod refusals;
 mod routes;
 
