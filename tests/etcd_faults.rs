@@ -206,6 +206,30 @@ fn another_endpoint_is_asked() {
     });
 }
 
+/// Neither a page of a proxy nor a library's view of its own errors is a log line.
+#[test]
+fn an_odd_servers_answer_is_one_short_line() {
+    let page = format!("<html>\r\n\x1b[2J{}", "x".repeat(100_000));
+    run(async {
+        for status in ["200 OK", "403 Forbidden", "418 Odd", "503 Down"] {
+            let length = page.len();
+            let odd = server(format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}"
+            ));
+            for api in BOTH {
+                let mut settings = support::settings(vec![odd.clone()], api, "/n");
+                settings.timeout = Duration::from_secs(2);
+                let text = failure(&store(&settings), Duration::from_secs(5)).await.to_string();
+                assert!(
+                    !text.contains(char::is_control) && text.len() < 500,
+                    "{api:?}, {status}: {text:.500}"
+                );
+                assert!(!text.contains("Error(") && !text.contains("Error {"), "{api:?}, {status}: {text}");
+            }
+        }
+    });
+}
+
 /// A write may be the first thing that meets a dead endpoint. One that never left goes to the next.
 #[test]
 fn a_write_that_never_left_goes_elsewhere() {

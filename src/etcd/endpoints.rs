@@ -1,6 +1,7 @@
 //! Several endpoints: which one to ask, and when to ask the next.
 
 use super::{Error, Settings};
+use crate::subnet::quote;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -149,12 +150,15 @@ pub(super) fn seconds(ttl: Duration) -> u64 {
     (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
 
-/// An error and what caused it, in one line.
+/// An error and what caused it, in one line. Each may repeat what the server sent, so each is quoted.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    causes(quote(&error.to_string()), error.source())
+}
+
+/// A text, and the causes that it does not name itself.
+pub(super) fn causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        let cause_text = quote(&cause.to_string());
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
