@@ -5,6 +5,9 @@ use crate::subnet::quote;
 use std::cell::Cell;
 use std::time::Duration;
 
+/// The longest silence of a watch.
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
+
 /// The endpoints of one store. Calls stay with the one that answered last.
 #[derive(Debug)]
 pub(super) struct Endpoints {
@@ -67,9 +70,10 @@ impl Endpoints {
     }
 
     /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with
-    /// the default deadline.
+    /// the default deadline, and a minute at most. A long deadline is for a slow store; a watch that has died
+    /// unnoticed hides every peer that joins meanwhile.
     pub(super) fn patience(&self) -> Duration {
-        self.timeout * 6
+        self.timeout.saturating_mul(6).min(MOST_PATIENCE)
     }
 
     /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
@@ -192,6 +196,17 @@ mod tests {
         }
         let Err(Error::Invalid(text)) = normalised("http://me:secret@host:1") else { panic!("taken") };
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn patience_grows_with_the_deadline_to_a_minute() {
+        let patience = |timeout| {
+            let urls = vec!["http://a:1".to_owned()];
+            let (current, generation) = (Cell::new(0), Cell::new(0));
+            Endpoints { urls, current, generation, timeout: Duration::from_secs(timeout) }.patience()
+        };
+        assert_eq!([1, 5, 10, 300].map(|timeout| patience(timeout).as_secs()), [6, 30, 60, 60]);
+        assert_eq!(patience(u64::MAX).as_secs(), 60);
     }
 
     #[test]
