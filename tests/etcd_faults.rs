@@ -17,9 +17,8 @@ fn credentials(username: &str, password: &str) -> Option<Credentials> {
     Some(Credentials { username: username.to_owned(), password: password.to_owned() })
 }
 
-#[test]
-fn v2_users_and_passwords() {
-    let etcd = Etcd::start();
+/// Users of etcd v2: root, and flannel who may only touch `/n`; who names none may touch nothing.
+fn enable_v2_auth(etcd: &Etcd) {
     let root = ["--user", "root:top"];
     let put = |path: &str, body: &str| {
         let answer = etcd.curl(path, &["-XPUT", root[0], root[1], "--data", body]);
@@ -33,6 +32,12 @@ fn v2_users_and_passwords() {
     );
     put("/v2/auth/users/flannel", r#"{"user":"flannel","password":"secret word","roles":["net"]}"#);
     put("/v2/auth/roles/guest", r#"{"role":"guest","revoke":{"kv":{"read":["/*"],"write":["/*"]}}}"#);
+}
+
+#[test]
+fn v2_users_and_passwords() {
+    let etcd = Etcd::start();
+    enable_v2_auth(&etcd);
     run(async {
         let mut settings = etcd.settings(Api::V2, "/n");
         for wrong in [None, credentials("flannel", "secret"), credentials("nobody", "secret word")] {
@@ -381,6 +386,31 @@ fn auto_takes_the_api_that_holds_the_config() {
         assert!(matches!(store.config().await, Err(Error::Unavailable(_))));
         assert_eq!(chosen(&store), None, "silence decides nothing");
     });
+}
+
+/// v2 refuses us: that is not "no config".
+#[test]
+fn auto_takes_no_refusal_for_absence() {
+    let etcd = Etcd::start();
+    etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=v2"]);
+    enable_v2_auth(&etcd);
+    let mut settings = etcd.settings(Api::Auto, "/n");
+    let remedy = |error: &Error| is_denied(error) && error.to_string().contains("--etcd-api");
+    run(async {
+        let refused = store(&settings);
+        let error = refused.config().await.unwrap_err();
+        assert!(remedy(&error), "{error:?}");
+        settings.credentials = credentials("flannel", "secret word");
+        assert_eq!(store(&settings).config().await.as_deref(), Ok("v2"));
+        etcd.etcdctl(&["put", "/n/config", "v3"]);
+        assert_eq!(refused.config().await.as_deref(), Ok("v3"));
+    });
+    // The same from v3.
+    let etcd = Etcd::start();
+    enable_v3_auth(&etcd);
+    etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=v2"]);
+    let error = run(store(&etcd.settings(Api::Auto, "/n")).config()).unwrap_err();
+    assert!(remedy(&error), "{error:?}");
 }
 
 /// A store that was restored from an older state: a watch from a revision that it has not reached yet would say

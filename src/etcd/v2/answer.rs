@@ -14,6 +14,10 @@ pub(super) mod fault {
     pub(in crate::etcd::v2) const INDEX_CLEARED: u32 = 401;
 }
 
+/// A server without the keys API answers 404 without an error code.
+pub(in crate::etcd) const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
+    and 3.5 need --enable-v2=true";
+
 /// A key with what it holds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,11 +100,7 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
     };
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied(format!("{status}: {text}")),
-        StatusCode::NOT_FOUND => Error::Invalid(
-            "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 and 3.5 need \
-             --enable-v2=true"
-                .to_owned(),
-        ),
+        StatusCode::NOT_FOUND => Error::Invalid(NO_KEYS_API.to_owned()),
         status if status.is_server_error() => Error::Unavailable(format!("{status}: {text}")),
         status => Error::Invalid(format!("{status}: {text}")),
     })
