@@ -388,7 +388,7 @@ fn auto_takes_the_api_that_holds_the_config() {
     });
 }
 
-/// v2 refuses us: that is not "no config".
+/// v2 refuses us: that is not "no config", and with several networks not "none".
 #[test]
 fn auto_takes_no_refusal_for_absence() {
     let etcd = Etcd::start();
@@ -400,8 +400,11 @@ fn auto_takes_no_refusal_for_absence() {
         let refused = store(&settings);
         let error = refused.config().await.unwrap_err();
         assert!(remedy(&error), "{error:?}");
+        let error = refused.networks().await.unwrap_err();
+        assert!(remedy(&error), "{error:?}");
         settings.credentials = credentials("flannel", "secret word");
         assert_eq!(store(&settings).config().await.as_deref(), Ok("v2"));
+        assert_eq!(store(&settings).networks().await, Ok(Vec::new()));
         etcd.etcdctl(&["put", "/n/config", "v3"]);
         assert_eq!(refused.config().await.as_deref(), Ok("v3"));
     });

@@ -119,21 +119,27 @@ impl Auto {
         Ok(if only_v2 { Api::V2 } else { Api::V3 })
     }
 
-    /// Of the API that has any; nothing is decided by it, since every network is a store of its own.
+    /// Of both APIs: every network is a store of its own and chooses for itself. If one does not tell, that is an
+    /// error: fewer names would end networks that run.
     async fn networks(&self) -> Result<Vec<String>, Error> {
-        match self.v3.networks().await {
-            Ok(names) if names.is_empty() => match self.v2.networks().await {
-                Err(error) if V2::is_absent(&error) => Ok(names),
-                other => other,
-            },
+        let mut names = match self.v3.networks().await {
+            Ok(names) => names,
             Err(error @ Error::Unavailable(_)) => {
                 if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
                     return Err(error);
                 }
-                self.v2.networks().await
+                Vec::new()
             }
-            other => other,
+            Err(error) => return Err(unsure(error, "v3 does not tell which networks it holds")),
+        };
+        match self.v2.networks().await {
+            Ok(more) => names.extend(more),
+            Err(error) if V2::is_absent(&error) => {}
+            Err(error) => return Err(unsure(error, "v2 does not tell which networks it holds")),
         }
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 }
 
