@@ -10,11 +10,19 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 # need_root: namespaces and TUN devices are root's business.
 need_root() { [ "$(id -u)" -eq 0 ] || die "this needs root (network namespaces, TUN)"; }
 
-# need COMMAND:PACKAGE...: installs the Debian packages of the commands that are missing.
+# is_here COMMAND|/FILE
+is_here() {
+    case "$1" in
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
+
+# need COMMAND:PACKAGE|/FILE:PACKAGE...: installs the Debian packages of what is missing.
 need() {
     local pair missing=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+        is_here "${pair%%:*}" || missing+=("${pair#*:}")
     done
     [ "${#missing[@]}" -gt 0 ] || return 0
     say "installing ${missing[*]}"
@@ -23,7 +31,7 @@ need() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}"
     hash -r
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null 2>&1 || die "${pair%%:*} is still missing (package ${pair#*:})"
+        is_here "${pair%%:*}" || die "${pair%%:*} is still missing (package ${pair#*:})"
     done
 }
 
@@ -35,12 +43,15 @@ need_tun() {
     [ -c /dev/net/tun ] || die "/dev/net/tun is missing and cannot be made here"
 }
 
-# need_build: what the build itself takes; protoc is for etcd-client's build script.
+# need_build: what the build itself takes; protoc and the files that it looks for in ../include are for etcd-client's
+# build script, and the latter are another package.
 need_build() {
+    local include
     command -v cargo >/dev/null 2>&1 || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
     command -v cargo >/dev/null 2>&1 || die "cargo is missing: install Rust first (https://rustup.rs)"
-    need cc:gcc protoc:protobuf-compiler
-    [ -e /usr/include/stdlib.h ] || need no-such-command:libc6-dev
+    need cc:gcc /usr/include/stdlib.h:libc6-dev protoc:protobuf-compiler
+    include="$(realpath "$(dirname "$(realpath "$(command -v protoc)")")/..")/include"
+    need "$include/google/protobuf/descriptor.proto:libprotobuf-dev"
 }
 
 # lab_begin: a random name and a directory for a lab, and a trap that removes its namespaces and ends every process

@@ -1,7 +1,7 @@
 //! The `flanneld` binary: parse, run, exit code.
 
 use flanneld::cli::{self, Options, Parsed};
-use flanneld::daemon::{self, Networks, Settings};
+use flanneld::daemon::{self, LogLines, Networks, Settings};
 use std::io::Write;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     };
     let level = if options.log.v > 0 { LevelFilter::DEBUG } else { LevelFilter::INFO };
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogLines(std::io::stderr()))
         .with_ansi(false)
         .with_max_level(level)
         // A line that cannot be written is lost; the library's complaint about it would be a panic.

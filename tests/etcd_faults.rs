@@ -17,9 +17,8 @@ fn credentials(username: &str, password: &str) -> Option<Credentials> {
     Some(Credentials { username: username.to_owned(), password: password.to_owned() })
 }
 
-#[test]
-fn v2_users_and_passwords() {
-    let etcd = Etcd::start();
+/// Users of etcd v2: root, and flannel who may only touch `/n`; who names none may touch nothing.
+fn enable_v2_auth(etcd: &Etcd) {
     let root = ["--user", "root:top"];
     let put = |path: &str, body: &str| {
         let answer = etcd.curl(path, &["-XPUT", root[0], root[1], "--data", body]);
@@ -33,6 +32,12 @@ fn v2_users_and_passwords() {
     );
     put("/v2/auth/users/flannel", r#"{"user":"flannel","password":"secret word","roles":["net"]}"#);
     put("/v2/auth/roles/guest", r#"{"role":"guest","revoke":{"kv":{"read":["/*"],"write":["/*"]}}}"#);
+}
+
+#[test]
+fn v2_users_and_passwords() {
+    let etcd = Etcd::start();
+    enable_v2_auth(&etcd);
     run(async {
         let mut settings = etcd.settings(Api::V2, "/n");
         for wrong in [None, credentials("flannel", "secret"), credentials("nobody", "secret word")] {
@@ -206,6 +211,30 @@ fn another_endpoint_is_asked() {
     });
 }
 
+/// Neither a page of a proxy nor a library's view of its own errors is a log line.
+#[test]
+fn an_odd_servers_answer_is_one_short_line() {
+    let page = format!("<html>\r\n\x1b[2J{}", "x".repeat(100_000));
+    run(async {
+        for status in ["200 OK", "403 Forbidden", "418 Odd", "503 Down"] {
+            let length = page.len();
+            let odd = server(format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}"
+            ));
+            for api in BOTH {
+                let mut settings = support::settings(vec![odd.clone()], api, "/n");
+                settings.timeout = Duration::from_secs(2);
+                let text = failure(&store(&settings), Duration::from_secs(5)).await.to_string();
+                assert!(
+                    !text.contains(char::is_control) && text.len() < 500,
+                    "{api:?}, {status}: {text:.500}"
+                );
+                assert!(!text.contains("Error(") && !text.contains("Error {"), "{api:?}, {status}: {text}");
+            }
+        }
+    });
+}
+
 /// A write may be the first thing that meets a dead endpoint. One that never left goes to the next.
 #[test]
 fn a_write_that_never_left_goes_elsewhere() {
@@ -357,6 +386,34 @@ fn auto_takes_the_api_that_holds_the_config() {
         assert!(matches!(store.config().await, Err(Error::Unavailable(_))));
         assert_eq!(chosen(&store), None, "silence decides nothing");
     });
+}
+
+/// v2 refuses us: that is not "no config", and with several networks not "none".
+#[test]
+fn auto_takes_no_refusal_for_absence() {
+    let etcd = Etcd::start();
+    etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=v2"]);
+    enable_v2_auth(&etcd);
+    let mut settings = etcd.settings(Api::Auto, "/n");
+    let remedy = |error: &Error| is_denied(error) && error.to_string().contains("--etcd-api");
+    run(async {
+        let refused = store(&settings);
+        let error = refused.config().await.unwrap_err();
+        assert!(remedy(&error), "{error:?}");
+        let error = refused.networks().await.unwrap_err();
+        assert!(remedy(&error), "{error:?}");
+        settings.credentials = credentials("flannel", "secret word");
+        assert_eq!(store(&settings).config().await.as_deref(), Ok("v2"));
+        assert_eq!(store(&settings).networks().await, Ok(Vec::new()));
+        etcd.etcdctl(&["put", "/n/config", "v3"]);
+        assert_eq!(refused.config().await.as_deref(), Ok("v3"));
+    });
+    // The same from v3.
+    let etcd = Etcd::start();
+    enable_v3_auth(&etcd);
+    etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=v2"]);
+    let error = run(store(&etcd.settings(Api::Auto, "/n")).config()).unwrap_err();
+    assert!(remedy(&error), "{error:?}");
 }
 
 /// A store that was restored from an older state: a watch from a revision that it has not reached yet would say

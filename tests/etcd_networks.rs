@@ -4,7 +4,7 @@
 mod support;
 
 use flanneld::etcd::{Api, Registry};
-use support::{Etcd, run};
+use support::{Etcd, Options, run};
 
 fn put_v2(etcd: &Etcd, key: &str, value: &str) {
     let body = format!("value={value}");
@@ -38,4 +38,24 @@ fn networks_are_found_among_other_keys() {
             assert_eq!(names, ["b", "b.c", "d e"], "{asked:?}, {api:?}");
         }
     }
+}
+
+/// Each API holds networks that the other does not, and one is in both. A server without the keys API has none there.
+#[test]
+fn auto_finds_the_networks_of_both_apis() {
+    let etcd = Etcd::start();
+    let names = |etcd: &Etcd| run(support::store(&etcd.settings(Api::Auto, "/n")).networks());
+    put_v2(&etcd, "/n/old/config", "{}");
+    assert_eq!(names(&etcd), Ok(vec!["old".to_owned()]));
+    for network in ["both", "new"] {
+        put_v3(&etcd, &format!("/n/{network}/config"), "{}");
+    }
+    put_v2(&etcd, "/n/both/config", "{}");
+    assert_eq!(names(&etcd), Ok(["both", "new", "old"].map(str::to_owned).to_vec()));
+
+    let flags = vec!["--enable-v2=false".to_owned()];
+    let etcd = Etcd::with(Options { flags, ..Options::default() });
+    assert_eq!(names(&etcd), Ok(Vec::new()));
+    put_v3(&etcd, "/n/new/config", "{}");
+    assert_eq!(names(&etcd), Ok(vec!["new".to_owned()]));
 }

@@ -162,16 +162,18 @@ fn rules_of_an_older_network_and_of_flags_now_off_go() {
     assert_eq!(saved(&lab), expected(Some(20), true));
     let blackholes = || lab.ip(&format!("-n {} route show type blackhole", lab.host(1)));
     assert!(blackholes().starts_with("blackhole 10.20.5.0/24 "), "{}", blackholes());
-    // Forward rules are on by default, masquerading is not.
-    start(&lab, &[]).terminate();
+    // Forward rules are on by default, masquerading is not. Without it the subnet file does not wait for the rules.
+    let mut daemon = start(&lab, &[]);
     becomes("the blackhole route", "", blackholes);
-    assert_eq!(saved(&lab), expected(Some(20), false));
+    becomes("forward rules only", &expected(Some(20), false), || saved(&lab));
+    daemon.terminate();
     start(&lab, &["-ip-masq", "-iptables-forward-rules=false", "-ip-masq-fully-random-disable"]).terminate();
     let text = saved(&lab);
     assert!(!text.contains("FLANNEL-FWD") && !text.contains("random-fully"), "{text}");
     assert!(text.contains("-A FLANNEL-POSTRTG -s 10.20.0.0/16 ! -d 224.0.0.0/4"), "{text}");
-    start(&lab, &["-iptables-forward-rules=false"]).terminate();
-    assert_eq!(saved(&lab), expected(None, false));
+    let mut daemon = start(&lab, &["-iptables-forward-rules=false"]);
+    becomes("no rules", &expected(None, false), || saved(&lab));
+    daemon.terminate();
 }
 
 const NFT: &str = "table ip flannel-ipv4 {
@@ -232,24 +234,60 @@ fn the_nftables_table_is_ours_whole_and_each_flavour_cleans_the_other() {
     only_foreign_nft(&lab);
 }
 
-#[test]
-fn daemons_of_several_networks_on_one_host_leave_each_other_in_peace() {
-    let Some(lab) = host() else { return };
+/// Daemons of networks 10.10.0.0/16, 10.20.0.0/16 and so on, on one host, all started at once: none of them finds
+/// another's rules when it looks.
+fn several(lab: &Lab, nftables: bool, args: &[&str]) -> [Daemon; 4] {
     let networks = [10, 20, 30, 40];
     for n in networks {
-        let config = format!(r#"{{"Network":"10.{n}.0.0/16","Backend":{{"Type":"alloc"}}}}"#);
+        let config = format!(
+            r#"{{"Network":"10.{n}.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"alloc"}}}}"#
+        );
         lab.put(Api::V3, &format!("n{n}/config"), &config);
     }
-    // All at once: none of them finds the chains when it looks.
     let mut daemons = networks.map(|n| {
         let file = lab.path(&format!("n{n}/subnet.env"));
         let prefix = format!("--etcd-prefix=/coreos.com/network/n{n}");
         let words = ["--iface=eth0", "--etcd-api=v3", "--iptables-resync=1", "-ip-masq", &prefix];
-        Daemon::start(&lab, &lab.host(1), &file, &words, &[])
+        Daemon::start(lab, &lab.host(1), &file, &[&words, args].concat(), &[])
     });
     for daemon in &mut daemons {
         daemon.subnet();
     }
+    daemons
+}
+
+#[test]
+fn nftables_daemons_of_several_networks_have_a_table_each() {
+    let Some(lab) = host() else { return };
+    let ruleset = || sh(&lab, "nft list ruleset");
+    let tables = || sh(&lab, "nft list tables | sort");
+    for last in [false, true] {
+        let daemons = several(&lab, true, if last { &["--cleanup-on-exit"] } else { &[] });
+        // One that lost the race for flannel's table notices when it next looks.
+        std::thread::sleep(ms(2500));
+        let (text, names) = (ruleset(), tables());
+        assert_eq!(text.matches("masquerade").count(), 4 * 2, "{text}");
+        assert_eq!(names.lines().filter(|name| *name == "table ip flannel-ipv4").count(), 1, "{names}");
+        let said =
+            || daemons.iter().map(|daemon| daemon.text().matches("by somebody").count()).sum::<usize>();
+        let before = said();
+        std::thread::sleep(ms(2500));
+        assert_eq!((ruleset(), said()), (text, before), "they fight");
+        for mut daemon in daemons {
+            daemon.terminate();
+        }
+        assert_eq!(
+            tables(),
+            if last { String::new() } else { names },
+            "the second run takes over the first's"
+        );
+    }
+}
+
+#[test]
+fn daemons_of_several_networks_on_one_host_leave_each_other_in_peace() {
+    let Some(lab) = host() else { return };
+    let daemons = several(&lab, false, &[]);
     let text = saved(&lab);
     assert_eq!(text.matches("-A FLANNEL-POSTRTG").count(), 1 + 4 * 5, "{text}");
     assert_eq!(text.matches("-A FLANNEL-FWD").count(), 4 * 2, "{text}");

@@ -126,12 +126,36 @@ fn systemd_accepts_the_unit() {
 
     let settings = settings(&unit);
     assert_eq!((settings["Type"], settings["Restart"]), ("notify", "always"));
+    assert_eq!(
+        settings["StartLimitIntervalSec"], "0",
+        "after five failures in ten seconds it would stay down"
+    );
     assert_eq!(settings["RuntimeDirectoryPreserve"], "yes", "subnet.env would go at a restart");
     assert!(!settings.contains_key("SystemCallFilter"), "it would forbid io_uring");
     assert!(
         !settings.contains_key("ProtectKernelTunables"),
         "IPv6 is switched off on flannel0 through /proc/sys"
     );
+}
+
+/// An image cannot be built here; what its recipe takes from this directory can be looked at.
+#[test]
+fn the_image_is_made_of_what_is_here() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let recipe = fs::read_to_string(top.join("packaging/Containerfile")).unwrap();
+    let copies: Vec<&str> = recipe
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY ").filter(|rest| !rest.starts_with("--from")))
+        .flat_map(|rest| rest.rsplit_once(' ').unwrap().0.split(' '))
+        .collect();
+    for path in &copies {
+        assert!(top.join(path).exists(), "{path}");
+    }
+    // What cargo wants before it builds anything: every target that the manifest names.
+    let manifest = fs::read_to_string(top.join("Cargo.toml")).unwrap();
+    assert!(!manifest.contains("[[bench]]") || copies.contains(&"benches"), "{copies:?}");
+    // protoc comes without the files that etcd-client imports.
+    assert!(recipe.contains("protobuf-compiler libprotobuf-dev"), "{recipe}");
 }
 
 /// Runs the installed program as the unit does: its settings file, its capabilities, its limits.

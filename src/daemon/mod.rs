@@ -12,6 +12,7 @@ mod complaint;
 mod control;
 mod external;
 pub mod leases;
+mod log_lines;
 mod networks;
 mod notify;
 mod orders;
@@ -20,6 +21,7 @@ mod rules;
 mod running;
 mod signals;
 
+pub use log_lines::LogLines;
 pub use networks::Networks;
 
 use control::Control;

@@ -1,8 +1,12 @@
 //! Several endpoints: which one to ask, and when to ask the next.
 
 use super::{Error, Settings};
+use crate::subnet::quote;
 use std::cell::Cell;
 use std::time::Duration;
+
+/// The longest silence of a watch.
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The endpoints of one store. Calls stay with the one that answered last.
 #[derive(Debug)]
@@ -66,9 +70,10 @@ impl Endpoints {
     }
 
     /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with
-    /// the default deadline.
+    /// the default deadline, and a minute at most. A long deadline is for a slow store; a watch that has died
+    /// unnoticed hides every peer that joins meanwhile.
     pub(super) fn patience(&self) -> Duration {
-        self.timeout * 6
+        self.timeout.saturating_mul(6).min(MOST_PATIENCE)
     }
 
     /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
@@ -149,12 +154,15 @@ pub(super) fn seconds(ttl: Duration) -> u64 {
     (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
 
-/// An error and what caused it, in one line.
+/// An error and what caused it, in one line. Each may repeat what the server sent, so each is quoted.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    causes(quote(&error.to_string()), error.source())
+}
+
+/// A text, and the causes that it does not name itself.
+pub(super) fn causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        let cause_text = quote(&cause.to_string());
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -188,6 +196,17 @@ mod tests {
         }
         let Err(Error::Invalid(text)) = normalised("http://me:secret@host:1") else { panic!("taken") };
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn patience_grows_with_the_deadline_to_a_minute() {
+        let patience = |timeout| {
+            let urls = vec!["http://a:1".to_owned()];
+            let (current, generation) = (Cell::new(0), Cell::new(0));
+            Endpoints { urls, current, generation, timeout: Duration::from_secs(timeout) }.patience()
+        };
+        assert_eq!([1, 5, 10, 300].map(|timeout| patience(timeout).as_secs()), [6, 30, 60, 60]);
+        assert_eq!(patience(u64::MAX).as_secs(), 60);
     }
 
     #[test]

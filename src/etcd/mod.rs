@@ -9,7 +9,7 @@
 //!
 //! - **Writes are conditional**, all of them: create if absent, update and delete if unchanged. flannel
 //!   overwrites, and so steals back a subnet that has long been another's.
-//! - **Deadlines.** Every call has one for each endpoint, and the next endpoint is asked when one is
+//! - **Deadlines.** Every request has one at each endpoint, and the next endpoint is asked when one is
 //!   silent. A write whose answer was lost is *not* repeated elsewhere: it ends in
 //!   [`Error::Unavailable`], and a new list tells what came of it.
 //! - **A watch never heals itself.** It ends with an error, and who asked for it goes on from the last
@@ -64,7 +64,7 @@ pub struct Settings {
     pub key_file: Option<PathBuf>,
     /// User and password; the password never reaches a log.
     pub credentials: Option<Credentials>,
-    /// Deadline of every call but the watch, for each endpoint; see [`Settings::TIMEOUT`].
+    /// Deadline of every request but the watch, at each endpoint; see [`Settings::TIMEOUT`].
     pub timeout: Duration,
 }
 
@@ -168,8 +168,10 @@ pub enum Error {
 
 /// The store, seen as flannel's contract needs it. Every write is conditional.
 ///
-/// One task calls it (current-thread runtime), hence no `Send` bounds. Every call ends within
-/// [`Settings::timeout`] times the number of endpoints.
+/// One task calls it (current-thread runtime), hence no `Send` bounds. Every call is one round of the endpoints and
+/// ends within [`Settings::timeout`] times their number, but for two: [`Registry::networks`] is a round for each
+/// child of the prefix and more, and a call of an undecided [`Auto`] comes after those that it decides by, four at
+/// most. Of a store that is silent there are no more than two: only one that answers, slowly, draws these out.
 #[allow(async_fn_in_trait)]
 pub trait Registry {
     /// A running watch.

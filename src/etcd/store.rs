@@ -44,7 +44,7 @@ pub fn connect(settings: &Settings) -> Result<Store, Error> {
 ///
 /// Until then every call asks anew. v2 is taken only when v3 has said for certain that it holds no
 /// config, or when the server is older than etcd 3: two nodes that guess differently would not see each
-/// other's leases.
+/// other's leases. No config in v3 and a refusal from v2 is an error, not the absence of a config.
 #[derive(Debug)]
 pub struct Auto {
     v2: V2,
@@ -84,9 +84,9 @@ impl Auto {
             Ok(_) => self.choose_with_v3_config().await?,
             Err(Error::NotFound(key)) => match self.v2.config().await {
                 Ok(_) => Api::V2,
-                // Not there, or no such API: then there is no config.
-                Err(Error::NotFound(_) | Error::Invalid(_)) => return Err(Error::NotFound(key)),
-                Err(error) => return Err(error),
+                Err(Error::NotFound(_)) => return Err(Error::NotFound(key)),
+                Err(error) if V2::is_absent(&error) => return Err(Error::NotFound(key)),
+                Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
             },
             Err(error @ Error::Unavailable(_)) => {
                 if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
@@ -95,48 +95,62 @@ impl Auto {
                 self.v2.config().await?;
                 Api::V2
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(unsure(error, "v3 does not tell whether it holds a network config")),
         };
         tracing::info!(?api, "the network config is here; this etcd API is used from now on");
         self.chosen.set(Some(api));
         Ok(())
     }
-}
 
-impl Auto {
     /// v3 has a config. If v2 has one too, the nodes are where the leases are.
     async fn choose_with_v3_config(&self) -> Result<Api, Error> {
         match self.v2.config().await {
             Ok(_) => {}
-            // No config, no such API, or none for us.
-            Err(Error::NotFound(_) | Error::Invalid(_) | Error::Denied(_)) => return Ok(Api::V3),
-            Err(Error::Unavailable(reason)) => {
-                let hint =
-                    "v3 holds a network config; whether v2 does too is unknown (--etcd-api=v3 settles it)";
-                return Err(Error::Unavailable(format!("{reason}; {hint}")));
+            Err(Error::NotFound(_)) => return Ok(Api::V3),
+            Err(error) if V2::is_absent(&error) => return Ok(Api::V3),
+            // A refusal lasts, and who is refused has no leases there.
+            Err(error @ (Error::Invalid(_) | Error::Denied(_))) => {
+                tracing::warn!("v2 does not tell whether it holds a network config too: {error}; v3 has one");
+                return Ok(Api::V3);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(unsure(error, "v3 holds a network config, and v2 does not tell")),
         }
         let only_v2 = self.v3.list().await?.entries.is_empty() && !self.v2.list().await?.entries.is_empty();
         Ok(if only_v2 { Api::V2 } else { Api::V3 })
     }
 
-    /// Of the API that has any; nothing is decided by it, since every network is a store of its own.
+    /// Of both APIs: every network is a store of its own and chooses for itself. If one does not tell, that is an
+    /// error: fewer names would end networks that run.
     async fn networks(&self) -> Result<Vec<String>, Error> {
-        match self.v3.networks().await {
-            Ok(names) if names.is_empty() => match self.v2.networks().await {
-                // No such API: then there is nothing in it.
-                Err(Error::Invalid(_)) => Ok(names),
-                other => other,
-            },
+        let mut names = match self.v3.networks().await {
+            Ok(names) => names,
             Err(error @ Error::Unavailable(_)) => {
                 if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
                     return Err(error);
                 }
-                self.v2.networks().await
+                Vec::new()
             }
-            other => other,
+            Err(error) => return Err(unsure(error, "v3 does not tell which networks it holds")),
+        };
+        match self.v2.networks().await {
+            Ok(more) => names.extend(more),
+            Err(error) if V2::is_absent(&error) => {}
+            Err(error) => return Err(unsure(error, "v2 does not tell which networks it holds")),
         }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// The error of one API, with what that leaves open and who can settle it.
+fn unsure(error: Error, open: &str) -> Error {
+    let hint = |reason| format!("{reason}; {open} (--etcd-api names the one to use)");
+    match error {
+        Error::Unavailable(reason) => Error::Unavailable(hint(reason)),
+        Error::Denied(reason) => Error::Denied(hint(reason)),
+        Error::Invalid(reason) => Error::Invalid(hint(reason)),
+        other => other,
     }
 }
 

@@ -128,7 +128,7 @@ impl Tool {
     fn ensure(&mut self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
         match self {
             Tool::Iptables(iptables) => iptables.ensure(rules, older),
-            Tool::Nftables(nftables) => nftables.ensure(rules),
+            Tool::Nftables(nftables) => nftables.ensure(rules, older),
         }
     }
 }

@@ -10,8 +10,8 @@
 //! Rules of others are never touched, also not inside the chains that flannel's name is on: several daemons on
 //! one host, each with its own network, share them. A rule is ours if it stands in such a chain, carries flannel's
 //! comment, and names our network or the one of the `subnet.env` that we found. So what an earlier
-//! run left for another subnet goes, whatever its flags were. In the nftables flavour the whole table is ours:
-//! one daemon a host there.
+//! run left for another subnet goes, whatever its flags were. In the nftables flavour the whole table is ours; where
+//! one of another network has flannel's table, ours gets a name of its own (`nftables.rs`).
 //!
 //! Rules stay when the daemon ends, as with flannel: containers outlive it. `--cleanup-on-exit` removes them.
 //!

@@ -1,6 +1,7 @@
 //! The network config: the JSON text at `<prefix>/config`.
 
 use super::go_json::Object;
+use super::quote;
 use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -73,7 +74,7 @@ pub enum ConfigError {
 }
 
 fn bad(field: &str, value: impl ToString, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Field { field: field.to_owned(), value: value.to_string(), reason: reason.into() }
+    ConfigError::Field { field: field.to_owned(), value: quote(&value.to_string()), reason: reason.into() }
 }
 
 impl Config {
@@ -82,7 +83,8 @@ impl Config {
     /// # Errors
     /// The first field that is wrong, with its value.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let object: Object = serde_json::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        let object: Object =
+            serde_json::from_str(text).map_err(|e| ConfigError::Syntax(quote(&e.to_string())))?;
         let enable_ipv4 = boolean(&object, "EnableIPv4", true)?;
         let enable_ipv6 = boolean(&object, "EnableIPv6", false)?;
         match (enable_ipv4, enable_ipv6) {
@@ -218,7 +220,7 @@ fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option
 fn backend(text: &str) -> Result<BackendConfig, ConfigError> {
     const TYPE: &str = "Backend.Type";
     let members: Object<&RawValue> =
-        serde_json::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        serde_json::from_str(text).map_err(|e| ConfigError::Syntax(quote(&e.to_string())))?;
     let Some(value) = members.get("Backend") else {
         return Ok(BackendConfig { kind: "udp".to_owned(), fields: Map::new() });
     };
@@ -245,7 +247,9 @@ impl BackendConfig {
     /// It is there and is no `T`.
     pub fn field<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConfigError> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        T::deserialize(value).map(Some).map_err(|e| bad(&format!("Backend.{name}"), value, e.to_string()))
+        T::deserialize(value)
+            .map(Some)
+            .map_err(|e| bad(&format!("Backend.{name}"), value, quote(&e.to_string())))
     }
 
     /// `Port`: where every host of a udp network listens and sends to; 8285 if absent.

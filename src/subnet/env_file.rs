@@ -1,7 +1,7 @@
 //! `subnet.env`: what container runtimes and CNI plugins read to learn this host's subnet.
 
 use ipnet::Ipv4Net;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -59,10 +59,11 @@ impl EnvFile {
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed("cannot create", dir))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-        let written = self.write_temporary(&temporary).and_then(|()| {
+        let file = create_anew(&temporary).map_err(failed("cannot create", &temporary))?;
+        let written = self.write_temporary(file, &temporary).and_then(|()| {
             fs::rename(&temporary, path).map_err(failed("cannot replace", path))?;
             // The rename itself lives in the directory.
-            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("cannot sync", dir))
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("cannot sync", dir))
         });
         if written.is_err() {
             // The error above is what matters; a stray dot file harms nobody.
@@ -71,14 +72,7 @@ impl EnvFile {
         written
     }
 
-    fn write_temporary(&self, path: &Path) -> Result<(), EnvFileError> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(path)
-            .map_err(failed("cannot create", path))?;
+    fn write_temporary(&self, mut file: File, path: &Path) -> Result<(), EnvFileError> {
         file.set_permissions(fs::Permissions::from_mode(0o644))
             .and_then(|()| file.write_all(self.text().as_bytes()))
             .and_then(|()| file.sync_all())
@@ -112,6 +106,17 @@ impl EnvFile {
             ip_masq: value("FLANNEL_IPMASQ")?.parse().ok()?,
         })
     }
+}
+
+/// A file that was not there before. The name can be guessed, and whoever else may write to the directory could put
+/// a link there to a file of ours: `O_EXCL` follows none and takes no file that is there. One that an earlier run of
+/// the same pid left (in a container that is every run) is removed, and of a link only the link.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
 }
 
 /// The value that `line` gives to `name`, if it does.

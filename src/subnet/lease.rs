@@ -1,6 +1,7 @@
 //! The lease as etcd holds it: key and value codecs.
 
 use super::go_json::Object;
+use super::quote;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use std::fmt;
@@ -166,10 +167,11 @@ impl LeaseAttrs {
         if text.trim().is_empty() {
             return Err(ValueError::Empty);
         }
-        let object: Object = serde_json::from_str(text).map_err(|e| ValueError::Syntax(e.to_string()))?;
+        let object: Object =
+            serde_json::from_str(text).map_err(|e| ValueError::Syntax(quote(&e.to_string())))?;
         let error = |field, value: Option<&Value>, reason| ValueError::Field {
             field,
-            value: value.map_or_else(|| "nothing".to_owned(), Value::to_string),
+            value: value.map_or_else(|| "nothing".to_owned(), |value| quote(&value.to_string())),
             reason,
         };
         let public_ip = object.get("PublicIP");

@@ -1,6 +1,7 @@
 //! What the keys API answers.
 
 use super::super::{Error, Revision};
+use crate::subnet::quote;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
@@ -12,6 +13,10 @@ pub(super) mod fault {
     pub(in crate::etcd::v2) const UNAUTHENTICATED: u32 = 110;
     pub(in crate::etcd::v2) const INDEX_CLEARED: u32 = 401;
 }
+
+/// A server without the keys API answers 404 without an error code.
+pub(in crate::etcd) const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
+    and 3.5 need --enable-v2=true";
 
 /// A key with what it holds.
 #[derive(Debug, Default, Deserialize)]
@@ -48,12 +53,15 @@ pub(super) struct Fault {
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match fault.code {
-            fault::NO_KEY => Self::NotFound(fault.cause),
+            fault::NO_KEY => Self::NotFound(quote(&fault.cause)),
             fault::COMPARE_FAILED => Self::Conflict,
             fault::EXISTS => Self::Exists,
             fault::INDEX_CLEARED => Self::Compacted,
-            fault::UNAUTHENTICATED => Self::Denied(fault.message),
-            code => Self::Invalid(format!("etcd error {code}: {}: {}", fault.message, fault.cause)),
+            fault::UNAUTHENTICATED => Self::Denied(quote(&fault.message)),
+            code => {
+                let (message, cause) = (quote(&fault.message), quote(&fault.cause));
+                Self::Invalid(format!("etcd error {code}: {message}: {cause}"))
+            }
         }
     }
 }
@@ -77,24 +85,22 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
         message: String,
     }
     if status.is_success() {
-        let Done { action, node } = serde_json::from_slice(body)
-            .map_err(|error| Error::Invalid(format!("an answer that is not the keys API's: {error}")))?;
+        let Done { action, node } = serde_json::from_slice(body).map_err(|error| {
+            Error::Invalid(format!("an answer that is not the keys API's: {}", quote(&error.to_string())))
+        })?;
         return Ok(Answer::Done { action, node, index });
     }
     if let Ok(fault) = serde_json::from_slice::<Fault>(body) {
         return Ok(Answer::Failed(fault));
     }
     let text = match serde_json::from_slice::<Message>(body) {
-        Ok(Message { message }) => message,
-        Err(_) => String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_owned(),
+        Ok(Message { message }) => quote(&message),
+        // A proxy's page, as likely as not.
+        Err(_) => quote(&String::from_utf8_lossy(&body[..body.len().min(1000)])),
     };
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied(format!("{status}: {text}")),
-        StatusCode::NOT_FOUND => Error::Invalid(
-            "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 and 3.5 need \
-             --enable-v2=true"
-                .to_owned(),
-        ),
+        StatusCode::NOT_FOUND => Error::Invalid(NO_KEYS_API.to_owned()),
         status if status.is_server_error() => Error::Unavailable(format!("{status}: {text}")),
         status => Error::Invalid(format!("{status}: {text}")),
     })
@@ -126,5 +132,24 @@ mod tests {
         assert!(matches!(none, Err(Error::Invalid(text)) if text.contains("--enable-v2=true")));
         assert!(matches!(read(StatusCode::BAD_GATEWAY, "<html>"), Err(Error::Unavailable(_))));
         assert!(matches!(read(StatusCode::OK, "<html>"), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn what_a_server_says_fits_on_a_line() {
+        let odd = format!("a\r\nb \x1b[2J{}", "x".repeat(1 << 20));
+        let json = serde_json::Value::from(odd.as_str());
+        let faults =
+            [0, 100, 110].map(|code| format!(r#"{{"errorCode":{code},"message":{json},"cause":{json}}}"#));
+        let bodies =
+            [format!(r#"{{"message":{json}}}"#), format!(r#"{{"action":{json},"node":{json}}}"#), odd];
+        for body in faults.iter().chain(&bodies) {
+            for status in [StatusCode::OK, StatusCode::FORBIDDEN, StatusCode::BAD_GATEWAY] {
+                let text = match read(status, None, body.as_bytes()) {
+                    Ok(Answer::Failed(fault)) => Error::from(fault).to_string(),
+                    other => other.unwrap_err().to_string(),
+                };
+                assert!(!text.contains(char::is_control) && text.len() < 600, "{text:.600}");
+            }
+        }
     }
 }

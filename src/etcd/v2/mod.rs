@@ -49,6 +49,11 @@ impl V2 {
         self.http.server_major().await
     }
 
+    /// Whether an error says that the server has no keys API, and so nothing in it.
+    pub(super) fn is_absent(error: &Error) -> bool {
+        matches!(error, Error::Invalid(text) if text == answer::NO_KEYS_API)
+    }
+
     async fn put(
         &self,
         key: SubnetKey,

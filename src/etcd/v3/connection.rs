@@ -4,14 +4,16 @@
 //! refresh does not know "revision of auth store is old". So it gets one endpoint, and a failure
 //! replaces the whole client: certificates are read and the user is authenticated anew.
 
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, chain, unreached};
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, causes, chain, unreached};
 use crate::etcd::tls::{self, Pem};
 use crate::etcd::{Error, Settings};
+use crate::subnet::quote;
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
     TlsOptions,
 };
 use std::cell::RefCell;
+use std::error::Error as _;
 use std::time::Duration;
 
 /// HTTP/2 pings: one after this much silence on the connection …
@@ -182,7 +184,7 @@ fn is_stale_token(error: &ClientError) -> bool {
 pub(super) fn failure(error: ClientError) -> Failure {
     match &error {
         ClientError::GRpcStatus(status) => {
-            let text = status.message().to_owned();
+            let text = quote(status.message());
             match i32::from(status.code()) {
                 code::UNAUTHENTICATED | code::PERMISSION_DENIED => Failure::Answered(Error::Denied(text)),
                 code::INVALID_ARGUMENT if text.contains("auth") || text.contains("user") => {
@@ -194,15 +196,16 @@ pub(super) fn failure(error: ClientError) -> Failure {
                 }
                 // The lease has gone between grant and put: nothing was written.
                 code::NOT_FOUND => Failure::Answered(Error::Unavailable(text)),
-                _ => unreached(chain(status)),
+                // Not the status' own text, which holds its source as the programmer sees it.
+                _ => unreached(causes(format!("{text} ({:?})", status.code()), status.source())),
             }
         }
         ClientError::WatchError(text) if text.contains("permission denied") || text.contains("auth") => {
-            Failure::Answered(Error::Denied(text.clone()))
+            Failure::Answered(Error::Denied(quote(text)))
         }
-        ClientError::InvalidArgs(text) => Failure::Answered(Error::Invalid(text.clone())),
+        ClientError::InvalidArgs(text) => Failure::Answered(Error::Invalid(quote(text))),
         ClientError::TransportError(error) => unreached(chain(error)),
-        other => unreached(other.to_string()),
+        other => unreached(quote(&other.to_string())),
     }
 }
 
@@ -210,12 +213,27 @@ pub(super) fn failure(error: ClientError) -> Failure {
 mod tests {
     use super::*;
     use crate::etcd::endpoints::seconds;
+    use std::io::{self, ErrorKind};
 
     #[test]
     fn a_ttl_is_rounded_up_to_a_second() {
         assert_eq!(seconds(Duration::ZERO), 1);
         assert_eq!(seconds(Duration::from_millis(1500)), 2);
         assert_eq!(seconds(Duration::from_secs(86_400)), 86_400);
+    }
+
+    #[test]
+    fn what_a_server_says_fits_on_a_line() {
+        let odd = format!("permission denied or auth\r\nuser \x1b[2J{}", "x".repeat(1 << 20));
+        let kinds =
+            [ErrorKind::InvalidInput, ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::Other];
+        let statuses = kinds.map(|kind| ClientError::GRpcStatus(io::Error::new(kind, odd.as_str()).into()));
+        let errors = [ClientError::WatchError(odd.clone()), ClientError::InvalidArgs(odd.clone())];
+        for error in statuses.into_iter().chain(errors) {
+            let (Failure::Answered(error) | Failure::Unreached(error)) = failure(error);
+            let text = error.to_string();
+            assert!(text.contains(r"auth\r\nuser \u{1b}[2Jx") && text.len() < 300, "{text:.300}");
+        }
     }
 
     #[test]

@@ -39,6 +39,36 @@ fn it_is_replaced_whole_in_a_directory_that_is_made() {
 }
 
 #[test]
+fn a_planted_temporary_is_neither_followed_nor_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("subnet.env");
+    let temporary = dir.path().join(format!(".subnet.env.{}", std::process::id()));
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+    let plants: [(&str, &dyn Fn()); 3] = [
+        ("link to a file", &|| std::os::unix::fs::symlink(&victim, &temporary).unwrap()),
+        ("hard link", &|| fs::hard_link(&victim, &temporary).unwrap()),
+        ("link to nothing", &|| std::os::unix::fs::symlink(dir.path().join("new"), &temporary).unwrap()),
+    ];
+    for (what, plant) in plants {
+        plant();
+        file().write(&path).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "{what}");
+        assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o600, "{what}");
+        let written = fs::symlink_metadata(&path).unwrap();
+        assert!(written.is_file() && written.permissions().mode() & 0o777 == 0o644, "{what}: {written:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), TEXT, "{what}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{what}: something was left or made");
+    }
+    // What cannot be removed is an error, and stays.
+    fs::create_dir(&temporary).unwrap();
+    let error = file().write(&path).unwrap_err().to_string();
+    assert!(error.starts_with("cannot create "), "{error}");
+    assert!(temporary.is_dir());
+}
+
+#[test]
 fn errors_name_the_path_and_keep_the_old_file() {
     let dir = tempfile::tempdir().unwrap();
     let blocker = dir.path().join("file");

@@ -1,0 +1,74 @@
+//! The last stop of a log line: one event is one line, whatever the store, a config or a name in it holds.
+
+use crate::subnet::quote_most;
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+/// Characters of a line that are written: several endpoints' errors fit, a page does not.
+const MOST: usize = 4096;
+
+/// Writes lines to `W`, one a call: escaped where they hold control characters, and cut where they are too long.
+#[derive(Debug)]
+pub struct LogLines<W>(pub W);
+
+impl<W: Write> Write for LogLines<W> {
+    /// Takes one whole line, as the log's formatter hands it over.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(fit(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn fit(line: &str) -> Cow<'_, str> {
+    let text = line.strip_suffix('\n').unwrap_or(line);
+    if text.len() <= MOST && !text.contains(char::is_control) {
+        return Cow::Borrowed(line);
+    }
+    Cow::Owned(quote_most(text, MOST) + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_says() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || LogLines(writer.clone()));
+        tracing::subscriber::with_default(log.finish(), || {
+            let name = "a\n2026-01-01 ERROR all is lost\x1b[2J";
+            tracing::info!("network {name}: starting");
+            tracing::warn!(reason = %"x".repeat(1 << 20), "odd");
+            tracing::info!("plain \"text\" \\ ü");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(!text.contains('\x1b') && lines[0].contains(r"network a\n2026-01-01 ERROR"), "{text}");
+        assert!(
+            lines[1].chars().count() == MOST + 1 && lines[1].contains("odd reason=xxx"),
+            "{}",
+            lines[1].len()
+        );
+        assert!(lines[2].ends_with("plain \"text\" \\ ü"), "{text}");
+    }
+}

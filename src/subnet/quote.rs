@@ -1,0 +1,49 @@
+//! Text that others wrote, made fit to stand in a line of ours.
+
+/// Characters of such a text that are shown: enough for an error, too little for a page.
+const MOST: usize = 200;
+
+/// The beginning of `text`, on one line: what is no printable character is escaped, so that a server can neither
+/// begin a line of its own in our log nor steer the terminal that shows it.
+pub fn quote(text: &str) -> String {
+    quote_most(text.trim(), MOST)
+}
+
+/// The same with another limit, in characters of `text`, and blanks left where they are.
+pub fn quote_most(text: &str, most: usize) -> String {
+    let mut line = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == most {
+            line.push('…');
+            break;
+        }
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            _ => line.extend(c.escape_debug()),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_stays_and_the_rest_is_escaped() {
+        let plain = r#"{"message":"it's \"fine\"", naïve ünï}"#;
+        assert_eq!(quote(plain), plain);
+        assert_eq!(quote(" \r\n404\n"), "404");
+        assert_eq!(
+            quote("a\r\nb\0\x1b[2J\u{85}\u{2028}\u{202e}"),
+            r"a\r\nb\0\u{1b}[2J\u{85}\u{2028}\u{202e}"
+        );
+    }
+
+    #[test]
+    fn a_long_text_is_cut() {
+        assert_eq!(quote(&"ä".repeat(200)), "ä".repeat(200));
+        assert_eq!(quote(&"ä".repeat(1 << 20)), "ä".repeat(200) + "…");
+        assert_eq!(quote_most(" ab", 2), " a…");
+    }
+}
