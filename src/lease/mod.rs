@@ -8,9 +8,9 @@
 //!
 //! - **One call at a time.** The driver makes the calls in the order of the outputs; the machine never
 //!   asks for a second before it has the answer to the first. The watch runs beside them.
-//! - **One owner.** A subnet is created only if its key is absent and renewed only if the key is still at
-//!   the revision that we last saw. Our own deadline is the clock from *before* the request was sent plus
-//!   the TTL, so it is never later than the store's.
+//! - **One owner.** A subnet is created only if its key is absent and renewed only if the key still has the
+//!   revision and the value that we last saw (a restored store hands out a revision twice). Our own deadline
+//!   is the clock from *before* the request was sent plus the TTL, so it is never later than the store's.
 //! - **A lost answer** leaves open whether the write happened, so the machine looks (list) before it
 //!   writes again.
 //! - **No gap between list and watch.** A watch starts at the revision of a list. While a later list is on

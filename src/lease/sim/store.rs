@@ -1,7 +1,7 @@
 //! A store with revisions, TTLs, history and compaction, and nothing else.
 
 use crate::etcd::{Change, Entry, Error, Listing, Revision, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -47,7 +47,8 @@ impl Store {
         self.revision += 1;
         self.leases += 1;
         let lease = expires.map(|_| self.leases);
-        let entry = Entry { key, attrs: attrs.clone(), revision: self.revision, lease };
+        let value = attrs.encode(ValueForm::V3);
+        let entry = Entry { key, attrs: attrs.clone(), value, revision: self.revision, lease };
         self.keys.insert(key, Stored { entry: Ok(entry.clone()), expires });
         self.log.push((self.revision, Change::Set(entry.clone())));
         entry
@@ -108,7 +109,7 @@ impl Store {
 
     fn check(&self, held: &Entry) -> Result<(), Error> {
         match self.get(held.key) {
-            Some(entry) if entry.revision == held.revision => Ok(()),
+            Some(entry) if entry.revision == held.revision && entry.value == held.value => Ok(()),
             _ => Err(Error::Conflict),
         }
     }

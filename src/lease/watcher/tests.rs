@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::etcd::Revision;
+use crate::subnet::ValueForm;
 use proptest::prelude::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -12,7 +13,8 @@ fn net(third: u8) -> Ipv4Net {
 
 fn entry(third: u8, host: u8, revision: Revision) -> Entry {
     let attrs = LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, host));
-    Entry { key: SubnetKey::v4(net(third)), attrs, revision, lease: Some(1) }
+    let value = attrs.encode(ValueForm::V3);
+    Entry { key: SubnetKey::v4(net(third)), attrs, value, revision, lease: Some(1) }
 }
 
 fn watcher() -> Watcher {
