@@ -91,6 +91,17 @@ impl Bench {
         call
     }
 
+    /// The watch fails and is there again within a second.
+    pub(super) fn outage(&mut self) {
+        assert_eq!(self.give(Input::WatchFailed(down())), None);
+        let watches = self.watches.len();
+        while self.watches.len() == watches {
+            self.now = self.m.wake_at().unwrap();
+            assert_eq!(self.give(Input::Tick), None);
+        }
+        assert_eq!(self.give(Input::WatchStarted), None);
+    }
+
     /// Sleeps until the machine wants to wake, as often as it takes to get a call.
     pub(super) fn sleep(&mut self) -> Call {
         for _ in 0..1000 {

@@ -12,7 +12,7 @@ struct Stored {
     expires: Option<Duration>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Store {
     pub(crate) revision: Revision,
     pub(crate) compacted: Revision,
@@ -76,6 +76,10 @@ impl Store {
         self.keys.get(&key)?.entry.as_ref().ok()
     }
 
+    pub(crate) fn is_garbage(&self, key: SubnetKey) -> bool {
+        self.keys.get(&key).is_some_and(|stored| stored.entry.is_err())
+    }
+
     pub(crate) fn create(
         &mut self,
         now: Duration,
@@ -121,7 +125,7 @@ impl Store {
 
     /// Everything after `from`, with its revision.
     pub(crate) fn changes(&self, from: Revision) -> Result<Vec<(Revision, Change)>, Error> {
-        if from < self.compacted {
+        if from < self.compacted || from > self.revision {
             return Err(Error::Compacted);
         }
         Ok(self.log.iter().filter(|(revision, _)| *revision > from).cloned().collect())

@@ -89,6 +89,17 @@ fn a_bad_value_keeps_the_last_good_one_and_is_counted_once() {
 }
 
 #[test]
+fn a_peers_key_with_our_public_ip_is_no_peers_any_more() {
+    let ours = Entry { attrs: LeaseAttrs::new(OWN), ..entry(2, 1, 5) };
+    let mut w = watcher();
+    w.snapshot(NOW, &[entry(2, 2, 2)], &[], false);
+    assert_eq!(w.apply(&Change::Set(ours.clone())), Some(removed(2, 2)));
+    w.snapshot(NOW, &[entry(2, 2, 6)], &[], false);
+    assert_eq!(w.snapshot(NOW, &[ours], &[], true), [removed(2, 2)]);
+    assert_eq!(w.take_notices().len(), 2);
+}
+
+#[test]
 fn foreign_and_overlapping_leases_are_rejected_and_counted() {
     let mut w = watcher();
     let with =
