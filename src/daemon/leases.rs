@@ -211,7 +211,8 @@ fn log(notice: &Notice, now: Duration) {
         }
         Notice::Lost { subnet } => {
             error!(
-                "Lease of {subnet} expired before it could be renewed; forwarding on, trying to get it back"
+                "Lease of {subnet} expired before it could be renewed, or the store has forgotten its renewal; \
+                 forwarding on, trying to get it back"
             );
         }
         Notice::Conflict { subnet, owner, then } => {

@@ -66,7 +66,7 @@ pub(super) fn entry(
     let key = subnet(name)?;
     let attrs = LeaseAttrs::decode(value)
         .map_err(|error| Skipped { key: name.to_owned(), reason: error.to_string() })?;
-    Ok(Entry { key, attrs, revision, lease })
+    Ok(Entry { key, attrs, value: value.to_owned(), revision, lease })
 }
 
 #[cfg(test)]

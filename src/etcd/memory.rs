@@ -161,11 +161,11 @@ impl State {
         }
     }
 
-    /// The key, if it is still at that revision.
+    /// The key, if it is still as held.
     fn held(&self, held: &Entry) -> Result<String, Error> {
         let name = held.key.to_string();
         match self.keys.get(&name) {
-            Some(stored) if stored.revision == held.revision => Ok(name),
+            Some(stored) if stored.revision == held.revision && stored.value == held.value => Ok(name),
             _ => Err(Error::Conflict),
         }
     }
@@ -173,6 +173,12 @@ impl State {
 
 fn lease_id(stored: &Stored) -> Option<u64> {
     stored.lease.map(|(id, _)| id)
+}
+
+/// The lease that was just written.
+fn written(key: SubnetKey, attrs: &LeaseAttrs, stored: Stored) -> Entry {
+    let lease = lease_id(&stored);
+    Entry { key, attrs: attrs.clone(), value: stored.value, revision: stored.revision, lease }
 }
 
 impl Registry for Memory {
@@ -206,7 +212,7 @@ impl Registry for Memory {
         }
         let stored = state.put(&name, attrs.encode(ValueForm::V3), Some(ttl));
         self.changed.notify_waiters();
-        Ok(Entry { key, attrs: attrs.clone(), revision: stored.revision, lease: lease_id(&stored) })
+        Ok(written(key, attrs, stored))
     }
 
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
@@ -214,12 +220,7 @@ impl Registry for Memory {
         let name = state.held(held)?;
         let stored = state.put(&name, attrs.encode(ValueForm::V3), held.lease.map(|_| ttl));
         self.changed.notify_waiters();
-        Ok(Entry {
-            attrs: attrs.clone(),
-            revision: stored.revision,
-            lease: lease_id(&stored),
-            ..held.clone()
-        })
+        Ok(written(held.key, attrs, stored))
     }
 
     async fn delete(&self, held: &Entry) -> Result<(), Error> {

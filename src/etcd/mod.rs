@@ -98,6 +98,9 @@ pub struct Entry {
     pub key: SubnetKey,
     /// Its owner.
     pub attrs: LeaseAttrs,
+    /// The value as it stands in the store. A conditional write compares with it too, since a revision alone
+    /// can come twice: a store that was restored from an older state counts on from there.
+    pub value: String,
     /// The revision of the last write to this key: what a conditional write compares with.
     pub revision: Revision,
     /// `None`: the key has no TTL, it is a reservation. v3: the etcd lease's id; v2: always 0.
@@ -149,7 +152,7 @@ pub enum Error {
     /// A create found the key there already.
     #[error("the key exists already")]
     Exists,
-    /// A conditional write found another revision, or no key at all.
+    /// A conditional write found another revision or value, or no key at all.
     #[error("the key was changed by someone else")]
     Conflict,
     /// The watch's revision is older than the store remembers (v2: error 401, v3: compaction).
@@ -185,10 +188,10 @@ pub trait Registry {
     async fn list(&self) -> Result<Listing, Error>;
     /// Creates a lease if the key is absent, else [`Error::Exists`].
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error>;
-    /// Overwrites the value and refreshes the TTL if the key is still at `held.revision`, else
-    /// [`Error::Conflict`]. A reservation (`held.lease == None`) stays one: `ttl` is then ignored.
+    /// Overwrites the value and refreshes the TTL if the key is still as `held` has it (revision and value),
+    /// else [`Error::Conflict`]. A reservation (`held.lease == None`) stays one: `ttl` is then ignored.
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error>;
-    /// Deletes the key if it is still at `held.revision`, else [`Error::Conflict`].
+    /// Deletes the key if it is still as `held` has it (revision and value), else [`Error::Conflict`].
     async fn delete(&self, held: &Entry) -> Result<(), Error>;
     /// Follows all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;

@@ -2,7 +2,7 @@
 
 pub(super) use super::{Call, Event, How, Input, Lease, Manager, Notice, OnLost, Output, Reply, Settings};
 pub(super) use crate::etcd::{Change, Entry, Error, Listing, Revision, Skipped};
-pub(super) use crate::subnet::{Config, LeaseAttrs, SubnetKey};
+pub(super) use crate::subnet::{Config, LeaseAttrs, SubnetKey, ValueForm};
 pub(super) use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 pub(super) use std::time::Duration;
@@ -17,7 +17,9 @@ pub(super) fn net(third: u8) -> Ipv4Net {
 }
 
 pub(super) fn entry(third: u8, ip: Ipv4Addr, revision: Revision) -> Entry {
-    Entry { key: SubnetKey::v4(net(third)), attrs: LeaseAttrs::new(ip), revision, lease: Some(1) }
+    let attrs = LeaseAttrs::new(ip);
+    let value = attrs.encode(ValueForm::V3);
+    Entry { key: SubnetKey::v4(net(third)), attrs, value, revision, lease: Some(1) }
 }
 
 pub(super) fn reservation(third: u8, ip: Ipv4Addr, revision: Revision) -> Entry {
@@ -87,6 +89,17 @@ impl Bench {
             }
         }
         call
+    }
+
+    /// The watch fails and is there again within a second.
+    pub(super) fn outage(&mut self) {
+        assert_eq!(self.give(Input::WatchFailed(down())), None);
+        let watches = self.watches.len();
+        while self.watches.len() == watches {
+            self.now = self.m.wake_at().unwrap();
+            assert_eq!(self.give(Input::Tick), None);
+        }
+        assert_eq!(self.give(Input::WatchStarted), None);
     }
 
     /// Sleeps until the machine wants to wake, as often as it takes to get a call.

@@ -11,6 +11,9 @@ use std::time::Duration;
 const RESYNC_EVERY: Duration = Duration::from_secs(5 * 60);
 /// A watch that has run so long did work: its next failure is a first one.
 const WATCH_PROVEN: Duration = Duration::from_secs(10);
+/// A watch that starts longer after its list was sent may be one of another store: restored meanwhile, and past
+/// the list's revision already, which nothing would show. No restore is faster than this.
+const LIST_FRESH: Duration = Duration::from_secs(5);
 
 /// The watch.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(super) struct Feed {
     since_list: Vec<Change>,
     /// The cursor when it was sent: an answer below that comes from another store.
     sent_at: Revision,
+    /// When the last list was sent.
+    listed_at: Duration,
 }
 
 #[derive(Debug, PartialEq)]
@@ -50,6 +55,7 @@ impl Feed {
             backoff: Backoff::new(RETRY_LIMIT),
             since_list: Vec::new(),
             sent_at: 0,
+            listed_at: Duration::ZERO,
         }
     }
 
@@ -68,7 +74,8 @@ impl Feed {
         }
     }
 
-    pub(super) fn list_sent(&mut self) {
+    pub(super) fn list_sent(&mut self, now: Duration) {
+        self.listed_at = now;
         self.since_list.clear();
         self.sent_at = self.cursor;
     }
@@ -76,8 +83,12 @@ impl Feed {
 
 impl Manager {
     pub(super) fn on_listing(&mut self, now: Duration, mut listing: Listing) {
+        let reset = listing.revision < self.feed.sent_at;
         for change in std::mem::take(&mut self.feed.since_list) {
-            replay(&mut listing, change);
+            // What the watch saw of another store's history says nothing about this one.
+            if !reset {
+                replay(&mut listing, change);
+            }
         }
         if matches!(self.phase, Phase::Seek { .. }) {
             self.choose(
@@ -86,7 +97,6 @@ impl Manager {
             );
             return;
         }
-        let reset = listing.revision < self.feed.sent_at;
         if reset {
             self.notice(Notice::StoreReset);
         }
@@ -104,7 +114,12 @@ impl Manager {
     }
 
     fn schedule_resync(&mut self, now: Duration) {
-        self.resync_at = now + RESYNC_EVERY.mul_f64(self.rng.random_range(0.8..=1.2));
+        self.resync_at = if self.in_doubt {
+            // The list that has just come was sent before something failed.
+            self.soon(now)
+        } else {
+            now + RESYNC_EVERY.mul_f64(self.rng.random_range(0.8..=1.2))
+        };
     }
 
     /// With a new subnet: everything from `cache` on.
@@ -131,6 +146,7 @@ impl Manager {
     pub(super) fn on_watch_started(&mut self, now: Duration) {
         if self.feed.state == FeedState::Starting {
             self.feed.state = FeedState::Running { since: now };
+            self.in_doubt |= now > self.feed.listed_at + LIST_FRESH;
             self.answered(now);
         }
     }
@@ -143,12 +159,12 @@ impl Manager {
         }
         let at = now + self.feed.backoff.next(&mut self.rng);
         if error == Error::Compacted {
+            self.in_doubt = true;
             self.feed.state = FeedState::Compacted;
             self.resync_at = self.resync_at.min(at);
             return;
         }
-        let said = self.health.failed(now, error.to_string());
-        self.out.extend(said.map(Output::Notice));
+        self.failed(now, &error);
         self.feed.state = FeedState::Retry { at };
     }
 

@@ -44,10 +44,15 @@ impl Own {
 
 impl Manager {
     pub(super) fn check_deadline(&mut self, now: Duration) {
-        let Some(own) = self.own.as_mut() else { return };
-        if !own.live || own.deadline.is_none_or(|deadline| now < deadline) {
-            return;
+        let Some(own) = &self.own else { return };
+        if own.live && own.deadline.is_some_and(|deadline| deadline <= now) {
+            self.lost(now);
         }
+    }
+
+    /// It may be somebody else's by now.
+    fn lost(&mut self, now: Duration) {
+        let Some(own) = self.own.as_mut() else { return };
         own.live = false;
         let subnet = own.entry.key.ipv4;
         self.regain(now, false);
@@ -195,9 +200,13 @@ impl Manager {
             Some(entry) if entry.attrs.public_ip != self.attrs.public_ip => {
                 self.taken(now, entry.revision, entry.attrs.public_ip);
             }
-            Some(entry) if held => {
-                if entry.revision != own.entry.revision {
-                    self.adopt(now, entry.clone());
+            Some(entry) if held && *entry == own.entry => {}
+            Some(entry) if held && (entry.revision > own.entry.revision || entry.lease.is_none()) => {
+                self.adopt(now, entry.clone());
+                if let (Phase::Held { renew_at }, Some(_)) = (&mut self.phase, entry.lease) {
+                    // Written by a call whose answer was lost, or an older copy after all (a store can be
+                    // restored twice): only a write of our own tells until when it lives.
+                    *renew_at = Some(now);
                 }
             }
             Some(entry) if entry.lease.is_none() && entry.attrs == self.attrs => {
@@ -206,6 +215,10 @@ impl Manager {
             }
             Some(entry) => {
                 own.entry = entry.clone();
+                if held {
+                    // A restored store: the renewals since this one are void, and it may end any moment.
+                    self.lost(now);
+                }
                 self.update(now, entry.clone());
             }
             None if listing.skipped.iter().any(|skip| skip.key == own.entry.key.to_string()) => {
@@ -215,8 +228,12 @@ impl Manager {
                     *at = Some(now + self.seek_backoff.next(&mut self.rng));
                 }
             }
-            None if held => self.revoked(now, listing.revision),
-            None => self.create_if_free(now, listing),
+            None => {
+                if held {
+                    self.revoked(now, listing.revision);
+                }
+                self.create_if_free(now, listing);
+            }
         }
     }
 
@@ -271,7 +288,8 @@ impl Manager {
         own.deadline = None;
         let was_live = std::mem::take(&mut own.live);
         let subnet = own.entry.key.ipv4;
-        self.regain(now, true);
+        // A key of another prefix length may hold part of it; then a list has to tell whose it is.
+        self.regain(now, !self.watcher.is_overlapped());
         if was_live {
             self.notice(Notice::Revoked { subnet });
         }

@@ -34,6 +34,8 @@ pub struct Manager {
     pub(super) out_of_subnets_said: Option<Duration>,
     pub(super) feed: Feed,
     pub(super) resync_at: Duration,
+    /// Something failed since the last list was sent: the store that answers now may not hold what it held.
+    pub(super) in_doubt: bool,
     in_flight: Option<InFlight>,
     pub(super) health: Health,
     pub(super) out: Vec<Output>,
@@ -116,6 +118,7 @@ impl Manager {
             out_of_subnets_said: None,
             feed: Feed::new(),
             resync_at: Duration::MAX,
+            in_doubt: false,
             in_flight: None,
             health: Health::default(),
             out: Vec::new(),
@@ -196,7 +199,8 @@ impl Manager {
             Call::Delete { .. } => Kind::Delete,
         };
         if kind == Kind::List {
-            self.feed.list_sent();
+            self.in_doubt = false;
+            self.feed.list_sent(now);
         }
         self.in_flight = Some(InFlight { kind, sent: now });
         self.out.push(Output::Call(call));
@@ -257,8 +261,7 @@ impl Manager {
         };
         match error {
             Some(e @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
-                let said = self.health.failed(now, e.to_string());
-                self.out.extend(said.map(Output::Notice));
+                self.failed(now, e);
                 self.retry(now, call.kind);
                 return;
             }
@@ -273,6 +276,13 @@ impl Manager {
         }
     }
 
+    /// No answer, or a refusal.
+    pub(super) fn failed(&mut self, now: Duration, error: &Error) {
+        self.in_doubt = true;
+        let said = self.health.failed(now, error.to_string());
+        self.out.extend(said.map(Output::Notice));
+    }
+
     /// The store is there. What was waiting for it need not wait longer.
     pub(super) fn answered(&mut self, now: Duration) {
         self.backoff.reset();
@@ -281,13 +291,18 @@ impl Manager {
         self.out.extend(said.map(Output::Notice));
         if was_out {
             self.feed.hurry(now);
-            let soon = now + jitter(Duration::from_secs(1), &mut self.rng);
+            let soon = self.soon(now);
             self.hurry(soon);
-            // It may have come back without what it knew (restored, wiped): look at everything.
-            if !matches!(self.phase, Phase::Seek { .. }) {
-                self.resync_at = self.resync_at.min(soon);
-            }
         }
+        // It may have come back without what it knew (restored, wiped): look at everything.
+        if self.in_doubt && !matches!(self.phase, Phase::Seek { .. }) {
+            self.resync_at = self.resync_at.min(self.soon(now));
+        }
+    }
+
+    /// Within a second, but not all hosts in step.
+    pub(super) fn soon(&mut self, now: Duration) -> Duration {
+        now + jitter(Duration::from_secs(1), &mut self.rng)
     }
 
     /// After a call without an answer: when to try again. Whether a write happened is open. A renewal can

@@ -8,14 +8,17 @@
 //!
 //! - **One call at a time.** The driver makes the calls in the order of the outputs; the machine never
 //!   asks for a second before it has the answer to the first. The watch runs beside them.
-//! - **One owner.** A subnet is created only if its key is absent and renewed only if the key is still at
-//!   the revision that we last saw. Our own deadline is the clock from *before* the request was sent plus
-//!   the TTL, so it is never later than the store's.
+//! - **One owner.** A subnet is created only if its key is absent and renewed only if the key still has the
+//!   revision and the value that we last saw (a restored store hands out a revision twice). Our own deadline
+//!   is the clock from *before* the request was sent plus the TTL, so it is never later than the store's.
 //! - **A lost answer** leaves open whether the write happened, so the machine looks (list) before it
 //!   writes again.
 //! - **No gap between list and watch.** A watch starts at the revision of a list. While a later list is on
 //!   its way the changes that the watch sees are kept and replayed over it, as far as they are newer.
 //!   Changes that a list has included already are dropped.
+//! - **A restored store** goes back to an older state and counts on from there; what we know of it may be of
+//!   a history that is no more. So whatever fails is followed by a list that is sent after it. If our key is
+//!   absent then, it was revoked; if it is an older copy of ours, it is lost until a renewal has gone through.
 //! - **Losing the lease** is in two steps. `Lost` or `Revoked`: we do not hold it for now, and try to
 //!   create the same key again. `Conflict`: somebody else owns it, and [`OnLost`] decides. An outage of
 //!   the store is neither: peers and subnet stay as they are.
@@ -171,12 +174,14 @@ pub enum Notice {
         /// Which.
         subnet: Ipv4Net,
     },
-    /// Our deadline passed without a renewal. We try to get it back; keep forwarding.
+    /// Our deadline passed without a renewal, or the store was restored and knows an older copy of our lease,
+    /// which may end any moment. We try to get it back; keep forwarding.
     Lost {
         /// Which.
         subnet: Ipv4Net,
     },
-    /// Somebody else holds our subnet, or part of it.
+    /// Somebody else has our key, or part of our subnet while our key is gone. As long as our key stands, a
+    /// lease of another prefix length that overlaps it is [`Notice::Refused`]: who was first stays.
     Conflict {
         /// Which.
         subnet: Ipv4Net,
@@ -201,7 +206,8 @@ pub enum Notice {
         /// How many.
         count: usize,
     },
-    /// The store's revision went back: it was restored or made anew.
+    /// The store's revision went back: it was restored or made anew. Not said if
+    /// it has come past what we knew before we looked.
     StoreReset,
     /// The store does not answer. The first time, and not more than once a minute.
     StoreLost {

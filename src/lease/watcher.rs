@@ -67,6 +67,8 @@ pub struct Watcher {
 enum Verdict {
     Peer,
     Own,
+    /// Of our PublicIP, and not the one that we hold: no peer has it.
+    Stray(&'static str),
     Reject(&'static str),
 }
 
@@ -113,6 +115,13 @@ impl Watcher {
         peers.into_iter().map(|(subnet, (_, attrs))| Event::Removed(Lease { subnet, attrs })).collect()
     }
 
+    /// Whether a lease of another prefix length lies over our subnet: such a one was refused.
+    pub(super) fn is_overlapped(&self) -> bool {
+        let Some(own) = self.own else { return false };
+        let keys = self.refused.keys().filter_map(|key| key.parse::<SubnetKey>().ok());
+        keys.map(|key| key.ipv4).any(|subnet| subnet != own && overlap(subnet, own))
+    }
+
     /// What is to be said about keys and values since the last call.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
@@ -140,6 +149,10 @@ impl Watcher {
             match self.judge(entry) {
                 Verdict::Own => {}
                 Verdict::Peer => drop(wanted.insert(entry.key.ipv4, (entry.key, entry.attrs.clone()))),
+                Verdict::Stray(reason) => {
+                    refused.insert(entry.key.to_string());
+                    self.reject(entry.key, reason);
+                }
                 Verdict::Reject(reason) => {
                     refused.insert(entry.key.to_string());
                     self.reject(entry.key, reason);
@@ -200,6 +213,10 @@ impl Watcher {
                     self.refused.remove(&entry.key.to_string());
                     self.put(entry.key.ipv4, (entry.key, entry.attrs.clone()))
                 }
+                Verdict::Stray(reason) => {
+                    self.reject(entry.key, reason);
+                    self.remove(entry.key)
+                }
                 Verdict::Reject(reason) => {
                     self.reject(entry.key, reason);
                     None
@@ -207,17 +224,21 @@ impl Watcher {
             },
             Change::Gone { key, .. } => {
                 self.refused.remove(&key.to_string());
-                if self.peers.get(&key.ipv4).is_none_or(|peer| peer.0 != *key) {
-                    return None;
-                }
-                let (_, attrs) = self.peers.remove(&key.ipv4)?;
-                Some(Event::Removed(Lease { subnet: key.ipv4, attrs }))
+                self.remove(*key)
             }
             Change::Skipped(skip) => {
                 self.skip(skip);
                 None
             }
         }
+    }
+
+    fn remove(&mut self, key: SubnetKey) -> Option<Event> {
+        if self.peers.get(&key.ipv4).is_none_or(|peer| peer.0 != key) {
+            return None;
+        }
+        let (_, attrs) = self.peers.remove(&key.ipv4)?;
+        Some(Event::Removed(Lease { subnet: key.ipv4, attrs }))
     }
 
     /// A peer's renewal changes nothing and says nothing.
@@ -241,7 +262,7 @@ impl Watcher {
         if !self.network.contains(&subnet) {
             Verdict::Reject("it lies outside the network")
         } else if ip == self.own_ip {
-            Verdict::Reject("its PublicIP is our own")
+            Verdict::Stray("its PublicIP is our own")
         } else if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
             Verdict::Reject("nobody can send to its PublicIP")
         } else {

@@ -101,6 +101,29 @@ impl Etcd {
         }
     }
 
+    /// What it holds now, both APIs; the process is stopped for it and then goes on.
+    pub(crate) fn back_up(&mut self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        self.stop();
+        self.copy_data("data", copy.path());
+        self.run();
+        copy
+    }
+
+    /// Goes on from a copy of its data: revisions that were handed out since come again.
+    pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
+        self.stop();
+        std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
+        self.copy_data(copy.path().join("data").to_str().unwrap(), self.directory.path());
+        self.run();
+    }
+
+    fn copy_data(&self, from: &str, to: &std::path::Path) {
+        let mut cp = Command::new("cp");
+        cp.current_dir(self.directory.path()).args(["-a", "--sparse=always", from]).arg(to);
+        assert!(cp.status().unwrap().success());
+    }
+
     /// Freezes or thaws the process.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("etcd runs").id().to_string();

@@ -40,14 +40,14 @@ impl Request {
 
     pub(super) fn put(
         key: String,
-        condition: (&'static str, String),
+        conditions: Vec<(&'static str, String)>,
         form: Vec<(&'static str, String)>,
     ) -> Self {
-        Self { method: Method::PUT, key, query: vec![condition], form }
+        Self { method: Method::PUT, key, query: conditions, form }
     }
 
-    pub(super) fn delete(key: String, index: Revision) -> Self {
-        Self { method: Method::DELETE, key, query: vec![("prevIndex", index.to_string())], form: Vec::new() }
+    pub(super) fn delete(key: String, conditions: Vec<(&'static str, String)>) -> Self {
+        Self { method: Method::DELETE, key, query: conditions, form: Vec::new() }
     }
 }
 

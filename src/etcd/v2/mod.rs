@@ -6,8 +6,8 @@
 //! | networks | `GET <prefix>?recursive=false`, and for each directory in it `GET …/config` |
 //! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 is an empty list |
 //! | create | `PUT …/subnets/<key>?prevExist=false` with `ttl` and `value` |
-//! | update | `PUT …/subnets/<key>?prevIndex=<held>` with `ttl` and `value`; no `ttl` for a reservation |
-//! | delete | `DELETE …/subnets/<key>?prevIndex=<held>` |
+//! | update | `PUT …/subnets/<key>?prevIndex=<held>&prevValue=<held>` with `ttl` and `value`; no `ttl` for a reservation |
+//! | delete | `DELETE …/subnets/<key>?prevIndex=<held>&prevValue=<held>` |
 //! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>`, one event each |
 //!
 //! The same requests as flannel's, except that every write is conditional.
@@ -59,15 +59,16 @@ impl V2 {
         key: SubnetKey,
         attrs: &LeaseAttrs,
         ttl: Option<Duration>,
-        condition: (&'static str, String),
+        conditions: Vec<(&'static str, String)>,
     ) -> Result<Result<Entry, Fault>, Error> {
-        let mut form = vec![("value", attrs.encode(ValueForm::V2))];
+        let value = attrs.encode(ValueForm::V2);
+        let mut form = vec![("value", value.clone())];
         form.extend(ttl.map(|ttl| ("ttl", seconds(ttl).to_string())));
-        let request = Request::put(self.keys.lease(&key), condition, form);
+        let request = Request::put(self.keys.lease(&key), conditions, form);
         Ok(match self.http.send(&request).await? {
             Answer::Done { node, .. } => {
                 let revision = node.modified_index;
-                Ok(Entry { key, attrs: attrs.clone(), revision, lease: ttl.map(|_| 0) })
+                Ok(Entry { key, attrs: attrs.clone(), value, revision, lease: ttl.map(|_| 0) })
             }
             Answer::Failed(fault) => Err(fault),
         })
@@ -120,21 +121,19 @@ impl Registry for V2 {
     }
 
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
-        self.put(key, attrs, Some(ttl), ("prevExist", "false".to_owned())).await?.map_err(|fault| match fault
-            .code
-        {
+        let absent = vec![("prevExist", "false".to_owned())];
+        self.put(key, attrs, Some(ttl), absent).await?.map_err(|fault| match fault.code {
             fault::EXISTS => Error::Exists,
             _ => fault.into(),
         })
     }
 
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
-        let condition = ("prevIndex", held.revision.to_string());
-        self.put(held.key, attrs, held.lease.map(|_| ttl), condition).await?.map_err(conflict)
+        self.put(held.key, attrs, held.lease.map(|_| ttl), unchanged(held)).await?.map_err(conflict)
     }
 
     async fn delete(&self, held: &Entry) -> Result<(), Error> {
-        match self.http.send(&Request::delete(self.keys.lease(&held.key), held.revision)).await? {
+        match self.http.send(&Request::delete(self.keys.lease(&held.key), unchanged(held))).await? {
             Answer::Done { .. } => Ok(()),
             Answer::Failed(fault) => Err(conflict(fault)),
         }
@@ -143,6 +142,11 @@ impl Registry for V2 {
     async fn watch(&self, revision: Revision) -> Result<V2Watch, Error> {
         V2Watch::open(Rc::clone(&self.http), self.keys.clone(), revision).await
     }
+}
+
+/// The key is as we know it.
+fn unchanged(held: &Entry) -> Vec<(&'static str, String)> {
+    vec![("prevIndex", held.revision.to_string()), ("prevValue", held.value.clone())]
 }
 
 /// A compare-and-swap finds the key changed or gone.

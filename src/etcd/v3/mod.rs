@@ -5,9 +5,9 @@
 //! | config, list | one linearizable range; a key without an etcd lease is a reservation |
 //! | networks | ranges of one key that hop from child to child of the prefix, and a range for each `config` |
 //! | create | grant; txn { version = 0 → put with the lease } |
-//! | update | grant; txn { mod revision = held → put with the new lease }; the old lease is let go |
-//! | update of a reservation | txn { mod revision = held → put without a lease } |
-//! | delete | txn { mod revision = held → delete }; its lease is let go |
+//! | update | grant; txn { mod revision and value = held → put with the new lease }; the old lease is let go |
+//! | update of a reservation | txn { mod revision and value = held → put without a lease } |
+//! | delete | txn { mod revision and value = held → delete }; its lease is let go |
 //! | watch | prefix watch from revision + 1, leader required |
 //!
 //! etcd leases that hold no key any more do not pile up: see `loose.rs`.
@@ -48,13 +48,13 @@ impl V3 {
         Ok(Self { connection, keys, loose: LooseLeases::default() })
     }
 
-    /// Puts the value if `compare` holds, with a new lease if there is a TTL. `None`: it did not hold.
+    /// Puts the value if all of `compares` holds, with a new lease if there is a TTL. `None`: it did not.
     async fn put(
         &self,
         key: SubnetKey,
         attrs: &LeaseAttrs,
         ttl: Option<Duration>,
-        compare: impl Fn(String) -> Compare,
+        compares: impl Fn(&str) -> Vec<Compare>,
     ) -> Result<Option<Entry>, Error> {
         let name = self.keys.lease(&key);
         let value = attrs.encode(ValueForm::V3);
@@ -67,7 +67,7 @@ impl V3 {
                     None => None,
                 };
                 let options = granted.as_ref().map(|lease| PutOptions::new().with_lease(lease.id()));
-                let txn = Txn::new().when([compare(name.clone())]).and_then([TxnOp::put(
+                let txn = Txn::new().when(compares(&name)).and_then([TxnOp::put(
                     name.clone(),
                     value.clone(),
                     options,
@@ -79,7 +79,7 @@ impl V3 {
                 }
                 let revision = answer.header().map_or(0, |header| unsigned(header.revision()));
                 let lease = granted.map(|lease| unsigned(lease.attached()));
-                Ok(Some(Entry { key, attrs: attrs.clone(), revision, lease }))
+                Ok(Some(Entry { key, attrs: attrs.clone(), value: value.clone(), revision, lease }))
             })
             .await
     }
@@ -163,7 +163,7 @@ impl Registry for V3 {
 
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
         let started = Instant::now();
-        let absent = |name| Compare::version(name, CompareOp::Equal, 0);
+        let absent = |name: &str| vec![Compare::version(name, CompareOp::Equal, 0)];
         let made = self.put(key, attrs, Some(ttl), absent).await?;
         self.tidy(started).await;
         made.ok_or(Error::Exists)
@@ -171,9 +171,8 @@ impl Registry for V3 {
 
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
         let started = Instant::now();
-        let revision = signed(held.revision);
-        let unchanged = |name| Compare::mod_revision(name, CompareOp::Equal, revision);
-        let made = self.put(held.key, attrs, held.lease.map(|_| ttl), unchanged).await;
+        let same = |name: &str| unchanged(name, held);
+        let made = self.put(held.key, attrs, held.lease.map(|_| ttl), same).await;
         // Replaced, or perhaps: the answer may be all that was lost.
         if matches!(made, Ok(Some(_)) | Err(Error::Unavailable(_))) {
             self.loose.push(held.lease.map(signed));
@@ -189,9 +188,8 @@ impl Registry for V3 {
         let answer = self
             .connection
             .call(async |client, attempt| {
-                let txn = Txn::new()
-                    .when([Compare::mod_revision(name.clone(), CompareOp::Equal, signed(held.revision))])
-                    .and_then([TxnOp::delete(name.clone(), None)]);
+                let txn =
+                    Txn::new().when(unchanged(&name, held)).and_then([TxnOp::delete(name.clone(), None)]);
                 attempt.write_leaves();
                 client.txn(txn).await
             })
@@ -207,6 +205,14 @@ impl Registry for V3 {
     async fn watch(&self, revision: Revision) -> Result<V3Watch, Error> {
         V3Watch::open(Rc::clone(&self.connection), self.keys.clone(), revision).await
     }
+}
+
+/// The key is as we know it.
+fn unchanged(name: &str, held: &Entry) -> Vec<Compare> {
+    vec![
+        Compare::mod_revision(name, CompareOp::Equal, signed(held.revision)),
+        Compare::value(name, CompareOp::Equal, held.value.as_str()),
+    ]
 }
 
 /// The lease that a key-value pair of etcd makes.

@@ -96,6 +96,54 @@ fn a_restored_store_is_noticed_and_followed_from_its_own_revision() {
     assert_eq!(b.m.status().peers, 2);
 }
 
+/// Brings a list on its way. Renewals go through, from this revision on.
+fn list_under_way(b: &mut Bench, mut revision: Revision) -> Entry {
+    let mut own = entry(1, US, 11);
+    while b.sleep() != Call::List {
+        own = entry(1, US, revision);
+        revision += 1;
+        b.give(updated(Ok(own.clone())));
+    }
+    b.said();
+    own
+}
+
+#[test]
+fn a_list_from_before_the_end_of_an_outage_does_not_replace_the_one_after_it() {
+    let mut b = Bench::holding(OnLost::Exit);
+    let own = list_under_way(&mut b, 20);
+    b.outage();
+    let back = b.now;
+    // As the store was before: it may have been restored since.
+    assert_eq!(b.give(list(50, &[own, entry(3, THEM, 9)])), None);
+    assert_eq!(b.sleep(), Call::List);
+    assert!(b.now <= back + Duration::from_secs(1), "{:?}", b.now - back);
+}
+
+#[test]
+fn a_watch_that_starts_long_after_its_list_is_followed_by_another_list() {
+    let mut b = Bench::new(OnLost::Exit, Some(net(1)));
+    b.give(Input::Tick);
+    // The host sleeps, and the store is restored meanwhile.
+    b.now += Duration::from_secs(30);
+    b.give(list(10, &[reservation(1, US, 4)]));
+    let woken = b.now;
+    assert_eq!(b.give(Input::WatchStarted), None);
+    assert_eq!(b.sleep(), Call::List);
+    assert!(b.now <= woken + Duration::from_secs(1), "{:?}", b.now - woken);
+}
+
+#[test]
+fn what_the_watch_saw_of_a_store_is_not_replayed_over_the_restored_one() {
+    let mut b = Bench::holding(OnLost::Exit);
+    list_under_way(&mut b, 20);
+    b.give(set(entry(2, THEM, 51)));
+    b.give(set(entry(2, THEM, 52)));
+    assert_eq!((b.said().len(), b.m.status().peers), (1, 2));
+    b.give(list(9, &[entry(3, THEM, 9), entry(1, US, 5)]));
+    assert_eq!((b.m.status().peers, b.said()[0].clone()), (1, Notice::StoreReset));
+}
+
 #[test]
 fn an_outage_of_a_day_is_cheap_and_changes_nothing() {
     let mut b = Bench::new(OnLost::Exit, None);

@@ -58,9 +58,54 @@ fn a_renewal_that_did_happen_is_found_and_done_again() {
     b.give(updated(Err(down())));
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
     assert_eq!(b.give(updated(Err(Error::Conflict))), Some(Call::List));
-    b.give(list(21, &[entry(1, US, 20), entry(3, THEM, 9)]));
+    let call = b.give(list(21, &[entry(1, US, 20), entry(3, THEM, 9)]));
     assert_eq!(b.m.status().deadline, deadline, "nobody knows when that write was made");
-    assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 20));
+    assert_eq!(updated_entry(call), entry(1, US, 20));
+}
+
+/// The list that follows an outage shows these entries.
+fn after_an_outage(b: &mut Bench, revision: Revision, entries: &[Entry]) -> Option<Call> {
+    b.outage();
+    assert_eq!(b.sleep(), Call::List);
+    b.said();
+    b.give(list(revision, entries))
+}
+
+#[test]
+fn an_older_copy_of_our_lease_is_not_held_until_it_is_renewed() {
+    let other = Entry { value: r#"{ "PublicIP": "192.0.2.1" }"#.to_owned(), ..entry(1, US, 11) };
+    for copy in [entry(1, US, 5), other] {
+        let mut b = Bench::holding(OnLost::Exit);
+        let call = after_an_outage(&mut b, 11, &[copy.clone(), entry(3, THEM, 4)]);
+        assert_eq!(updated_entry(call), copy);
+        assert_eq!((b.said(), b.held()), (vec![Notice::Lost { subnet: net(1) }], None));
+        b.give(updated(Ok(entry(1, US, 12))));
+        assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
+        assert_eq!(b.held(), Some(net(1)));
+    }
+    // As we know it: nothing to do.
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(after_an_outage(&mut b, 11, &[entry(1, US, 11), entry(3, THEM, 9)]), None);
+    assert_eq!((b.said(), b.held()), (vec![], Some(net(1))));
+}
+
+#[test]
+fn our_subnet_is_not_created_over_a_part_of_it_that_is_taken() {
+    let half =
+        |revision| Entry { key: SubnetKey::v4("10.5.1.128/25".parse().unwrap()), ..entry(1, THEM, revision) };
+    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
+    // Seen in a list, after a restore that has forgotten our key.
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(after_an_outage(&mut b, 20, &[half(12)]), None);
+    assert!(b.said().contains(&conflict));
+    // Seen by the watch, before our key is deleted.
+    let mut b = Bench::holding(OnLost::Exit);
+    assert_eq!(b.give(set(half(20))), None);
+    assert!(matches!(b.said()[..], [Notice::Refused { .. }]));
+    assert_eq!(b.held(), Some(net(1)), "our key stands");
+    assert_eq!(b.give(gone(1, 21)), Some(Call::List));
+    assert_eq!(b.give(list(21, &[half(20), entry(3, THEM, 9)])), None);
+    assert_eq!(b.said(), [Notice::Revoked { subnet: net(1) }, conflict]);
 }
 
 #[test]

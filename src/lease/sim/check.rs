@@ -16,11 +16,15 @@ impl World {
         if status.deadline.is_some_and(|deadline| deadline <= self.now + node.clock) {
             return None;
         }
+        if node.doubt.is_some() {
+            return None;
+        }
         let revision = manager.lease()?.revision;
         node.robbed.is_none_or(|robbed| revision > robbed).then_some(subnet)
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&mut self) -> Result<(), String> {
+        self.check_doubts()?;
         let holds: Vec<(Ipv4Addr, Ipv4Net)> =
             self.nodes.iter().filter_map(|node| Some((node.ip, self.hold(node)?))).collect();
         for (i, (ip, subnet)) in holds.iter().enumerate() {

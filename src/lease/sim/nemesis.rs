@@ -14,7 +14,7 @@ impl World {
         }
         let node = self.rng.random_range(0..self.nodes.len());
         let until = self.within(100, 45_000).min(QUIET);
-        match self.rng.random_range(0..14) {
+        match self.rng.random_range(0..16) {
             0..=2 => self.nodes[node].partition_until = until,
             3 | 4 => self.nodes[node].paused_until = until,
             5 | 6 if self.nodes[node].manager.is_some() => {
@@ -28,6 +28,8 @@ impl World {
                 self.store.compact();
             }
             action @ 9..=13 => self.tamper(action),
+            14 => self.snapshots.push(self.store.clone()),
+            15 if self.rng.random_bool(0.4) => self.restore(),
             _ => {}
         }
         let at = self.within(100, 5000);
@@ -69,7 +71,8 @@ impl World {
             let held = node.manager.as_ref().and_then(Manager::lease);
             let owns = self.store.get(key).is_some_and(|entry| entry.attrs.public_ip == node.ip);
             if owns || held.is_some_and(|entry| entry.key == key) {
-                node.robbed = Some(revision);
+                // What it knows may be of a store before a restore.
+                node.robbed = Some(held.map_or(revision, |entry| entry.revision.max(revision)));
             }
         }
     }

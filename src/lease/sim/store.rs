@@ -1,7 +1,7 @@
 //! A store with revisions, TTLs, history and compaction, and nothing else.
 
 use crate::etcd::{Change, Entry, Error, Listing, Revision, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ struct Stored {
     expires: Option<Duration>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Store {
     pub(crate) revision: Revision,
     pub(crate) compacted: Revision,
@@ -47,7 +47,8 @@ impl Store {
         self.revision += 1;
         self.leases += 1;
         let lease = expires.map(|_| self.leases);
-        let entry = Entry { key, attrs: attrs.clone(), revision: self.revision, lease };
+        let value = attrs.encode(ValueForm::V3);
+        let entry = Entry { key, attrs: attrs.clone(), value, revision: self.revision, lease };
         self.keys.insert(key, Stored { entry: Ok(entry.clone()), expires });
         self.log.push((self.revision, Change::Set(entry.clone())));
         entry
@@ -73,6 +74,10 @@ impl Store {
 
     pub(crate) fn get(&self, key: SubnetKey) -> Option<&Entry> {
         self.keys.get(&key)?.entry.as_ref().ok()
+    }
+
+    pub(crate) fn is_garbage(&self, key: SubnetKey) -> bool {
+        self.keys.get(&key).is_some_and(|stored| stored.entry.is_err())
     }
 
     pub(crate) fn create(
@@ -108,7 +113,7 @@ impl Store {
 
     fn check(&self, held: &Entry) -> Result<(), Error> {
         match self.get(held.key) {
-            Some(entry) if entry.revision == held.revision => Ok(()),
+            Some(entry) if entry.revision == held.revision && entry.value == held.value => Ok(()),
             _ => Err(Error::Conflict),
         }
     }
@@ -120,7 +125,7 @@ impl Store {
 
     /// Everything after `from`, with its revision.
     pub(crate) fn changes(&self, from: Revision) -> Result<Vec<(Revision, Change)>, Error> {
-        if from < self.compacted {
+        if from < self.compacted || from > self.revision {
             return Err(Error::Compacted);
         }
         Ok(self.log.iter().filter(|(revision, _)| *revision > from).cloned().collect())

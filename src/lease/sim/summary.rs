@@ -16,6 +16,8 @@ pub(crate) struct Summary {
     pub(super) withheld: u64,
     pub(super) compactions: u64,
     pub(super) late: u64,
+    pub(super) restores: u64,
+    pub(super) resets: u64,
 }
 
 impl AddAssign for Summary {
@@ -31,6 +33,8 @@ impl AddAssign for Summary {
         self.withheld += other.withheld;
         self.compactions += other.compactions;
         self.late += other.late;
+        self.restores += other.restores;
+        self.resets += other.resets;
     }
 }
 
@@ -40,6 +44,7 @@ impl Summary {
         let all = [acquired, renewed, regained, lost, revoked, conflicts, races, repairs];
         assert!(all.iter().all(|count| *count > 20), "{self:?}");
         assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
+        assert!(self.restores > 20 && self.resets > 20, "{self:?}");
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) const QUIET: Duration = Duration::from_secs(90);
 /// By now all must be well: a TTL, the longest back-off, and the list on the timer.
 const END: Duration = Duration::from_secs(90 + 60 + 40 + 365 + 30);
 /// A call's deadline.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum Ev {
@@ -37,6 +37,8 @@ pub(super) enum Ev {
         node: usize,
         life: u64,
         reply: Reply,
+        /// How often the store had been restored when it gave the answer.
+        restores: u64,
     },
     WatchOpen {
         node: usize,
@@ -75,8 +77,19 @@ pub(super) struct Node {
     pub(super) paused_until: Duration,
     /// The nemesis took its key at that revision: nobody promises anything until it wrote anew.
     pub(super) robbed: Option<Revision>,
+    /// The store was restored, and this node may not know.
+    pub(super) doubt: Option<Doubt>,
     /// The peers by the events.
     pub(super) routes: BTreeMap<Ipv4Net, LeaseAttrs>,
+}
+
+/// What a node may know of a store that was restored. Until the end of it nobody promises anything.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Doubt {
+    /// It has not heard from it since, or not since its last call failed.
+    Deaf,
+    /// It hears from it since then.
+    Hears(Duration),
 }
 
 pub(crate) struct World {
@@ -85,6 +98,9 @@ pub(crate) struct World {
     pub(super) queue: BTreeMap<(Duration, u64), Ev>,
     pub(super) sequence: u64,
     pub(super) store: Store,
+    /// Copies of it, to restore it from.
+    pub(super) snapshots: Vec<Store>,
+    pub(super) restores: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) config: Config,
     pub(super) settings: Settings,
@@ -111,6 +127,8 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             store: Store::default(),
+            snapshots: Vec::new(),
+            restores: 0,
             nodes: Vec::new(),
             config: Config::parse(&text).unwrap(),
             settings: Settings::new(ttl, None, OnLost::Exit).unwrap(),
@@ -135,6 +153,7 @@ impl World {
                 partition_until: Duration::ZERO,
                 paused_until: Duration::ZERO,
                 robbed: None,
+                doubt: None,
                 routes: BTreeMap::new(),
             });
             let at = ms(world.rng.random_range(0..200));
@@ -146,6 +165,7 @@ impl World {
             world.store.put(key, &LeaseAttrs::new(ip), None);
             world.reserved.push((key, ip));
         }
+        world.snapshots.push(world.store.clone());
         world.at(ms(300), Ev::Nemesis);
         world
     }
@@ -230,8 +250,9 @@ impl World {
                 }
             }
             Ev::Request { node, life, call, reply_by } => self.request(node, life, &call, reply_by),
-            Ev::Reply { node, life, reply } => {
+            Ev::Reply { node, life, reply, restores } => {
                 if self.nodes[node].life == life {
+                    self.hear(node, &reply, restores);
                     self.input(node, Input::Reply(reply));
                 }
             }
@@ -239,6 +260,9 @@ impl World {
             Ev::WatchFail { node, watch, error } => {
                 if self.nodes[node].watch == watch {
                     self.nodes[node].watch_from = None;
+                    if error != Error::Compacted {
+                        self.deafen(node);
+                    }
                     self.input(node, Input::WatchFailed(error));
                 }
             }
@@ -258,6 +282,7 @@ impl World {
         node.life += 1;
         node.routes.clear();
         node.robbed = None;
+        node.doubt = None;
         node.manager = Some(Manager::new(config, LeaseAttrs::new(node.ip), node.env_file, settings, seed));
         self.input(index, Input::Tick);
     }
@@ -335,6 +360,7 @@ impl World {
                     }
                 }
             }
+            Notice::StoreReset => self.summary.resets += 1,
             _ => {}
         }
     }
@@ -360,7 +386,7 @@ impl World {
         self.at(at, Ev::Request { node, life, call, reply_by: Some(reply_by) });
     }
 
-    fn no_answer(&mut self, node: usize, life: u64, call: &Call, at: Duration) {
+    pub(super) fn no_answer(&mut self, node: usize, life: u64, call: &Call, at: Duration) {
         let error = Error::Unavailable("no answer".to_owned());
         let reply = match call {
             Call::List => Reply::Listed(Err(error)),
@@ -370,7 +396,7 @@ impl World {
         };
         // Some networks refuse at once, some are silent.
         let at = if self.rng.random_bool(0.3) { self.now + ms(5) } else { at.max(self.now) };
-        self.at(at, Ev::Reply { node, life, reply });
+        self.at(at, Ev::Reply { node, life, reply, restores: self.restores });
     }
 
     fn request(&mut self, node: usize, life: u64, call: &Call, reply_by: Option<Duration>) {
@@ -397,7 +423,7 @@ impl World {
             return self.no_answer(node, life, call, reply_by);
         }
         let at = self.within(1, 40);
-        self.at(at, Ev::Reply { node, life, reply });
+        self.at(at, Ev::Reply { node, life, reply, restores: self.restores });
     }
 
     fn open_watch(&mut self, index: usize, watch: u64, from: Revision) {
@@ -409,10 +435,11 @@ impl World {
             let error = Error::Unavailable("no answer".to_owned());
             return self.at(at, Ev::WatchFail { node: index, watch, error });
         }
-        if from < self.store.compacted {
-            return self.at(self.now, Ev::WatchFail { node: index, watch, error: Error::Compacted });
+        if let Err(error) = self.store.changes(from) {
+            return self.at(self.now, Ev::WatchFail { node: index, watch, error });
         }
         self.nodes[index].watch_from = Some(from);
+        self.heard(index);
         self.input(index, Input::WatchStarted);
         self.at(self.now + ms(1), Ev::Deliver { node: index, watch });
     }

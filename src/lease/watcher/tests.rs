@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::etcd::Revision;
+use crate::subnet::ValueForm;
 use proptest::prelude::*;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -12,7 +13,8 @@ fn net(third: u8) -> Ipv4Net {
 
 fn entry(third: u8, host: u8, revision: Revision) -> Entry {
     let attrs = LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, host));
-    Entry { key: SubnetKey::v4(net(third)), attrs, revision, lease: Some(1) }
+    let value = attrs.encode(ValueForm::V3);
+    Entry { key: SubnetKey::v4(net(third)), attrs, value, revision, lease: Some(1) }
 }
 
 fn watcher() -> Watcher {
@@ -84,6 +86,17 @@ fn a_bad_value_keeps_the_last_good_one_and_is_counted_once() {
     assert_eq!((w.len(), w.counters().rejected), (2, 1));
     // Mended, then gone.
     assert_eq!(w.snapshot(NOW, &[entry(3, 3, 8)], &[], true), [removed(2, 2)]);
+}
+
+#[test]
+fn a_peers_key_with_our_public_ip_is_no_peers_any_more() {
+    let ours = Entry { attrs: LeaseAttrs::new(OWN), ..entry(2, 1, 5) };
+    let mut w = watcher();
+    w.snapshot(NOW, &[entry(2, 2, 2)], &[], false);
+    assert_eq!(w.apply(&Change::Set(ours.clone())), Some(removed(2, 2)));
+    w.snapshot(NOW, &[entry(2, 2, 6)], &[], false);
+    assert_eq!(w.snapshot(NOW, &[ours], &[], true), [removed(2, 2)]);
+    assert_eq!(w.take_notices().len(), 2);
 }
 
 #[test]
