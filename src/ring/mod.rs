@@ -6,7 +6,7 @@
 //! datagram, in the order in which the kernel queued them. A third, on the event descriptor of [`Wake`],
 //! lets the control thread interrupt the wait.
 //!
-//! [`Ring::turn`] is the only system call. It submits what was staged ([`Staging`]), waits, and returns only
+//! [`Ring::turn`] is the only way into the kernel. It submits what was staged ([`Staging`]), waits, and returns only
 //! when every send and write of that turn is complete. So the kernel holds nothing of the caller's between
 //! turns: what it reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of
 //! reach until it lends them (`pool::Filled`). The wait costs nothing, because neither a TUN write nor a
