@@ -34,33 +34,20 @@ fn fit(line: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn an_event_is_one_line_whatever_it_says() {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || LogLines(writer.clone()));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let handle = file.as_file().try_clone().unwrap();
+        let writer = move || LogLines(handle.try_clone().unwrap());
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(writer);
         tracing::subscriber::with_default(log.finish(), || {
             let name = "a\n2026-01-01 ERROR all is lost\x1b[2J";
             tracing::info!("network {name}: starting");
             tracing::warn!(reason = %"x".repeat(1 << 20), "odd");
             tracing::info!("plain \"text\" \\ ü");
         });
-        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         assert!(!text.contains('\x1b') && lines[0].contains(r"network a\n2026-01-01 ERROR"), "{text}");

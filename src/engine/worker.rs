@@ -126,8 +126,7 @@ impl<P: Port> Worker<P> {
         false
     }
 
-    /// Sends and writes what was gathered, waits, and deals with what failed. `rest`: how long to let packets gather
-    /// before looking for them, if there are none.
+    /// Sends and writes what was gathered, waits, and deals with what failed. `rest`: as in [`Port::turn`].
     pub(super) fn turn(&mut self, rest: Duration) -> io::Result<()> {
         self.counters.add(Count::Turns, 1);
         self.counters.add(Count::Rests, usize::from(!rest.is_zero()));

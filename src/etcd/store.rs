@@ -82,14 +82,13 @@ impl Auto {
     async fn choose(&self) -> Result<(), Error> {
         let api = match self.v3.config().await {
             Ok(_) => self.choose_with_v3_config().await?,
-            Err(Error::NotFound(key)) => match self.v2.config().await {
-                Ok(_) => Api::V2,
-                Err(Error::NotFound(_)) => return Err(Error::NotFound(key)),
-                Err(error) if V2::is_absent(&error) => return Err(Error::NotFound(key)),
+            Err(Error::NotFound(key)) => match self.v2_has_config().await {
+                Ok(true) => Api::V2,
+                Ok(false) => return Err(Error::NotFound(key)),
                 Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
             },
             Err(error @ Error::Unavailable(_)) => {
-                if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
+                if !self.is_before_v3().await {
                     return Err(error);
                 }
                 self.v2.config().await?;
@@ -102,12 +101,26 @@ impl Auto {
         Ok(())
     }
 
+    /// Whether v2 holds a config; a server without the keys API holds none.
+    async fn v2_has_config(&self) -> Result<bool, Error> {
+        match self.v2.config().await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound(_)) => Ok(false),
+            Err(error) if V2::is_absent(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the server says that it is older than etcd 3, so that v3's silence is its absence.
+    async fn is_before_v3(&self) -> bool {
+        self.v2.server_major().await.is_ok_and(|major| major < 3)
+    }
+
     /// v3 has a config. If v2 has one too, the nodes are where the leases are.
     async fn choose_with_v3_config(&self) -> Result<Api, Error> {
-        match self.v2.config().await {
-            Ok(_) => {}
-            Err(Error::NotFound(_)) => return Ok(Api::V3),
-            Err(error) if V2::is_absent(&error) => return Ok(Api::V3),
+        match self.v2_has_config().await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Api::V3),
             // A refusal lasts, and who is refused has no leases there.
             Err(error @ (Error::Invalid(_) | Error::Denied(_))) => {
                 tracing::warn!("v2 does not tell whether it holds a network config too: {error}; v3 has one");
@@ -125,7 +138,7 @@ impl Auto {
         let mut names = match self.v3.networks().await {
             Ok(names) => names,
             Err(error @ Error::Unavailable(_)) => {
-                if self.v2.server_major().await.unwrap_or(u64::MAX) >= 3 {
+                if !self.is_before_v3().await {
                     return Err(error);
                 }
                 Vec::new()

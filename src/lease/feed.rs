@@ -84,9 +84,10 @@ impl Feed {
 impl Manager {
     pub(super) fn on_listing(&mut self, now: Duration, mut listing: Listing) {
         let reset = listing.revision < self.feed.sent_at;
-        for change in std::mem::take(&mut self.feed.since_list) {
-            // What the watch saw of another store's history says nothing about this one.
-            if !reset {
+        let seen = std::mem::take(&mut self.feed.since_list);
+        // What the watch saw of another store's history says nothing about this one.
+        if !reset {
+            for change in seen {
                 replay(&mut listing, change);
             }
         }

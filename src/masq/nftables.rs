@@ -152,6 +152,7 @@ mod tests {
         assert_eq!(script(&Rules { masquerade: false, ..all }, TABLE), table(forward));
         assert_eq!(script(&all.none(), TABLE), head);
     }
+
     #[test]
     fn a_table_is_anothers_by_its_networks() {
         let nets = |text: &str| text.split(' ').map(|net| net.parse().unwrap()).collect::<Vec<Ipv4Net>>();

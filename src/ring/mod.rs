@@ -301,16 +301,13 @@ impl Ring {
     fn wait(&mut self, rest: Duration) -> io::Result<()> {
         if !rest.is_zero() {
             std::thread::sleep(rest);
+        } else if self.nothing_to_handle() {
+            self.spin()?;
+        } else {
+            return Ok(());
         }
-        if self.nothing_to_handle() {
-            if rest.is_zero() {
-                self.spin()?;
-            }
-            self.enter(1)?;
-        } else if !rest.is_zero() {
-            // What gathered meanwhile, without waiting for more.
-            self.enter(0)?;
-        }
+        // Where something was left to handle, what gathered during the rest comes with it, without waiting for more.
+        self.enter(usize::from(self.nothing_to_handle()))?;
         self.harvest();
         Ok(())
     }

@@ -77,14 +77,17 @@ fn bad(field: &str, value: impl ToString, reason: impl Into<String>) -> ConfigEr
     ConfigError::Field { field: field.to_owned(), value: quote(&value.to_string()), reason: reason.into() }
 }
 
+fn syntax(error: &serde_json::Error) -> ConfigError {
+    ConfigError::Syntax(quote(&error.to_string()))
+}
+
 impl Config {
     /// Reads a config, derives what it leaves out and checks all of it.
     ///
     /// # Errors
     /// The first field that is wrong, with its value.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let object: Object =
-            serde_json::from_str(text).map_err(|e| ConfigError::Syntax(quote(&e.to_string())))?;
+        let object: Object = serde_json::from_str(text).map_err(|e| syntax(&e))?;
         let enable_ipv4 = boolean(&object, "EnableIPv4", true)?;
         let enable_ipv6 = boolean(&object, "EnableIPv6", false)?;
         match (enable_ipv4, enable_ipv6) {
@@ -219,8 +222,7 @@ fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option
 /// No `Backend` means udp, whatever flannel's documentation says.
 fn backend(text: &str) -> Result<BackendConfig, ConfigError> {
     const TYPE: &str = "Backend.Type";
-    let members: Object<&RawValue> =
-        serde_json::from_str(text).map_err(|e| ConfigError::Syntax(quote(&e.to_string())))?;
+    let members: Object<&RawValue> = serde_json::from_str(text).map_err(|e| syntax(&e))?;
     let Some(value) = members.get("Backend") else {
         return Ok(BackendConfig { kind: "udp".to_owned(), fields: Map::new() });
     };

@@ -4,6 +4,7 @@
 //! worker has gathered in [`Outgoing`]. When [`Port::turn`] returns, all of that is done: the worker may reuse
 //! every byte.
 
+mod frame_buffer;
 mod memory;
 mod poll;
 mod uring;

@@ -3,11 +3,12 @@
 //! For hosts that forbid io_uring. It reads until a descriptor runs dry and asks `poll` only then. One buffer
 //! serves all frames, so it stays in the cache.
 
+use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
 use crate::offload::batch::Batcher;
 use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
-use crate::tun::{READ_SIZE, is_gone};
+use crate::tun::is_gone;
 use crate::udp::{ReceiveMany, SendMany};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IoSlice};
@@ -40,9 +41,7 @@ pub struct PollSizes {
 pub struct PollPort {
     link: Link,
     wake: Wake,
-    frame: Box<[u8]>,
-    /// Bytes of the current frame; 0: none.
-    frame_len: usize,
+    frame: FrameBuffer,
     buffers: Vec<Box<[u8]>>,
     /// Buffers below this one hold datagrams given out since the last turn.
     given: usize,
@@ -69,8 +68,7 @@ impl PollPort {
         PollPort {
             link,
             wake,
-            frame: vec![0; READ_SIZE].into_boxed_slice(),
-            frame_len: 0,
+            frame: FrameBuffer::new(),
             buffers: (0..buffers).map(|_| vec![0; DATAGRAM_BYTES].into_boxed_slice()).collect(),
             given: 0,
             filled: 0,
@@ -121,14 +119,11 @@ impl PollPort {
     }
 
     fn read_frame(&mut self) {
-        match self.link.queue.read(&mut self.frame) {
-            Ok(len) => self.frame_len = len,
-            Err(error) => {
-                self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
-                self.tun_gone |= is_gone(&error);
-                let expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-                self.receive_errors += usize::from(!expected && !self.tun_gone);
-            }
+        if let Err(error) = self.frame.read(&self.link.queue) {
+            self.tun_ready = error.kind() == io::ErrorKind::Interrupted;
+            self.tun_gone |= is_gone(&error);
+            let expected = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            self.receive_errors += usize::from(!expected && !self.tun_gone);
         }
     }
 
@@ -151,7 +146,7 @@ impl PollPort {
     }
 
     fn nothing_to_handle(&self) -> bool {
-        let quiet = self.frame_len == 0 && self.given == self.filled && self.failures.is_empty();
+        let quiet = self.frame.is_empty() && self.given == self.filled && self.failures.is_empty();
         quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
@@ -211,14 +206,14 @@ impl Port for PollPort {
     }
 
     fn frame(&mut self) -> Option<&mut [u8]> {
-        if self.frame_len == 0 && self.tun_ready && !self.tun_gone {
+        if self.frame.is_empty() && self.tun_ready && !self.tun_gone {
             self.read_frame();
         }
-        (self.frame_len > 0).then(|| &mut self.frame[..self.frame_len])
+        self.frame.frame()
     }
 
     fn advance(&mut self) {
-        self.frame_len = 0;
+        self.frame.clear();
     }
 
     fn datagram(&mut self) -> Option<Received> {

@@ -5,9 +5,9 @@
 //! reads the TUN directly, always into the same buffer. The order holds: the ring posts completions only while a turn
 //! is in the kernel, and all that it has posted by then comes first.
 
+use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
 use crate::ring::{Operation, Ring, Wake};
-use crate::tun::READ_SIZE;
 use crate::udp::control::{self, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
@@ -30,9 +30,7 @@ pub struct UringPort {
     /// Small frames handled since the last turn, without a larger one.
     small_frames: usize,
     /// The frame that was read beside the ring.
-    direct: Box<[u8]>,
-    /// Its bytes; 0: none.
-    direct_len: usize,
+    direct: FrameBuffer,
 }
 
 impl UringPort {
@@ -48,15 +46,14 @@ impl UringPort {
             receive_errors: 0,
             starved: 0,
             small_frames: 0,
-            direct: vec![0; READ_SIZE].into_boxed_slice(),
-            direct_len: 0,
+            direct: FrameBuffer::new(),
         }
     }
 
     /// Reads a frame beside the ring. Whatever the error, the ring's own read meets it too and reports it.
     fn read_directly(&mut self) {
-        self.direct_len = self.link.queue.read(&mut self.direct).unwrap_or(0);
-        if self.direct_len == 0 || self.direct_len >= SMALL {
+        let _ = self.direct.read(&self.link.queue);
+        if self.direct.frame().is_none_or(|frame| frame.len() >= SMALL) {
             self.small_frames = 0;
         }
     }
@@ -69,7 +66,7 @@ impl Port for UringPort {
         let (trains, frames) = (batcher.open(), coalescer.len());
         let (mut sends, mut writes) = (0, 0);
         self.small_frames = 0;
-        let wait = (self.direct_len == 0).then_some(rest);
+        let wait = self.direct.is_empty().then_some(rest);
         self.ring.turn(wait, |stage| {
             for (to, train) in batcher.trains() {
                 let message: &[u8] = match train.count() {
@@ -111,15 +108,15 @@ impl Port for UringPort {
     }
 
     fn frame(&mut self) -> Option<&mut [u8]> {
-        if self.direct_len == 0 && self.small_frames >= TELLING && !self.ring.has_frame() {
+        if self.direct.is_empty() && self.small_frames >= TELLING && !self.ring.has_frame() {
             self.read_directly();
         }
-        if self.direct_len > 0 { Some(&mut self.direct[..self.direct_len]) } else { self.ring.frame() }
+        self.direct.frame().or_else(|| self.ring.frame())
     }
 
     fn advance(&mut self) {
-        if self.direct_len > 0 {
-            self.direct_len = 0;
+        if !self.direct.is_empty() {
+            self.direct.clear();
             return;
         }
         let small = self.ring.frame().is_some_and(|frame| frame.len() < SMALL);

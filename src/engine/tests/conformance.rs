@@ -3,7 +3,6 @@
 use super::lab::*;
 use super::*;
 use crate::engine::{Carrier, UdpOffload};
-use crate::netlink::namespace;
 use crate::packet::ipv4::set_header_checksum;
 use crate::tun::TunOffload;
 use std::io::{Read, Write};
@@ -14,7 +13,7 @@ const UDP: [UdpOffload; 4] = [UdpOffload::Auto, UdpOffload::Send, UdpOffload::Re
 
 /// Runs `body` once for every mix of offloads, each with an engine of its own.
 fn every_shape(test: &str, carrier: Carrier, body: fn(Shape)) {
-    namespace::run(&format!("engine::tests::conformance::{test}"), || async {
+    in_namespace(test, || {
         for tun in TUN {
             for udp in UDP {
                 let shape = Shape { tun, udp, ..Shape::new(carrier) };
@@ -25,24 +24,8 @@ fn every_shape(test: &str, carrier: Carrier, body: fn(Shape)) {
     });
 }
 
-macro_rules! on_both_carriers {
-    ($($body:ident)*) => {
-        mod uring {
-            $(#[test]
-            fn $body() {
-                super::every_shape(concat!("uring::", stringify!($body)), super::Carrier::Uring, super::$body);
-            })*
-        }
-        mod poll {
-            $(#[test]
-            fn $body() {
-                super::every_shape(concat!("poll::", stringify!($body)), super::Carrier::Poll, super::$body);
-            })*
-        }
-    };
-}
-
 on_both_carriers! {
+    every_shape:
     the_vectors_are_exact
     datagrams_of_every_size_pass_both_ways
     trains_pass_in_order_both_ways

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::engine::{Carrier, Engine, EngineError, Link, Setup, UdpOffload};
-use crate::netlink::namespace::ip;
+use crate::netlink::namespace::{self, ip};
 use crate::packet::checksum::Sum;
 use crate::packet::ipv4::{Ipv4, header_checksum_ok};
 use crate::tun::{Device, TunOffload};
@@ -27,6 +27,44 @@ pub(super) const MIRRORED: Ipv4Addr = Ipv4Addr::new(10, 1, 8, 3);
 pub(super) const SOON: Duration = Duration::from_secs(5);
 /// How long to wait for what must not arrive.
 pub(super) const A_WHILE: Duration = Duration::from_millis(100);
+
+/// Makes a test of each body for each carrier. `$run` takes the test's full path, the carrier and the body.
+macro_rules! on_both_carriers {
+    ($run:ident: $($body:ident)*) => {
+        mod uring {
+            $(#[test]
+            fn $body() {
+                super::$run(
+                    concat!(module_path!(), "::", stringify!($body)),
+                    crate::engine::Carrier::Uring,
+                    super::$body,
+                );
+            })*
+        }
+        mod poll {
+            $(#[test]
+            fn $body() {
+                super::$run(
+                    concat!(module_path!(), "::", stringify!($body)),
+                    crate::engine::Carrier::Poll,
+                    super::$body,
+                );
+            })*
+        }
+    };
+}
+pub(super) use on_both_carriers;
+
+/// Runs `body` in a namespace of its own. `test` is the caller's path, crate included.
+pub(super) fn inside(test: &str, carrier: Carrier, body: fn(Shape)) {
+    in_namespace(test, || body(Shape::new(carrier)));
+}
+
+/// The same for any body.
+pub(super) fn in_namespace(test: &str, body: impl FnOnce()) {
+    let (_, path) = test.split_once("::").unwrap();
+    namespace::run(path, || async { body() });
+}
 
 /// What is varied.
 #[derive(Debug, Clone, Copy)]

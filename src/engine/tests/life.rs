@@ -3,37 +3,15 @@
 
 use super::lab::*;
 use super::*;
-use crate::engine::Carrier;
-use crate::netlink::namespace::{self, ip};
+use crate::netlink::namespace::ip;
 use crate::tun::TunOffload;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Runs `body` in a namespace of its own.
-fn inside(test: &str, carrier: Carrier, body: fn(Shape)) {
-    namespace::run(&format!("engine::tests::life::{test}"), || async { body(Shape::new(carrier)) });
-}
-
-macro_rules! on_both_carriers {
-    ($($body:ident)*) => {
-        mod uring {
-            $(#[test]
-            fn $body() {
-                super::inside(concat!("uring::", stringify!($body)), super::Carrier::Uring, super::$body);
-            })*
-        }
-        mod poll {
-            $(#[test]
-            fn $body() {
-                super::inside(concat!("poll::", stringify!($body)), super::Carrier::Poll, super::$body);
-            })*
-        }
-    };
-}
-
 on_both_carriers! {
+    inside:
     a_route_change_takes_effect
     bursts_arrive_whole
     it_stops_at_once_under_load

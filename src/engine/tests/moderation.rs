@@ -2,35 +2,12 @@
 
 use super::lab::*;
 use super::*;
-use crate::engine::Carrier;
-use crate::netlink::namespace;
 use std::net::UdpSocket;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Runs `body` in a namespace of its own.
-fn inside(test: &str, carrier: Carrier, body: fn(Shape)) {
-    namespace::run(&format!("engine::tests::moderation::{test}"), || async { body(Shape::new(carrier)) });
-}
-
-macro_rules! on_both_carriers {
-    ($($body:ident)*) => {
-        mod uring {
-            $(#[test]
-            fn $body() {
-                super::inside(concat!("uring::", stringify!($body)), super::Carrier::Uring, super::$body);
-            })*
-        }
-        mod poll {
-            $(#[test]
-            fn $body() {
-                super::inside(concat!("poll::", stringify!($body)), super::Carrier::Poll, super::$body);
-            })*
-        }
-    };
-}
-
 on_both_carriers! {
+    inside:
     a_flood_gathers_and_stays_in_order
     zero_means_never
     requests_and_answers_do_not_wait
