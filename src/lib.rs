@@ -21,6 +21,7 @@
 //!
 //! | room | what it knows |
 //! |---|---|
+//! | [`log`] | what may be said, and how often |
 //! | [`packet`] | what the bytes mean: IPv4, TCP, UDP, ICMP, checksum, virtio-net header |
 //! | [`offload`] | shapes of many packets: segment, coalesce, batch |
 //! | [`route`] | which peer owns an address |
@@ -49,6 +50,7 @@ pub mod engine;
 pub mod etcd;
 pub mod iface;
 pub mod lease;
+pub mod log;
 pub mod masq;
 pub mod netlink;
 pub mod offload;

@@ -1,7 +1,8 @@
 //! The `flanneld` binary: parse, run, exit code.
 
 use flanneld::cli::{self, Options, Parsed};
-use flanneld::daemon::{self, LogLines, Networks, Settings};
+use flanneld::daemon::{self, Networks, Settings};
+use flanneld::log::LogLines;
 use std::io::Write;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;

@@ -8,8 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str =
-    "packet,subnet:offload,route,ring,tun,udp,netlink:engine,etcd:lease,masq,iface,status:backend:cli,daemon";
+const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink:engine,etcd:lease,masq,iface,status:backend:cli,daemon";
 /// Rooms that may hold `unsafe`.
 const UNSAFE: &[&str] = &["ring", "tun", "udp"];
 /// Rooms that may name tokio.

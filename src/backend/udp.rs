@@ -11,6 +11,7 @@ pub use crate::engine::{Settings as EngineSettings, Snapshot};
 use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, UdpOffload};
 use crate::iface::External;
 use crate::lease::{Event, Lease};
+use crate::log::Complaint;
 use crate::netlink::{Change, Changes, Netlink, Route};
 use crate::route::{Peer, RouteCommand};
 use crate::subnet::{self, LeaseAttrs};
@@ -37,8 +38,6 @@ const LEAST_MTU: u32 = 68;
 const MOST_WORKERS: usize = 4;
 /// A device that is deleted more often than this within a minute belongs to somebody else's management.
 const MOST_RESTARTS: usize = 3;
-/// A foreign route that comes and goes is told of this often at most.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The backend as configured.
 #[derive(Debug, Clone)]
@@ -144,8 +143,8 @@ pub struct Network {
     broken: bool,
     /// Somebody else's route stands in the way.
     blocked: bool,
-    /// When that was said.
-    blocked_said: Option<Instant>,
+    /// Never settled: a route that comes and goes must not fill the log.
+    complaint: Complaint<Instant>,
     /// Counters of engines that are no more.
     past: Snapshot,
 }
@@ -175,7 +174,7 @@ impl Network {
             restarts: Vec::new(),
             broken: false,
             blocked: false,
-            blocked_said: None,
+            complaint: Complaint::default(),
             past: Snapshot::default(),
         };
         network.launch(netlink).await?;
@@ -252,9 +251,7 @@ impl Network {
             }
             // Not ours to replace; flannel goes on without a word.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
-                let news = self.blocked_said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
-                if !self.blocked && news {
-                    self.blocked_said = Some(Instant::now());
+                if !self.blocked && self.complaint.is_news(Instant::now(), "") {
                     warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
                 }
                 self.blocked = true;

@@ -7,6 +7,7 @@
 //! everything stays for a while; the watch brings back whoever is really there.
 
 use super::repairs::Repairs;
+use crate::log::Complaint;
 use crate::netlink::{Changes, Error, Outcome, Stale};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -44,8 +45,7 @@ pub(super) struct Upkeep {
     repairs: Repairs,
     /// Entries that the kernel refused in the last pass.
     refused: usize,
-    /// What was last said about them.
-    said: String,
+    complaint: Complaint<Instant>,
 }
 
 impl Upkeep {
@@ -57,7 +57,7 @@ impl Upkeep {
             unusable: 0,
             repairs: Repairs::default(),
             refused: 0,
-            said: String::new(),
+            complaint: Complaint::default(),
         }
     }
 
@@ -122,20 +122,23 @@ impl Upkeep {
         }
         self.repairs.settle(now);
         self.pending = false;
-        self.refusals(name, &tables.failures);
+        self.refusals(now, name, &tables.failures);
     }
 
-    fn refusals(&mut self, name: &str, failures: &[Error]) {
+    fn refusals(&mut self, now: Instant, name: &str, failures: &[Error]) {
         self.refused = failures.len();
+        if failures.is_empty() {
+            self.complaint.settle();
+            return;
+        }
         let mut text =
             failures.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
         if let Some(more @ 1..) = failures.len().checked_sub(MOST_SAID) {
             let _ = write!(text, "; and {more} more");
         }
-        if text != self.said && !text.is_empty() {
+        if self.complaint.is_news(now, &text) {
             warn!("{name}: {text}");
         }
-        self.said = text;
     }
 
     /// How long the next look at the tables should wait.

@@ -1,6 +1,6 @@
 //! The kernel's announcements, also across the end of a subscription.
 
-use super::complaint::Complaint;
+use crate::log::Complaint;
 use crate::netlink::{Change, Error, Monitor};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Changes {
     monitor: Option<Monitor>,
     retry_at: Instant,
-    complaint: Complaint,
+    complaint: Complaint<Instant>,
 }
 
 impl Changes {
@@ -54,7 +54,7 @@ impl Changes {
                     self.monitor = None;
                     self.retry_at = Instant::now() + RETRY;
                     let text = error.to_string();
-                    if self.complaint.is_news(&text) {
+                    if self.complaint.is_news(Instant::now(), &text) {
                         warn!("{text}; trying again");
                     }
                 }

@@ -2,8 +2,8 @@
 //! the device, and work again when both are back, on whatever device. So there is nothing to repair here; but the
 //! operator must hear what is wrong.
 
-use super::complaint::Complaint;
 use crate::iface::External;
+use crate::log::Complaint;
 use crate::netlink::{Change, Error, Netlink};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -24,12 +24,14 @@ pub(super) struct Watch {
     index: u32,
     name: String,
     address: Ipv4Addr,
-    trouble: Option<(Instant, String)>,
+    trouble: Complaint<Instant>,
+    /// Since when there is trouble.
+    since: Option<Instant>,
     /// Of the last line about it.
     news_at: Option<Instant>,
     check_at: Instant,
     /// The kernel would not say.
-    unreadable: Complaint,
+    unreadable: Complaint<Instant>,
 }
 
 /// What a look has found.
@@ -50,7 +52,8 @@ impl Watch {
             index: external.index,
             name: external.name.clone(),
             address: external.address,
-            trouble: None,
+            trouble: Complaint::default(),
+            since: None,
             news_at: None,
             check_at: Instant::now(),
             unreadable: Complaint::default(),
@@ -59,7 +62,7 @@ impl Watch {
 
     /// What is wrong with it.
     pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_ref().map(|(_, text)| text.as_str())
+        self.trouble.text()
     }
 
     /// When [`Watch::look`] is due.
@@ -100,7 +103,7 @@ impl Watch {
             Err(error) => {
                 self.check_at = now + CALM;
                 let text = error.to_string();
-                if self.unreadable.is_news(&text) {
+                if self.unreadable.is_news(now, &text) {
                     warn!("cannot look at the external interface: {text}; trying again");
                 }
                 false
@@ -136,11 +139,10 @@ impl Watch {
                 (format!("{} has lost its address {} and has {new}", self.name, self.address), true)
             }
         };
-        let since = match &self.trouble {
-            Some((_, known)) if *known == text => return false,
-            Some((since, _)) => *since,
-            None => now,
-        };
+        if !self.trouble.is_news(now, &text) {
+            return false;
+        }
+        self.since.get_or_insert(now);
         if changed {
             error!(
                 "external interface: {text}: peers do not reach this host until the old address is back, or \
@@ -149,7 +151,6 @@ impl Watch {
         } else {
             warn!("external interface: {text}: no peer is reached until it is back");
         }
-        self.trouble = Some((since, text));
         true
     }
 
@@ -158,9 +159,10 @@ impl Watch {
             info!("external interface: {} is on {name} now", self.address);
         }
         (self.index, self.name) = (index, name);
-        let Some((since, text)) = self.trouble.take() else { return false };
+        let (Some(since), Some(text)) = (self.since.take(), self.trouble.text()) else { return false };
         let after = now.saturating_duration_since(since).as_secs_f64();
         info!("external interface: {} is back after {after:.1} s ({text})", self.name);
+        self.trouble.settle();
         true
     }
 }

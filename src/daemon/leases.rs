@@ -4,9 +4,9 @@
 //! One task on the control thread. A call, the watch and a timer wait side by side; the machine decides.
 //! An outage of the store ends nothing here.
 
-use super::complaint::Complaint;
 use crate::etcd::{Error, Registry, Watch};
 use crate::lease::{Backoff, Call, Event, How, Input, Lease, Manager, Notice, OnLost, Output, Reply, Status};
+use crate::log::Complaint;
 use crate::subnet::Config;
 use futures_util::future::LocalBoxFuture;
 use rand::SeedableRng;
@@ -85,7 +85,7 @@ pub async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
             Err(e @ Error::Unavailable(_)) => (e.to_string(), String::new()),
             Err(e) => (e.to_string(), e.to_string()),
         };
-        if complaint.is_news(&kind) {
+        if complaint.is_news(tokio::time::Instant::now(), &kind) {
             error!("Couldn't fetch network config: {reason}; trying again");
         }
         tokio::time::sleep(pause).await;

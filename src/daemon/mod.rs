@@ -8,11 +8,9 @@
 //! start gets the same subnet and containers keep their way out; the TUN device goes with the process.
 
 mod changes;
-mod complaint;
 mod control;
 mod external;
 pub mod leases;
-mod log_lines;
 mod networks;
 mod notify;
 mod orders;
@@ -21,7 +19,6 @@ mod rules;
 mod running;
 mod signals;
 
-pub use log_lines::LogLines;
 pub use networks::Networks;
 
 use control::Control;

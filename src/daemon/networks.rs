@@ -13,6 +13,7 @@ use super::{DaemonError, Settings};
 use crate::etcd::{self, Registry, Store};
 use crate::iface;
 use crate::lease::Backoff;
+use crate::log::Complaint;
 use crate::netlink::Netlink;
 use crate::status::{Ask, Network, PATIENCE};
 use futures_util::FutureExt;
@@ -33,8 +34,6 @@ const POLL: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// A network that ran for this long and failed is tried again at once.
 const STEADY: Duration = Duration::from_secs(60);
-/// A reason that stays is said again after this long.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 /// A network that is asked to stop takes milliseconds; one that has not after this is cut off.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// The same with `--cleanup-on-exit`.
@@ -84,14 +83,20 @@ struct Listing<'a> {
     store: &'a Store,
     rng: StdRng,
     backoff: Backoff,
-    said: Option<Instant>,
+    complaint: Complaint<Instant>,
     next: LocalBoxFuture<'a, Result<Vec<String>, etcd::Error>>,
 }
 
 impl<'a> Listing<'a> {
     fn new(store: &'a Store) -> Result<Self, DaemonError> {
         let backoff = Backoff::new(LONGEST_PAUSE.0);
-        Ok(Self { store, rng: rng()?, backoff, said: None, next: store.networks().boxed_local() })
+        Ok(Self {
+            store,
+            rng: rng()?,
+            backoff,
+            complaint: Complaint::default(),
+            next: store.networks().boxed_local(),
+        })
     }
 
     /// The names, when they have come. Cancel-safe.
@@ -108,11 +113,10 @@ impl<'a> Listing<'a> {
             match result {
                 Ok(names) => {
                     self.backoff.reset();
-                    self.said = None;
+                    self.complaint.settle();
                     return names.into_iter().collect();
                 }
-                Err(error) if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) => {
-                    self.said = Some(Instant::now());
+                Err(error) if self.complaint.is_news(Instant::now(), "") => {
                     error!("Couldn't list the networks: {error}; trying again");
                 }
                 Err(_) => {}

@@ -1,7 +1,7 @@
 //! `subnet.env`: written as soon as the subnet works, and tried again while it cannot be written. Packets flow
 //! meanwhile; only those who wait for the file have to wait.
 
-use super::complaint::Complaint;
+use crate::log::Complaint;
 use crate::subnet::EnvFile;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) struct SubnetFile {
     wanted: Option<EnvFile>,
     written: bool,
     retry_at: Instant,
-    complaint: Complaint,
+    complaint: Complaint<Instant>,
 }
 
 impl SubnetFile {
@@ -61,7 +61,7 @@ impl SubnetFile {
             Err(error) => {
                 self.retry_at = Instant::now() + RETRY;
                 let text = error.to_string();
-                if self.complaint.is_news(&text) {
+                if self.complaint.is_news(Instant::now(), &text) {
                     error!("Failed to write subnet file: {text}; not ready, trying again");
                 }
             }

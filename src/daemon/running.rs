@@ -3,7 +3,6 @@
 //! Nothing that takes long is awaited inside a branch: while a branch runs, no lease is renewed.
 
 use super::changes::Changes;
-use super::complaint::Complaint;
 use super::external::Watch;
 use super::leases::{Clock, Ending};
 use super::notify::Notifier;
@@ -14,6 +13,7 @@ use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
+use crate::log::Complaint;
 use crate::netlink::{Change, Netlink};
 use crate::status;
 use crate::subnet::{Config, EnvFile};
@@ -74,7 +74,7 @@ pub(super) struct Running {
     announced: bool,
     check_at: Instant,
     /// Why the last repair failed.
-    failing: Complaint,
+    failing: Complaint<Instant>,
     /// Why the store is away.
     store_lost: Option<String>,
 }
@@ -282,7 +282,7 @@ impl Running {
             Err(error @ BackendError::Unstable(_)) => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
-                if self.failing.is_news(&text) {
+                if self.failing.is_news(Instant::now(), &text) {
                     error!("repair failed: {text}; trying again");
                     self.tell_state();
                 }

@@ -1,7 +1,7 @@
 //! Several endpoints: which one to ask, and when to ask the next.
 
 use super::{Error, Settings};
-use crate::subnet::quote;
+use crate::log::quote;
 use std::cell::Cell;
 use std::time::Duration;
 

@@ -1,17 +1,15 @@
 //! Whether the store answers, and when to say so: at loss, once a minute, at return.
 
 use super::Notice;
+use crate::log::Complaint;
 use std::time::Duration;
-
-/// One line in so much time.
-const EVERY: Duration = Duration::from_secs(60);
 
 /// The store as we see it.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     outage: Option<Outage>,
-    /// When something was said last, so that a store that comes and goes does not fill the log.
-    said_at: Option<Duration>,
+    /// Never settled: a store that comes and goes must not fill the log.
+    complaint: Complaint<Duration>,
 }
 
 #[derive(Debug)]
@@ -45,16 +43,16 @@ impl Health {
     /// When there is something to say, if the outage lasts.
     pub(super) fn wake_at(&self) -> Option<Duration> {
         self.outage.as_ref()?;
-        Some(self.said_at? + EVERY)
+        self.complaint.again_at()
     }
 
     /// Says it.
     pub(super) fn tick(&mut self, now: Duration) -> Option<Notice> {
         let outage = self.outage.as_mut()?;
-        if self.said_at.is_some_and(|said| now < said + EVERY) {
+        // The reason may differ from one attempt to the next, and is no news by itself.
+        if !self.complaint.is_news(now, "") {
             return None;
         }
-        self.said_at = Some(now);
         let reason = outage.reason.clone();
         if !outage.said {
             outage.said = true;

@@ -6,6 +6,7 @@ use super::health::Health;
 use super::hold::Own;
 use super::{Call, Counters, Event, Input, Notice, Output, Reply, Settings, Watcher};
 use crate::etcd::{Entry, Error, Revision, Skipped};
+use crate::log::Complaint;
 use crate::subnet::{Config, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::SeedableRng;
@@ -31,7 +32,7 @@ pub struct Manager {
     pub(super) seek_backoff: Backoff,
     /// Create calls that found the key there, since the last subnet.
     pub(super) races: u32,
-    pub(super) out_of_subnets_said: Option<Duration>,
+    pub(super) out_of_subnets: Complaint<Duration>,
     pub(super) feed: Feed,
     pub(super) resync_at: Duration,
     /// Something failed since the last list was sent: the store that answers now may not hold what it held.
@@ -115,7 +116,7 @@ impl Manager {
             backoff: Backoff::new(RETRY_LIMIT),
             seek_backoff: Backoff::new(Duration::from_secs(30)),
             races: 0,
-            out_of_subnets_said: None,
+            out_of_subnets: Complaint::default(),
             feed: Feed::new(),
             resync_at: Duration::MAX,
             in_doubt: false,

@@ -13,9 +13,6 @@ use ipnet::Ipv4Net;
 use rand::RngExt;
 use std::time::Duration;
 
-/// A full pool is said once in so much time.
-const SAY_FULL_EVERY: Duration = Duration::from_secs(60);
-
 impl Manager {
     /// Takes the next step with a list.
     pub(super) fn choose(&mut self, now: Duration, cache: Cache) {
@@ -58,8 +55,7 @@ impl Manager {
     }
 
     fn out_of_subnets(&mut self, now: Duration, full: OutOfSubnets) {
-        if self.out_of_subnets_said.is_none_or(|said| now >= said + SAY_FULL_EVERY) {
-            self.out_of_subnets_said = Some(now);
+        if self.out_of_subnets.is_news(now, "") {
             self.notice(Notice::OutOfSubnets(full));
         }
         self.phase = Phase::Seek { at: now + self.seek_backoff.next(&mut self.rng), cache: None };
@@ -89,7 +85,7 @@ impl Manager {
         self.previous = Some(subnet);
         self.races = 0;
         self.seek_backoff.reset();
-        self.out_of_subnets_said = None;
+        self.out_of_subnets.settle();
         self.watcher.restart(Some(subnet));
         self.follow(now, cache);
     }

@@ -3,10 +3,12 @@
 use super::iptables::Iptables;
 use super::nftables::Nftables;
 use super::{Error, Flavour, Rules, Settings};
+use crate::log::Complaint;
 use ipnet::Ipv4Net;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Instant;
 use tracing::{error, info, warn};
 
 /// Without it, packets between two containers of one bridge never meet the rules. They need none, unless
@@ -49,7 +51,8 @@ impl Keeper {
         }
         let (orders, inbox) = mpsc::channel();
         let older = older.filter(|older| *older != network).into_iter().collect();
-        let worker = Worker { settings, network, older, tool, unused, wanted: None, complaint: None };
+        let worker =
+            Worker { settings, network, older, tool, unused, wanted: None, complaint: Complaint::default() };
         thread::Builder::new()
             .name("fl-masq".to_owned())
             .spawn(move || worker.run(&inbox))
@@ -143,7 +146,7 @@ struct Worker {
     unused: Option<Tool>,
     wanted: Option<Rules>,
     /// What was logged last about a failure that goes on.
-    complaint: Option<String>,
+    complaint: Complaint<Instant>,
 }
 
 impl Worker {
@@ -205,15 +208,14 @@ impl Worker {
                 if changed {
                     warn!("Masquerade or forward rules were changed by somebody; put back");
                 }
-                if self.complaint.take().is_some() {
+                if self.complaint.settle() {
                     info!("Masquerade and forward rules can be checked again");
                 }
             }
             Err(error) => {
                 let text = error.to_string();
-                if self.complaint.as_ref() != Some(&text) {
+                if self.complaint.is_news(Instant::now(), &text) {
                     error!("cannot check masquerade and forward rules: {text}; trying again");
-                    self.complaint = Some(text);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The network config: the JSON text at `<prefix>/config`.
 
 use super::go_json::Object;
-use super::quote;
+use crate::log::quote;
 use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;

@@ -1,7 +1,7 @@
 //! The lease as etcd holds it: key and value codecs.
 
 use super::go_json::Object;
-use super::quote;
+use crate::log::quote;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use std::fmt;

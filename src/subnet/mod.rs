@@ -5,7 +5,7 @@
 //! comes in, a checked value goes out, and back again byte for byte; nothing here talks to a store or
 //! knows the time. JSON is read as Go reads it (`go_json`): keys match whatever their case, the last
 //! of several wins, unknown ones are ignored. What flannel wrote and can read back, we can read; what
-//! makes no sense gets an error that names the field and its value, [`quote`]d.
+//! makes no sense gets an error that names the field and its value, [quoted](crate::log::quote).
 //!
 //! | file | text | value |
 //! |---|---|---|
@@ -19,12 +19,10 @@ pub mod config;
 pub mod env_file;
 mod go_json;
 pub mod lease;
-mod quote;
 
 pub use config::{BackendConfig, Config, ConfigError};
 pub use env_file::{EnvFile, EnvFileError};
 pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
-pub use quote::{quote, quote_most};
 
 use ipnet::Ipv4Net;
 

@@ -1,7 +1,7 @@
 //! What the keys API answers.
 
 use super::super::{Error, Revision};
-use crate::subnet::quote;
+use crate::log::quote;
 use reqwest::StatusCode;
 use serde::Deserialize;
 

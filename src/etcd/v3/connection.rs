@@ -7,7 +7,7 @@
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, causes, chain, unreached};
 use crate::etcd::tls::{self, Pem};
 use crate::etcd::{Error, Settings};
-use crate::subnet::quote;
+use crate::log::quote;
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
     TlsOptions,
