@@ -30,7 +30,8 @@
 //! | [`udp`] | the UDP socket: bind, sizes, `UDP_SEGMENT` and `UDP_GRO` |
 //! | [`engine`] | joins the six above: worker, `tun_to_udp`, `udp_to_tun`, port, counters |
 //! | [`subnet`] | flannel's contract as values: config, lease, allocation, `subnet.env` |
-//! | [`etcd`] | the store: one trait, v2, v3 and in-memory forms |
+//! | [`store`] | flannel's contract with a store, and one inside this process |
+//! | [`etcd`] | etcd as a store: v2, v3 |
 //! | [`lease`] | the lease's life, without I/O |
 //! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
 //! | [`iface`] | which interface carries the overlay |
@@ -59,6 +60,7 @@ pub mod packet;
 pub mod ring;
 pub mod route;
 pub mod status;
+pub mod store;
 pub mod subnet;
 #[allow(unsafe_code)] // ioctl on the TUN device
 pub mod tun;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
-
-use flanneld::etcd::{Api, Change, Entry, Error, Memory, Registry, Revision, Store, Watch};
+use flanneld::etcd::{Api, Store};
+use flanneld::store::{Change, Entry, Error, Memory, Registry, Revision, Watch};
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::time::Duration;
 use support::{Etcd, attrs, key, run};

@@ -3,7 +3,8 @@
 
 mod support;
 
-use flanneld::etcd::{Api, Change, Credentials, Error, Registry, Settings, Store, Watch, connect};
+use flanneld::etcd::{Api, Credentials, Settings, Store, connect};
+use flanneld::store::{Change, Error, Registry, Watch};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;

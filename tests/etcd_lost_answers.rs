@@ -3,7 +3,8 @@
 
 mod support;
 
-use flanneld::etcd::{Api, Error, Registry, Store};
+use flanneld::etcd::{Api, Store};
+use flanneld::store::{Error, Registry};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -3,7 +3,8 @@
 
 mod support;
 
-use flanneld::etcd::{Api, Registry};
+use flanneld::etcd::Api;
+use flanneld::store::Registry;
 use support::{Etcd, Options, run};
 
 fn put_v2(etcd: &Etcd, key: &str, value: &str) {

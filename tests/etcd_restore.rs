@@ -4,7 +4,8 @@
 
 mod support;
 
-use flanneld::etcd::{Api, Entry, Error, Memory, Registry, Store};
+use flanneld::etcd::{Api, Store};
+use flanneld::store::{Entry, Error, Memory, Registry};
 use std::time::Duration;
 use support::{Etcd, attrs, key, run, store, until_available};
 

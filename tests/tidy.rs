@@ -8,14 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink:engine,etcd:lease,masq,iface,status:backend:cli,daemon";
+const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink,store:engine,etcd,lease:masq,iface,status:backend:cli,daemon";
 /// Rooms that may hold `unsafe`.
 const UNSAFE: &[&str] = &["ring", "tun", "udp"];
 /// Rooms that may name tokio.
-const TOKIO: &[&str] = &["etcd", "netlink", "status", "daemon"];
+const TOKIO: &[&str] = &["etcd", "netlink", "store", "status", "daemon"];
 /// The control path, which does not know the engine, but for [`KNOWS_ENGINE`].
-const CONTROL: &[&str] =
-    &["subnet", "netlink", "etcd", "lease", "masq", "iface", "status", "backend", "cli", "daemon"];
+const CONTROL: &[&str] = &[
+    "log", "subnet", "netlink", "store", "etcd", "lease", "masq", "iface", "status", "backend", "cli",
+    "daemon",
+];
 /// Path prefixes on the control side that may name the engine.
 const KNOWS_ENGINE: &[&str] = &["src/backend/udp", "src/daemon", "src/cli"];
 /// Names that say nothing about what is inside.

@@ -27,7 +27,7 @@ use signals::Signals;
 
 use crate::backend::{BackendError, EngineSettings};
 use crate::iface::{self, ChoiceError};
-use crate::{etcd, lease, masq, netlink, status};
+use crate::{etcd, lease, masq, netlink, status, store};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub enum DaemonError {
     Interface(#[from] ChoiceError),
     /// The store's settings can never work.
     #[error("Failed to create SubnetManager: {0}")]
-    Store(#[from] etcd::Error),
+    Store(#[from] store::Error),
     /// The backend does not work here.
     #[error(transparent)]
     Backend(#[from] BackendError),

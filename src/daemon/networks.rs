@@ -10,12 +10,13 @@ use super::control::Control;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::{DaemonError, Settings};
-use crate::etcd::{self, Registry, Store};
+use crate::etcd::{self, Store};
 use crate::iface;
-use crate::lease::Backoff;
 use crate::log::Complaint;
 use crate::netlink::Netlink;
 use crate::status::{Ask, Network, PATIENCE};
+use crate::store::Backoff;
+use crate::store::Registry;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use rand::rngs::{StdRng, SysRng};
@@ -84,7 +85,7 @@ struct Listing<'a> {
     rng: StdRng,
     backoff: Backoff,
     complaint: Complaint<Instant>,
-    next: LocalBoxFuture<'a, Result<Vec<String>, etcd::Error>>,
+    next: LocalBoxFuture<'a, Result<Vec<String>, crate::store::Error>>,
 }
 
 impl<'a> Listing<'a> {

@@ -1,7 +1,9 @@
 //! Several endpoints: which one to ask, and when to ask the next.
 
-use super::{Error, Settings};
+use super::Settings;
+
 use crate::log::quote;
+use crate::store::Error;
 use std::cell::Cell;
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Certificates and keys, as the files hold them at this moment, and the HTTP client that uses them.
 
+use super::Settings;
 use super::endpoints::chain;
-use super::{Error, Settings};
+use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
 use std::path::Path;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! The watch, and the lists beside it: how the two become one view without gap or step back.
 
-use super::backoff::Backoff;
 use super::manager::{Cache, Kind, Manager, Phase, RETRY_LIMIT};
 use super::{Notice, Output};
-use crate::etcd::{Change, Error, Listing, Revision};
+use crate::store::Backoff;
+use crate::store::{Change, Error, Listing, Revision};
 use rand::RngExt;
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! A subnet: renew it, adopt what others did to its key, lose it, regain it.
 
-use super::backoff::jitter;
 use super::manager::{Kind, Manager, Phase};
 use super::{How, Notice, OnLost, Settings};
-use crate::etcd::{Change, Entry, Listing, Revision};
+use crate::store::jitter;
+use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::overlap;
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! The machine: takes inputs, knows what is due when, and makes sure that one call is under way at most.
 
-use super::backoff::{Backoff, jitter};
 use super::feed::Feed;
 use super::health::Health;
 use super::hold::Own;
 use super::{Call, Counters, Event, Input, Notice, Output, Reply, Settings, Watcher};
-use crate::etcd::{Entry, Error, Revision, Skipped};
 use crate::log::Complaint;
+use crate::store::{Backoff, jitter};
+use crate::store::{Entry, Error, Revision, Skipped};
 use crate::subnet::{Config, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::SeedableRng;

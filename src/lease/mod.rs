@@ -31,9 +31,8 @@
 //! | `feed` | the watch and the lists beside it |
 //! | `watcher` | the peers: snapshot, deltas, what is refused |
 //! | `health` | is the store there, and when to say so |
-//! | `backoff`, `settings` | small parts |
+//! | `settings` | TTL, margin and what happens to a lost lease |
 
-mod backoff;
 #[cfg(test)]
 mod bench;
 mod feed;
@@ -46,17 +45,15 @@ mod settings;
 pub(crate) mod sim;
 mod watcher;
 
-pub use backoff::Backoff;
-pub use manager::{Manager, Status};
-pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
-pub use watcher::{Counters, Event, Lease, Watcher};
-
-use crate::etcd::{Change, Entry, Error, Listing, Revision};
+use crate::store::{Change, Entry, Error, Listing, Revision};
 use crate::subnet::allocate::OutOfSubnets;
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
+pub use manager::{Manager, Status};
+pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
 use std::net::Ipv4Addr;
 use std::time::Duration;
+pub use watcher::{Counters, Event, Lease, Watcher};
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -86,7 +83,7 @@ pub enum Reply {
     Deleted(Result<(), Error>),
 }
 
-/// A call to [`crate::etcd::Registry`].
+/// A call to [`crate::store::Registry`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// All leases.

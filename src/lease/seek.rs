@@ -6,7 +6,7 @@
 use super::hold::Own;
 use super::manager::{Cache, Manager, Phase};
 use super::{Call, How, Notice};
-use crate::etcd::Entry;
+use crate::store::Entry;
 use crate::subnet::allocate::{self, OutOfSubnets};
 use crate::subnet::{SubnetKey, overlap};
 use ipnet::Ipv4Net;

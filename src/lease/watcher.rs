@@ -5,7 +5,7 @@
 //! four or more peers is suspect (a wiped store, a partial restore): its removals wait for a second list.
 
 use super::Notice;
-use crate::etcd::{Change, Entry, Skipped};
+use crate::store::{Change, Entry, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, overlap};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,8 @@
 //! A real etcd for one test: random loopback ports, its own directory, ended when it is dropped.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
-use flanneld::etcd::{Api, Change, Error, Registry, Settings, Store, Watch, connect};
+use flanneld::etcd::{Api, Settings, Store, connect};
+use flanneld::store::{Change, Error, Registry, Watch};
 use flanneld::subnet::{LeaseAttrs, SubnetKey};
 use std::future::Future;
 use std::net::TcpListener;

@@ -1,9 +1,9 @@
 //! The driver in tokio time over the simulation's store.
 
 use super::*;
-use crate::etcd::{Change, Entry, Listing, Revision};
 use crate::lease::Settings;
 use crate::lease::sim::store::Store;
+use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;

@@ -1,7 +1,7 @@
 //! What the keys API answers.
 
-use super::super::{Error, Revision};
 use crate::log::quote;
+use crate::store::{Error, Revision};
 use reqwest::StatusCode;
 use serde::Deserialize;
 

@@ -1,9 +1,10 @@
 //! Requests of the keys API: URLs, authentication, TLS, fail-over.
 
 use super::answer::{self, Answer, Fault};
+use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, unreached};
 use crate::etcd::tls::{self, text};
-use crate::etcd::{Error, Revision, Settings};
+use crate::store::{Error, Revision};
 use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
 use std::time::Duration;

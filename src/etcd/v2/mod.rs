@@ -18,9 +18,10 @@ mod watch;
 
 pub use watch::V2Watch;
 
+use super::Settings;
 use super::endpoints::seconds;
-use super::keyspace::{self, Keyspace};
-use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
+use crate::store::keyspace::{self, Keyspace};
+use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
 use answer::{Answer, Fault, Node, fault};
 use http::{Http, Request};

@@ -9,9 +9,9 @@
 use super::answer::{self, Answer, Node};
 use super::decoded;
 use super::http::{self, Http, Request};
-use crate::etcd::keyspace::{self, Keyspace};
 use crate::etcd::tls::text;
-use crate::etcd::{Change, Error, Revision, Watch};
+use crate::store::keyspace::{self, Keyspace};
+use crate::store::{Change, Error, Revision, Watch};
 use reqwest::{Response, StatusCode};
 use std::rc::Rc;
 use tokio::time::Instant;

@@ -4,10 +4,11 @@
 //! refresh does not know "revision of auth store is old". So it gets one endpoint, and a failure
 //! replaces the whole client: certificates are read and the user is authenticated anew.
 
+use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, causes, chain, unreached};
 use crate::etcd::tls::{self, Pem};
-use crate::etcd::{Error, Settings};
 use crate::log::quote;
+use crate::store::Error;
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
     TlsOptions,

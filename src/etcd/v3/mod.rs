@@ -18,9 +18,10 @@ mod watch;
 
 pub use watch::V3Watch;
 
+use super::Settings;
 use super::endpoints::{MOST_BYTES, seconds};
-use super::keyspace::{self, Keyspace};
-use super::{Entry, Error, Listing, Registry, Revision, Settings, Skipped};
+use crate::store::keyspace::{self, Keyspace};
+use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
 use connection::Connection;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};

@@ -7,8 +7,8 @@
 use super::connection::{Connection, failure};
 use super::{decoded, unsigned};
 use crate::etcd::endpoints::{Failure, MOST_BYTES};
-use crate::etcd::keyspace::{self, Keyspace};
-use crate::etcd::{Change, Error, Revision, Watch};
+use crate::store::keyspace::{self, Keyspace};
+use crate::store::{Change, Error, Revision, Watch};
 use etcd_client::{Client, Error as ClientError, Event, EventType, WatchOptions, WatchResponse, WatchStream};
 use std::rc::Rc;
 use std::time::Duration;

@@ -5,8 +5,8 @@
 //! leaves nothing open or a write of its own ends that at once, and has to come soon: see [`BOUND`].
 
 use super::world::{Doubt, Ev, QUIET, TIMEOUT, World};
-use crate::etcd::{Error, Listing};
 use crate::lease::{Manager, Reply};
+use crate::store::{Error, Listing};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use std::time::Duration;

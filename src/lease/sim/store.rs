@@ -1,6 +1,6 @@
 //! A store with revisions, TTLs, history and compaction, and nothing else.
 
-use crate::etcd::{Change, Entry, Error, Listing, Revision, Skipped};
+use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
-use crate::etcd::{Change, Error, Revision};
 use crate::lease::{Call, Event, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+use crate::store::{Change, Error, Revision};
 use crate::subnet::{Config, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;

@@ -1,7 +1,7 @@
 //! Peers: snapshots, deltas, what is refused.
 
 use super::*;
-use crate::etcd::Revision;
+use crate::store::Revision;
 use crate::subnet::ValueForm;
 use proptest::prelude::*;
 

@@ -1,9 +1,7 @@
 //! The store of the daemon: whichever API the settings name, or whichever holds the config.
 
-use super::{
-    Api, Change, Entry, Error, Listing, Memory, MemoryWatch, Registry, Revision, Settings, V2, V2Watch, V3,
-    V3Watch, Watch,
-};
+use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
+use crate::store::{Change, Entry, Error, Listing, Memory, MemoryWatch, Registry, Revision, Watch};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::cell::Cell;
 use std::time::Duration;

@@ -33,7 +33,7 @@ impl Backoff {
 }
 
 /// Between half of `full` and all of it.
-pub(super) fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
+pub fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
     full.mul_f64(rng.random_range(0.5..=1.0))
 }
 

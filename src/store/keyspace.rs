@@ -6,14 +6,14 @@ use crate::subnet::{LeaseAttrs, SubnetKey};
 
 /// The keys of one network: `<prefix>/config` and `<prefix>/subnets/<subnet>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Keyspace {
+pub struct Keyspace {
     prefix: String,
 }
 
 impl Keyspace {
-    /// Blanks around the prefix, empty elements and slashes at either end do not matter, as in flannel
+    /// The keys below `prefix`. Blanks around it, empty elements and slashes at either end do not matter, as in flannel
     /// (Go's `path.Join`).
-    pub(super) fn new(prefix: &str) -> Self {
+    pub fn new(prefix: &str) -> Self {
         let mut clean = String::new();
         for element in prefix.trim().split('/').filter(|element| !element.is_empty()) {
             clean.push('/');
@@ -22,47 +22,44 @@ impl Keyspace {
         Self { prefix: clean }
     }
 
-    pub(super) fn config(&self) -> String {
+    /// The key of this network's config.
+    pub fn config(&self) -> String {
         format!("{}/config", self.prefix)
     }
 
     /// The prefix itself, without a trailing slash.
-    pub(super) fn root(&self) -> &str {
+    pub fn root(&self) -> &str {
         &self.prefix
     }
 
     /// The config of the network of that name.
-    pub(super) fn config_of(&self, network: &str) -> String {
+    pub fn config_of(&self, network: &str) -> String {
         format!("{}/{network}/config", self.prefix)
     }
 
     /// The directory of all leases, without a trailing slash.
-    pub(super) fn leases(&self) -> String {
+    pub fn leases(&self) -> String {
         format!("{}/subnets", self.prefix)
     }
 
-    pub(super) fn lease(&self, key: &SubnetKey) -> String {
+    /// The key of one lease.
+    pub fn lease(&self, key: &SubnetKey) -> String {
         format!("{}/subnets/{key}", self.prefix)
     }
 
     /// What follows `<prefix>/subnets/`; `None` for any other key.
-    pub(super) fn name<'a>(&self, key: &'a str) -> Option<&'a str> {
+    pub fn name<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&self.prefix)?.strip_prefix("/subnets/")
     }
 }
 
 /// The subnet that a key's last element names.
-pub(super) fn subnet(name: &str) -> Result<SubnetKey, Skipped> {
+pub fn subnet(name: &str) -> Result<SubnetKey, Skipped> {
     name.parse().map_err(|error: KeyError| Skipped { key: name.to_owned(), reason: error.reason.to_owned() })
 }
 
 /// The lease that a key's last element and its value make.
-pub(super) fn entry(
-    name: &str,
-    value: &str,
-    revision: Revision,
-    lease: Option<u64>,
-) -> Result<Entry, Skipped> {
+pub fn entry(name: &str, value: &str, revision: Revision, lease: Option<u64>) -> Result<Entry, Skipped> {
     let key = subnet(name)?;
     let attrs = LeaseAttrs::decode(value)
         .map_err(|error| Skipped { key: name.to_owned(), reason: error.to_string() })?;
