@@ -8,8 +8,8 @@
 use super::BackendError;
 use super::command::Command;
 use crate::iface::External;
-use crate::lease::{Event, Lease};
 use crate::subnet::{self, LeaseAttrs};
+use crate::subnet::{Event, Lease};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -6,9 +6,9 @@
 use super::BackendError;
 use super::upkeep::Upkeep;
 use crate::iface::External;
-use crate::lease::{Event, Lease};
 use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
 use crate::subnet::{self, LeaseAttrs};
+use crate::subnet::{Event, Lease};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

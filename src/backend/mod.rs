@@ -24,8 +24,8 @@ pub use command::CommandError;
 pub use udp::{EngineSettings, Snapshot};
 
 use crate::iface::External;
-use crate::lease::Event;
 use crate::netlink::{self, Netlink, Stale, Territory};
+use crate::subnet::Event;
 use crate::subnet::{Config, ConfigError, LeaseAttrs};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;

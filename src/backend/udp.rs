@@ -10,11 +10,11 @@ pub use crate::engine::{Settings as EngineSettings, Snapshot};
 
 use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, UdpOffload};
 use crate::iface::External;
-use crate::lease::{Event, Lease};
 use crate::log::Complaint;
 use crate::netlink::{Change, Changes, Netlink, Route};
 use crate::route::{Peer, RouteCommand};
 use crate::subnet::{self, LeaseAttrs};
+use crate::subnet::{Event, Lease};
 use crate::tun::Device;
 use crate::udp::{Socket, SocketOptions, max_segments};
 use ipnet::Ipv4Net;

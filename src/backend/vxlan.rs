@@ -12,11 +12,11 @@
 use super::BackendError;
 use super::upkeep::Upkeep;
 use crate::iface::External;
-use crate::lease::{Event, Lease};
 use crate::netlink::{
     Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
 };
 use crate::subnet::{self, ConfigError, LeaseAttrs};
+use crate::subnet::{Event, Lease};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

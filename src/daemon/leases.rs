@@ -4,11 +4,11 @@
 //! One task on the control thread. A call, the watch and a timer wait side by side; the machine decides.
 //! An outage of the store ends nothing here.
 
-use crate::lease::{Call, Event, How, Input, Lease, Manager, Notice, OnLost, Output, Reply, Status};
+use crate::lease::{Call, How, Input, Manager, Notice, OnLost, Output, Reply, Status};
 use crate::log::Complaint;
 use crate::store::Backoff;
 use crate::store::{Error, Registry, Watch};
-use crate::subnet::Config;
+use crate::subnet::{Config, Event, Lease};
 use futures_util::future::LocalBoxFuture;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

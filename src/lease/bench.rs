@@ -1,8 +1,8 @@
 //! A machine on the bench: its inputs by hand, its outputs in lists.
 
-pub(super) use super::{Call, Event, How, Input, Lease, Manager, Notice, OnLost, Output, Reply, Settings};
+pub(super) use super::{Call, Event, How, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
-pub(super) use crate::subnet::{Config, LeaseAttrs, SubnetKey, ValueForm};
+pub(super) use crate::subnet::{Config, Lease, LeaseAttrs, SubnetKey, ValueForm};
 pub(super) use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 pub(super) use std::time::Duration;

@@ -47,13 +47,13 @@ mod watcher;
 
 use crate::store::{Change, Entry, Error, Listing, Revision};
 use crate::subnet::allocate::OutOfSubnets;
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 pub use manager::{Manager, Status};
 pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-pub use watcher::{Counters, Event, Lease, Watcher};
+pub use watcher::{Counters, Watcher};
 
 /// What happened.
 #[derive(Debug, Clone)]

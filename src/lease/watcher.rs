@@ -6,29 +6,11 @@
 
 use super::Notice;
 use crate::store::{Change, Entry, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey, overlap};
+use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey, overlap};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-
-/// A peer's subnet and what it published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
-    /// The subnet.
-    pub subnet: Ipv4Net,
-    /// Its owner.
-    pub attrs: LeaseAttrs,
-}
-
-/// A peer came, changed or went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The peer is new or its attributes have changed; it replaces what was known of that subnet.
-    Added(Lease),
-    /// The peer is gone; these were its attributes.
-    Removed(Lease),
-}
 
 /// Counted since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

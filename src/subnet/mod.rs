@@ -11,17 +11,20 @@
 //! |---|---|---|
 //! | [`config`] | `<prefix>/config` | [`Config`] |
 //! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
+//! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
 //! | [`env_file`] | `/run/flannel/subnet.env` | [`EnvFile`] |
 
 pub mod allocate;
 pub mod config;
 pub mod env_file;
+mod event;
 mod go_json;
 pub mod lease;
 
 pub use config::{BackendConfig, Config, ConfigError};
 pub use env_file::{EnvFile, EnvFileError};
+pub use event::{Event, Lease};
 pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
 
 use ipnet::Ipv4Net;
