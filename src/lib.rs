@@ -33,6 +33,7 @@
 //! | [`store`] | flannel's contract with a store, and one inside this process |
 //! | [`etcd`] | etcd as a store: v2, v3 |
 //! | [`lease`] | the lease's life, without I/O |
+//! | [`membership`] | who is in the network, from wherever |
 //! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
 //! | [`iface`] | which interface carries the overlay |
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
@@ -53,6 +54,7 @@ pub mod iface;
 pub mod lease;
 pub mod log;
 pub mod masq;
+pub mod membership;
 pub mod netlink;
 pub mod offload;
 pub mod packet;

@@ -8,14 +8,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink,store:engine,etcd,lease:masq,iface,status:backend:cli,daemon";
+const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink,store:engine,etcd,lease:masq,iface,status,membership:backend:cli,daemon";
 /// Rooms that may hold `unsafe`.
 const UNSAFE: &[&str] = &["ring", "tun", "udp"];
 /// Rooms that may name tokio.
-const TOKIO: &[&str] = &["etcd", "netlink", "store", "status", "daemon"];
+const TOKIO: &[&str] = &["etcd", "netlink", "store", "membership", "status", "daemon"];
 /// The control path, which does not know the engine, but for [`KNOWS_ENGINE`].
 const CONTROL: &[&str] = &[
-    "log", "subnet", "netlink", "store", "etcd", "lease", "masq", "iface", "status", "backend", "cli",
+    "log",
+    "subnet",
+    "netlink",
+    "store",
+    "etcd",
+    "lease",
+    "masq",
+    "iface",
+    "status",
+    "membership",
+    "backend",
+    "cli",
     "daemon",
 ];
 /// Path prefixes on the control side that may name the engine.

@@ -1,17 +1,18 @@
 //! One network from its start to the control loop: interface, store, config, backend.
 
 use super::changes::Changes;
-use super::leases::{self, Clock};
 use super::notify::Notifier;
 use super::orders::Orders;
 use super::rules::HostRules;
 use super::running::{Parts, Running};
 use super::{DaemonError, Settings};
 use crate::backend::Backend;
+use crate::iface;
 use crate::lease::Manager;
+use crate::log::phrases;
+use crate::membership::{Clock, Source};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
-use crate::{etcd, iface};
 use ipnet::Ipv4Net;
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -19,7 +20,7 @@ use std::rc::Rc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-/// One network, started as far as nothing outside is needed: interface, store.
+/// One network, started as far as nothing outside is needed: interface, source of membership.
 pub(super) struct Control {
     settings: Settings,
     name: String,
@@ -27,12 +28,12 @@ pub(super) struct Control {
     netlink: Netlink,
     changes: Changes,
     external: iface::External,
-    store: etcd::Store,
+    source: Source,
     seed: u64,
 }
 
 impl Control {
-    /// Chooses the interface and checks the store's settings. In the mode of several networks each has a name,
+    /// Chooses the interface and checks the settings of the source. In the mode of several networks each has a name,
     /// and systemd hears nothing of it.
     ///
     /// # Errors
@@ -42,11 +43,11 @@ impl Control {
         // From before the first look, so that no change is missed.
         let changes = Changes::new()?;
         let external = iface::choose(&netlink, &settings.iface).await?;
-        let store = etcd::connect(&settings.etcd)?;
+        let source = Source::etcd(&settings.etcd)?;
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
         let notifier = if name.is_empty() { Notifier::OPEN } else { Notifier::CLOSED };
-        Ok(Control { settings, name: name.to_owned(), notifier, netlink, changes, external, store, seed })
+        Ok(Control { settings, name: name.to_owned(), notifier, netlink, changes, external, source, seed })
     }
 
     /// Runs to the end.
@@ -54,16 +55,16 @@ impl Control {
     /// # Errors
     /// [`DaemonError`].
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
-        let Control { settings, name, notifier, netlink, changes, external, store, seed } = self;
+        let Control { settings, name, notifier, netlink, changes, external, source, seed } = self;
         notifier.status("waiting for the network config in etcd");
         let config = tokio::select! {
-            config = leases::fetch_config(&store, seed) => config,
+            config = source.config(seed) => config,
             name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
         };
-        info!("Found network config - Backend type: {}", config.backend.kind);
+        info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
         let backend = tokio::select! {
             backend = Backend::from_config(&config, &external, &settings.engine, &netlink) => backend?,
             name = orders.wait(&name, notifier) => {
@@ -82,7 +83,7 @@ impl Control {
         let stop_asked = async {
             let _ = stopped.await;
         };
-        let lease = leases::run(&store, manager, &clock, notices, status, stop_asked);
+        let lease = source.run(manager, &clock, notices, status, stop_asked);
         let running = Running::new(Parts {
             settings,
             name,

@@ -10,7 +10,6 @@
 mod changes;
 mod control;
 mod external;
-pub mod leases;
 mod networks;
 mod notify;
 mod orders;
@@ -27,6 +26,7 @@ use signals::Signals;
 
 use crate::backend::{BackendError, EngineSettings};
 use crate::iface::{self, ChoiceError};
+use crate::log::phrases;
 use crate::{etcd, lease, masq, netlink, status, store};
 use std::io;
 use std::net::SocketAddr;
@@ -64,10 +64,10 @@ pub enum DaemonError {
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// No interface.
-    #[error("Failed to find any valid interface to use: {0}")]
+    #[error("{phrase}: {0}", phrase = phrases::NO_INTERFACE)]
     Interface(#[from] ChoiceError),
     /// The store's settings can never work.
-    #[error("Failed to create SubnetManager: {0}")]
+    #[error("{phrase}: {0}", phrase = phrases::NO_SUBNET_MANAGER)]
     Store(#[from] store::Error),
     /// The backend does not work here.
     #[error(transparent)]
@@ -79,7 +79,7 @@ pub enum DaemonError {
     #[error("cannot serve health on {0}: {1}")]
     Status(SocketAddr, io::Error),
     /// Somebody else owns our subnet.
-    #[error("Lease has been revoked. Shutting down daemon.")]
+    #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
     /// The control thread panicked.
     #[error("the control thread panicked")]

@@ -1,7 +1,7 @@
 //! `subnet.env`: written as soon as the subnet works, and tried again while it cannot be written. Packets flow
 //! meanwhile; only those who wait for the file have to wait.
 
-use crate::log::Complaint;
+use crate::log::{Complaint, phrases};
 use crate::subnet::EnvFile;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +56,7 @@ impl SubnetFile {
             Ok(()) => {
                 self.written = true;
                 self.complaint.settle();
-                info!("Wrote subnet file to {}", self.path.display());
+                info!("{} {}", phrases::SUBNET_FILE_WRITTEN, self.path.display());
             }
             Err(error) => {
                 self.retry_at = Instant::now() + RETRY;

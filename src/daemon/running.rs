@@ -4,7 +4,6 @@
 
 use super::changes::Changes;
 use super::external::Watch;
-use super::leases::{Clock, Ending};
 use super::notify::Notifier;
 use super::orders::{self, Order, Orders};
 use super::publish::SubnetFile;
@@ -14,6 +13,7 @@ use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
 use crate::log::Complaint;
+use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
 use crate::status;
 use crate::subnet::{Config, EnvFile};

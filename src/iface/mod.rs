@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::log::phrases;
 use crate::netlink::{Address, Link, Netlink, RouteTo};
 use regex::Regex;
 use std::net::Ipv4Addr;
@@ -85,7 +86,8 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<External, Choi
         reach,
     };
     let external = snapshot.select(choice)?;
-    tracing::info!("Using interface with name {} and address {}", external.name, external.address);
+    let (name, address) = (&external.name, external.address);
+    tracing::info!("{} {name} and address {address}", phrases::INTERFACE_CHOSEN);
     if external.public_ip != external.address {
         tracing::info!("Using {} as external address", external.public_ip);
     }

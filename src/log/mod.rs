@@ -10,9 +10,11 @@
 //! | `quote` | a text of others, made fit to stand in a line |
 //! | `complaint` | once, then once a minute; the time is an argument |
 //! | `lines` | what may be printed of a line |
+//! | [`phrases`] | flannel's words, on which people alert |
 
 mod complaint;
 mod lines;
+pub mod phrases;
 mod quote;
 
 pub use complaint::{Complaint, Time};

@@ -1,13 +1,14 @@
 //! The driver in tokio time over the simulation's store.
 
 use super::*;
-use crate::lease::Settings;
 use crate::lease::sim::store::Store;
+use crate::lease::{How, Settings};
 use crate::store::{Change, Entry, Listing, Revision};
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey};
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
+use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
 /// The simulation's store behind the real trait. What real etcd does is for the tests of `etcd/`.
@@ -209,27 +210,4 @@ fn the_config_is_waited_for() {
     });
     assert_eq!(config, Config::parse(CONFIG).unwrap());
     assert!((3..20).contains(&fake.calls.get()), "{} calls", fake.calls.get());
-}
-
-#[test]
-fn dates_are_dates() {
-    assert_eq!(civil(0), (1970, 1, 1));
-    assert_eq!(civil(59), (1970, 3, 1));
-    assert_eq!(civil(11_016), (2000, 2, 29));
-    assert_eq!(civil(20_484), (2026, 1, 31));
-    assert_eq!(Expiration(None, Duration::ZERO).to_string(), "never");
-    let text = Expiration(Some(Duration::from_secs(9)), Duration::from_secs(4)).to_string();
-    assert!(text.len() == 23 && text.ends_with(" UTC"), "{text}");
-}
-
-#[test]
-fn the_clock_counts_and_does_not_step_back() {
-    let clock = Clock::new();
-    let mut last = clock.now();
-    for _ in 0..200 {
-        let now = clock.now();
-        assert!(now >= last && now < Duration::from_secs(10));
-        last = now;
-        std::thread::sleep(Duration::from_micros(100));
-    }
 }

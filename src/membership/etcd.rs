@@ -1,0 +1,150 @@
+//! Membership from etcd: runs the lease machine over a store, makes its calls, feeds it the watch and the time,
+//! and passes its notices on.
+//!
+//! One task on the control thread. A call, the watch and a timer wait side by side; the machine decides.
+//! An outage of the store ends nothing here.
+
+use super::{Clock, Ending, told};
+use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Status};
+use crate::log::{Complaint, phrases};
+use crate::store::{Backoff, Error, Registry, Watch};
+use crate::subnet::Config;
+use futures_util::future::LocalBoxFuture;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tracing::error;
+
+/// Waits for the network config: for the store, for the key, for a text that makes sense. Never gives up;
+/// says why it waits at once, on every new reason and once a minute.
+pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut silent = Backoff::new(Duration::from_secs(5));
+    // A store that answers is asked every second, as flannel does: the operator is about to put the config.
+    let mut answering = Backoff::new(Duration::from_secs(1));
+    let mut complaint = Complaint::default();
+    loop {
+        let result = registry.config().await;
+        let pause = match result {
+            Err(Error::Unavailable(_)) => silent.next(&mut rng),
+            _ => answering.next(&mut rng),
+        };
+        let (reason, kind) = match result {
+            Ok(text) => match Config::parse(&text) {
+                Ok(config) => return config,
+                Err(e) => (e.to_string(), e.to_string()),
+            },
+            // Its text may differ from one attempt to the next.
+            Err(e @ Error::Unavailable(_)) => (e.to_string(), String::new()),
+            Err(e) => (e.to_string(), e.to_string()),
+        };
+        if complaint.is_news(tokio::time::Instant::now(), &kind) {
+            error!("{}: {reason}; trying again", phrases::CONFIG_UNAVAILABLE);
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
+/// order; `status` always holds the last state.
+pub(super) async fn run<R: Registry>(
+    registry: &R,
+    mut manager: Manager,
+    clock: &Clock,
+    notices: mpsc::UnboundedSender<Notice>,
+    status: watch::Sender<Option<Status>>,
+    stop: impl Future<Output = ()>,
+) -> Ending {
+    let mut stop = pin!(stop);
+    let mut call: Option<LocalBoxFuture<'_, Input>> = None;
+    let mut feed = Feed::<R>::Off;
+    let mut input = Input::Tick;
+    loop {
+        let now = clock.now();
+        let outputs: VecDeque<Output> = manager.handle(now, input).into();
+        status.send_replace(Some(manager.status()));
+        for output in outputs {
+            match output {
+                Output::Call(wanted) => call = Some(Box::pin(make(registry, wanted))),
+                Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
+                Output::Notice(notice) => {
+                    told::log(&notice, now);
+                    let fatal = matches!(notice, Notice::Conflict { then: OnLost::Exit, .. });
+                    // Nobody listens any more: the daemon is about to stop us.
+                    let _ = notices.send(notice);
+                    if fatal {
+                        return Ending::LeaseLost;
+                    }
+                }
+            }
+        }
+        let wait = manager.wake_at().map(|at| at.saturating_sub(clock.now()));
+        input = tokio::select! {
+            biased;
+            () = &mut stop => return Ending::Stopped,
+            reply = running(&mut call) => reply,
+            input = feed.next() => input,
+            () = sleep(wait) => Input::Tick,
+        };
+    }
+}
+
+/// The call's answer; the slot is free then. Never, if there is no call.
+async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
+    let Some(call) = slot else { return std::future::pending().await };
+    let input = call.await;
+    *slot = None;
+    input
+}
+
+/// A timer for at most a minute, since the kernel's timers stand still in suspend and the machine's clock
+/// does not.
+async fn sleep(wait: Option<Duration>) {
+    tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(Duration::from_secs(60))).await;
+}
+
+async fn make<R: Registry>(registry: &R, call: Call) -> Input {
+    Input::Reply(match call {
+        Call::List => Reply::Listed(registry.list().await),
+        Call::Create { key, attrs, ttl } => Reply::Created(registry.create(key, &attrs, ttl).await),
+        Call::Update { held, attrs, ttl } => Reply::Updated(registry.update(&held, &attrs, ttl).await),
+        Call::Delete { held } => Reply::Deleted(registry.delete(&held).await),
+    })
+}
+
+/// The watch, from asking for it to its end.
+enum Feed<'a, R: Registry> {
+    Off,
+    Starting(LocalBoxFuture<'a, Result<R::Watch, Error>>),
+    Running(R::Watch),
+}
+
+impl<R: Registry> Feed<'_, R> {
+    /// Cancel-safe: a future that is dropped half-way goes on with the next call.
+    async fn next(&mut self) -> Input {
+        let result = match self {
+            Feed::Off => return std::future::pending().await,
+            Feed::Starting(start) => match start.await {
+                Ok(watch) => {
+                    *self = Feed::Running(watch);
+                    return Input::WatchStarted;
+                }
+                Err(e) => Err(e),
+            },
+            Feed::Running(watch) => watch.next().await,
+        };
+        match result {
+            Ok(changes) => Input::Changes(changes),
+            Err(e) => {
+                *self = Feed::Off;
+                Input::WatchFailed(e)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

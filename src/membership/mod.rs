@@ -1,0 +1,73 @@
+//! Who is in the network, from wherever: this host's lease and its peers.
+//!
+//! Theory of operation. A [`Source`] waits for the network config, then runs this host's lease and follows those of
+//! the peers, and tells the daemon with [`Notice`]s. Everything behind the notices (backends,
+//! rules, `subnet.env`) is the same whoever keeps the leases. A second kind of source is a second variant, and the
+//! compiler then names the two places that have to know it.
+//!
+//! | file | |
+//! |---|---|
+//! | `etcd` | leases in a store: the lease machine and its calls |
+//! | `clock` | the clock by which a lease ends |
+//! | `told` | what the log is told |
+
+mod clock;
+mod etcd;
+mod told;
+
+pub use clock::Clock;
+
+use crate::etcd::{Settings, Store, connect};
+use crate::lease::{Manager, Notice, Status};
+use crate::store::Error;
+use crate::subnet::Config;
+use tokio::sync::{mpsc, watch};
+
+/// Why [`Source::run`] came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Asked to. The lease stays in the store.
+    Stopped,
+    /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: exit non-zero.
+    LeaseLost,
+}
+
+/// Where the config, the lease and the peers come from.
+#[derive(Debug)]
+pub enum Source {
+    /// etcd, over either of its APIs.
+    Etcd(Store),
+}
+
+impl Source {
+    /// Checks the settings of etcd. Nobody is contacted before the first call.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for settings that can never work.
+    pub fn etcd(settings: &Settings) -> Result<Source, Error> {
+        Ok(Source::Etcd(connect(settings)?))
+    }
+
+    /// Waits for the network config: for the source, for the config, for a text that makes sense. It never gives
+    /// up; it says why it waits at once, on every new reason and once a minute. `seed` decides the random pauses.
+    pub async fn config(&self, seed: u64) -> Config {
+        match self {
+            Source::Etcd(store) => etcd::fetch_config(store, seed).await,
+        }
+    }
+
+    /// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
+    /// order; `status` always holds the last state.
+    pub async fn run(
+        &self,
+        manager: Manager,
+        clock: &Clock,
+        notices: mpsc::UnboundedSender<Notice>,
+        status: watch::Sender<Option<Status>>,
+        stop: impl Future<Output = ()>,
+    ) -> Ending {
+        match self {
+            Source::Etcd(store) => etcd::run(store, manager, clock, notices, status, stop).await,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What the log is told of a lease's life, in flannel's words where flannel has some.
+
+use crate::lease::{How, Notice, OnLost};
+use crate::log::phrases;
+use crate::subnet::{Event, Lease};
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::{error, info, warn};
+
+/// Writes a notice to the log. `now` is the time on the machine's clock.
+pub(super) fn log(notice: &Notice, now: Duration) {
+    match notice {
+        Notice::Acquired { subnet, how, deadline } => {
+            let how = match how {
+                How::Reused => "found by our public IP",
+                How::Previous => "the one of the last run",
+                How::Fresh => "new",
+                How::Regained => "regained",
+            };
+            let until = Expiration(*deadline, now);
+            info!("{}: {subnet} ({how}), expiration: {until}", phrases::LEASE_ACQUIRED);
+        }
+        Notice::Renewed { deadline, .. } => {
+            info!("{}: {}", phrases::LEASE_RENEWED, Expiration(*deadline, now));
+        }
+        Notice::Reserved { subnet } => info!("Lease of {subnet} is a reservation now: no expiration"),
+        Notice::Revoked { subnet } => {
+            warn!("{}: somebody deleted {subnet}; trying to get it back", phrases::LEASE_REVOKED);
+        }
+        Notice::Lost { subnet } => {
+            error!(
+                "Lease of {subnet} expired before it could be renewed, or the store has forgotten its renewal; \
+                 forwarding on, trying to get it back"
+            );
+        }
+        Notice::Conflict { subnet, owner, then } => {
+            let then = match then {
+                OnLost::Exit => "shutting down",
+                OnLost::Keep => "forwarding on with it, as --on-lease-lost=keep says",
+                OnLost::Reacquire => "taking another one",
+            };
+            error!("{}: {subnet} belongs to {owner} now; {then}", phrases::LEASE_REVOKED);
+        }
+        Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
+        Notice::Peers(events) => events.iter().for_each(log_peer),
+        Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
+        Notice::Withheld { count } => {
+            warn!("The store has lost {count} leases at once; keeping those peers until a second look");
+        }
+        Notice::StoreReset => warn!("The store's history begins anew: was it restored?"),
+        Notice::StoreLost { reason } => warn!("Lost the store: {reason}; forwarding on, trying again"),
+        Notice::StoreStillLost { reason, since } => {
+            warn!("Still no store after {} s: {reason}", since.as_secs());
+        }
+        Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
+    }
+}
+
+fn log_peer(event: &Event) {
+    match event {
+        Event::Added(Lease { subnet, attrs }) => {
+            info!("{}: {subnet} via {}", phrases::SUBNET_ADDED, attrs.public_ip);
+        }
+        Event::Removed(Lease { subnet, attrs }) => {
+            info!("{}: {subnet} via {}", phrases::SUBNET_REMOVED, attrs.public_ip);
+        }
+    }
+}
+
+/// A deadline of the machine's clock as a date, `2026-01-31 23:59:59 UTC`.
+struct Expiration(Option<Duration>, Duration);
+
+impl fmt::Display for Expiration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Some(deadline), now) = self else { return f.write_str("never") };
+        let date = SystemTime::now() + deadline.saturating_sub(*now);
+        let seconds = date.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (year, month, day) = civil(seconds / 86_400);
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}
+
+/// Year, month and day of a day since 1970-01-01, by Howard Hinnant's `civil_from_days`.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let day_of_era = z % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + z / 146_097 * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn dates_are_dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(59), (1970, 3, 1));
+        assert_eq!(civil(11_016), (2000, 2, 29));
+        assert_eq!(civil(20_484), (2026, 1, 31));
+        assert_eq!(Expiration(None, Duration::ZERO).to_string(), "never");
+        let text = Expiration(Some(Duration::from_secs(9)), Duration::from_secs(4)).to_string();
+        assert!(text.len() == 23 && text.ends_with(" UTC"), "{text}");
+    }
+}
