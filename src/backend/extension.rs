@@ -5,11 +5,12 @@
 //! what that peer published on their standard input, one after the other in a thread of their own. How a command
 //! line is read: the file `command.rs` beside this one.
 
-use super::BackendError;
 use super::command::Command;
-use crate::iface::External;
-use crate::subnet::{self, LeaseAttrs};
-use crate::subnet::{Event, Lease};
+use super::{Backend, BackendError, Network, Setup};
+use crate::netlink::Netlink;
+use crate::subnet::{Event, Lease, LeaseAttrs};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ pub(super) const KIND: &str = "extension";
 
 /// The backend as configured; its first command has run.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(super) struct Config {
     network: Ipv4Net,
     mtu: u32,
     post_startup: Option<String>,
@@ -36,7 +37,8 @@ pub struct Config {
 
 impl Config {
     /// Runs `PreStartupCommand`.
-    pub(super) async fn new(config: &subnet::Config, external: &External) -> Result<Config, BackendError> {
+    pub(super) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
+        let Setup { config, external, .. } = setup;
         let command = |name: &str| {
             let line = config.backend.field::<String>(name)?;
             Ok::<_, BackendError>(line.filter(|line| !line.trim().is_empty()))
@@ -63,16 +65,8 @@ impl Config {
         })
     }
 
-    pub(super) fn attrs(&self) -> &LeaseAttrs {
-        &self.attrs
-    }
-
-    pub(super) fn mtu(&self) -> u32 {
-        self.mtu
-    }
-
     /// Runs `PostStartupCommand`.
-    pub(super) async fn post_startup(&self, subnet: Ipv4Net) -> Result<(), BackendError> {
+    async fn post_startup(&self, subnet: Ipv4Net) -> Result<(), BackendError> {
         let Some(line) = self.post_startup.clone() else { return Ok(()) };
         let variables = vec![
             ("NETWORK", self.network.to_string()),
@@ -87,9 +81,27 @@ impl Config {
     }
 }
 
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    fn register<'a>(
+        &'a self,
+        _netlink: &'a Netlink,
+        subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        Commands::start(self.clone(), subnet).map(super::boxed).boxed_local()
+    }
+}
+
 /// The backend at work.
 #[derive(Debug)]
-pub struct Network {
+struct Commands {
     config: Config,
     /// To the thread that runs the commands; it ends with what is still in the channel.
     queue: Sender<Command>,
@@ -100,8 +112,8 @@ pub struct Network {
     failures: Arc<AtomicU64>,
 }
 
-impl Network {
-    pub(super) async fn start(config: Config, subnet: Ipv4Net) -> Result<Network, BackendError> {
+impl Commands {
+    async fn start(config: Config, subnet: Ipv4Net) -> Result<Commands, BackendError> {
         config.post_startup(subnet).await?;
         let (queue, commands) = mpsc::channel();
         let failures = Arc::new(AtomicU64::new(0));
@@ -110,16 +122,7 @@ impl Network {
             .name("fl-extension".to_owned())
             .spawn(move || work(&commands, &count))
             .map_err(BackendError::Thread)?;
-        Ok(Network { config, queue, peers: BTreeMap::new(), foreign: 0, unusable: 0, failures })
-    }
-
-    pub(super) fn apply(&mut self, events: &[Event]) {
-        for event in events {
-            match event {
-                Event::Added(lease) => self.added(lease),
-                Event::Removed(lease) => self.removed(lease.subnet),
-            }
-        }
+        Ok(Commands { config, queue, peers: BTreeMap::new(), foreign: 0, unusable: 0, failures })
     }
 
     fn added(&mut self, lease: &Lease) {
@@ -158,14 +161,25 @@ impl Network {
         let _ = self.queue.send(command);
         true
     }
+}
 
-    pub(super) fn report(&self) -> String {
+impl Network for Commands {
+    fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Added(lease) => self.added(lease),
+                Event::Removed(lease) => self.removed(lease.subnet),
+            }
+        }
+    }
+
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
         let mut text = String::new();
         let _ = writeln!(text, "peers {}", self.peers.len());
         let _ = writeln!(text, "count foreign_leases {}", self.foreign);
         let _ = writeln!(text, "count unusable_leases {}", self.unusable);
         let _ = writeln!(text, "count failed_commands {}", self.failures.load(Ordering::Relaxed));
-        text
+        ready(text).boxed_local()
     }
 }
 

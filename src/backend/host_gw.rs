@@ -3,12 +3,13 @@
 //!
 //! The routes stay when the process goes. They carry our protocol number, by which the next start knows them.
 
-use super::BackendError;
 use super::upkeep::Upkeep;
+use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
-use crate::subnet::{self, LeaseAttrs};
-use crate::subnet::{Event, Lease};
+use crate::subnet::{Event, Lease, LeaseAttrs};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -20,14 +21,15 @@ pub(super) const KIND: &str = "host-gw";
 
 /// The backend as configured.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(super) struct Config {
     network: Ipv4Net,
     external: External,
     attrs: LeaseAttrs,
 }
 
 impl Config {
-    pub(super) fn new(config: &subnet::Config, external: &External) -> Result<Config, BackendError> {
+    pub(super) fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
+        let external = setup.external;
         if external.public_ip != external.address {
             return Err(BackendError::PublicIp {
                 public_ip: external.public_ip,
@@ -40,21 +42,31 @@ impl Config {
             backend_type: Some(KIND.to_owned()),
             backend_data: None,
         };
-        Ok(Config { network: config.network, external: external.clone(), attrs })
+        Ok(Config { network: setup.config.network, external: external.clone(), attrs })
     }
+}
 
-    pub(super) fn attrs(&self) -> &LeaseAttrs {
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
         &self.attrs
     }
 
-    pub(super) fn mtu(&self) -> u32 {
+    fn mtu(&self) -> u32 {
         self.external.mtu
+    }
+
+    fn register<'a>(
+        &'a self,
+        _netlink: &'a Netlink,
+        _subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        ready(super::boxed(Ok(Routes::new(self.clone())))).boxed_local()
     }
 }
 
 /// The backend at work.
 #[derive(Debug)]
-pub struct Network {
+struct Routes {
     config: Config,
     peers: BTreeMap<Ipv4Net, Ipv4Addr>,
     /// Peers whose route the kernel refuses, since they are not on the interface's link.
@@ -62,15 +74,9 @@ pub struct Network {
     upkeep: Upkeep,
 }
 
-impl Network {
-    pub(super) fn new(config: Config) -> Network {
-        Network { config, peers: BTreeMap::new(), off_link: 0, upkeep: Upkeep::new() }
-    }
-
-    pub(super) fn apply(&mut self, events: &[Event]) {
-        for event in events {
-            self.follow(event);
-        }
+impl Routes {
+    fn new(config: Config) -> Routes {
+        Routes { config, peers: BTreeMap::new(), off_link: 0, upkeep: Upkeep::new() }
     }
 
     fn follow(&mut self, event: &Event) {
@@ -91,24 +97,7 @@ impl Network {
         self.upkeep.peers_changed();
     }
 
-    pub(super) fn is_pending(&self) -> bool {
-        self.upkeep.is_pending()
-    }
-
-    pub(super) fn repair_pause(&self) -> Duration {
-        self.upkeep.repair_pause()
-    }
-
-    pub(super) fn concerns(&self, change: &Change) -> bool {
-        match change {
-            Change::Link { name, .. } => *name == self.config.external.name,
-            Change::Address { link_index, .. } => *link_index == self.config.external.index,
-            Change::Route { destination, .. } => self.config.network.contains(destination),
-            Change::Overrun => true,
-        }
-    }
-
-    pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+    async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         let name = self.config.external.name.clone();
         // A device that was made anew has another number.
         let link = netlink.link_by_name(&name).await?.ok_or(BackendError::NoLink(name.clone()))?;
@@ -143,9 +132,40 @@ impl Network {
         let territory = Territory { network: self.config.network, device: None };
         Ok(netlink.ensure_routes(&wanted, territory, stale).await?)
     }
+}
 
-    pub(super) fn report(&self) -> String {
-        format!("{}count off_link_peers {}\n", self.upkeep.report(self.peers.len()), self.off_link)
+impl Network for Routes {
+    fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            self.follow(event);
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.upkeep.is_pending()
+    }
+
+    fn repair_pause(&self) -> Duration {
+        self.upkeep.repair_pause()
+    }
+
+    fn concerns(&self, change: &Change) -> bool {
+        match change {
+            Change::Link { name, .. } => *name == self.config.external.name,
+            Change::Address { link_index, .. } => *link_index == self.config.external.index,
+            Change::Route { destination, .. } => self.config.network.contains(destination),
+            Change::Overrun => true,
+        }
+    }
+
+    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
+        self.compare(netlink).boxed_local()
+    }
+
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
+        let text =
+            format!("{}count off_link_peers {}\n", self.upkeep.report(self.peers.len()), self.off_link);
+        ready(text).boxed_local()
     }
 }
 

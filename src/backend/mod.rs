@@ -1,8 +1,8 @@
 //! What a lease does on this host: a backend makes a subnet work, and follows the leases of the peers.
 //!
-//! [`Backend::from_config`] reads the network config's `Backend` object: it knows what to publish in the lease
-//! and which MTU containers get, before there is a lease. [`Backend::register`] brings it to life for the
-//! subnet that was leased. The [`Network`] that comes out takes [`Event`]s, and [`Network::maintain`] repairs
+//! [`from_config`] reads the network config's `Backend` object. The [`Backend`] that comes out knows what to publish
+//! in the lease and which MTU containers get, before there is a lease. [`Backend::register`] brings it to life for
+//! the subnet that was leased. The [`Network`] that comes out takes [`Event`]s, and [`Network::maintain`] repairs
 //! what others broke: a backend states what it wants, and compares with what is there.
 //!
 //! udp hands events to its engine at once. The backends that live in the kernel's tables only note them;
@@ -11,7 +11,10 @@
 //!
 //! A lease of another backend's type belongs to a node that this one cannot talk to: it is counted and left
 //! alone.
+//!
+//! A new backend is a file that has the two traits, and a row of `KINDS`.
 
+mod alloc;
 mod command;
 mod extension;
 mod host_gw;
@@ -21,15 +24,17 @@ mod upkeep;
 mod vxlan;
 
 pub use command::CommandError;
-pub use udp::{EngineSettings, Snapshot};
+pub use udp::EngineSettings;
 
 use crate::iface::External;
-use crate::netlink::{self, Netlink, Stale, Territory};
-use crate::subnet::Event;
-use crate::subnet::{Config, ConfigError, LeaseAttrs};
+use crate::netlink::{self, Netlink};
+use crate::subnet::{Config, ConfigError, Event, LeaseAttrs};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -38,8 +43,8 @@ use std::time::Duration;
 pub enum BackendError {
     /// A type that this version does not serve, or none that exists.
     #[error(
-        "network config: Backend.Type {0:?} is not served by this version; \
-         it serves udp, vxlan, host-gw, extension and alloc"
+        "network config: Backend.Type {0:?} is not served by this version; it serves {kinds}",
+        kinds = served()
     )]
     Unknown(String),
     /// A field of the `Backend` object.
@@ -60,8 +65,14 @@ pub enum BackendError {
     #[error(transparent)]
     Udp(#[from] crate::udp::UdpError),
     /// No engine.
-    #[error("{0}")]
-    Engine(String),
+    #[error(transparent)]
+    Engine(#[from] udp::EngineError),
+    /// A worker's socket is a second descriptor of one that receives.
+    #[error("cannot share a socket: {0}")]
+    ShareSocket(std::io::Error),
+    /// Somebody deleted the TUN device before it had an engine.
+    #[error("{0} vanished while it was set up")]
+    Vanished(String),
     /// The kernel's tables.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
@@ -101,161 +112,100 @@ impl BackendError {
     }
 }
 
-/// A backend as configured, without a lease yet.
-#[derive(Debug, Clone)]
-pub enum Backend {
-    /// Packets through our own engine, over UDP.
-    Udp(udp::Config),
-    /// Packets through the kernel's VXLAN device.
-    Vxlan(vxlan::Config),
-    /// A route to each peer.
-    HostGw(host_gw::Config),
-    /// The operator's commands.
-    Extension(extension::Config),
-    /// No data path: only the lease and `subnet.env`.
-    Alloc {
-        /// The external interface's MTU.
-        mtu: u32,
-        /// What to publish.
-        attrs: LeaseAttrs,
-    },
+/// What a backend is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup<'a> {
+    /// The network config.
+    pub config: &'a Config,
+    /// The interface that carries the overlay.
+    pub external: &'a External,
+    /// The packet path, for udp.
+    pub engine: &'a EngineSettings,
+    /// The kernel's tables.
+    pub netlink: &'a Netlink,
 }
 
-impl Backend {
-    /// The backend that `config` names. vxlan looks for the device of an earlier run, extension runs its first
-    /// command.
-    ///
-    /// # Errors
-    /// [`BackendError::Unknown`] for a type that is not served, [`BackendError::Config`] for its fields.
-    pub async fn from_config(
-        config: &Config,
-        external: &External,
-        engine: &EngineSettings,
-        netlink: &Netlink,
-    ) -> Result<Backend, BackendError> {
-        // udp and alloc publish no type, as flannel does.
-        let attrs = LeaseAttrs { public_ip: external.public_ip, backend_type: None, backend_data: None };
-        Ok(match config.backend.kind.as_str() {
-            "udp" => {
-                let backend = udp::Config::new(config, external, engine, attrs)?;
-                // Those that vxlan or host-gw left before the network became udp's: they are narrower than its
-                // own route and would lead packets away from it.
-                let territory = Territory { network: config.network, device: None };
-                netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
-                Backend::Udp(backend)
-            }
-            vxlan::KIND => Backend::Vxlan(vxlan::Config::new(config, external, netlink).await?),
-            host_gw::KIND => Backend::HostGw(host_gw::Config::new(config, external)?),
-            extension::KIND => Backend::Extension(extension::Config::new(config, external).await?),
-            "alloc" => Backend::Alloc { mtu: external.mtu, attrs },
-            other => return Err(BackendError::Unknown(other.to_owned())),
-        })
-    }
+/// A backend that is being configured, or the reason why it cannot be.
+type Configuring<'a> = LocalBoxFuture<'a, Result<Rc<dyn Backend>, BackendError>>;
 
-    /// What the lease's value says.
-    #[must_use]
-    pub fn attrs(&self) -> &LeaseAttrs {
-        match self {
-            Backend::Udp(config) => config.attrs(),
-            Backend::Vxlan(config) => config.attrs(),
-            Backend::HostGw(config) => config.attrs(),
-            Backend::Extension(config) => config.attrs(),
-            Backend::Alloc { attrs, .. } => attrs,
-        }
+/// What makes a backend of its kind.
+type Configure = for<'a> fn(Setup<'a>) -> Configuring<'a>;
+
+/// Every `Backend.Type` that is served, in the order in which errors name them, and what makes the backend.
+const KINDS: [(&str, Configure); 5] = [
+    (udp::KIND, |setup| udp::Config::configure(setup).map(shared).boxed_local()),
+    (vxlan::KIND, |setup| vxlan::Config::configure(setup).map(shared).boxed_local()),
+    (host_gw::KIND, |setup| std::future::ready(shared(host_gw::Config::configure(setup))).boxed_local()),
+    (extension::KIND, |setup| extension::Config::configure(setup).map(shared).boxed_local()),
+    (alloc::KIND, |setup| std::future::ready(shared(Ok(alloc::Config::configure(setup)))).boxed_local()),
+];
+
+fn shared<B: Backend + 'static>(made: Result<B, BackendError>) -> Result<Rc<dyn Backend>, BackendError> {
+    Ok(Rc::new(made?))
+}
+
+/// What [`Backend::register`] gives.
+fn boxed<N: Network + 'static>(made: Result<N, BackendError>) -> Result<Box<dyn Network>, BackendError> {
+    Ok(Box::new(made?))
+}
+
+/// The types of [`KINDS`], as a sentence lists them.
+fn served() -> String {
+    let [first @ .., last] = KINDS.map(|(kind, _)| kind);
+    format!("{} and {last}", first.join(", "))
+}
+
+/// The backend that the network config names. vxlan looks for the device of an earlier run, extension runs its
+/// first command, udp removes the routes of an earlier backend.
+///
+/// # Errors
+/// [`BackendError::Unknown`] for a type that is not served, [`BackendError::Config`] for its fields.
+pub async fn from_config(setup: Setup<'_>) -> Result<Rc<dyn Backend>, BackendError> {
+    let wanted = setup.config.backend.kind.as_str();
+    match KINDS.iter().find(|(kind, _)| *kind == wanted) {
+        Some((_, configure)) => configure(setup).await,
+        None => Err(BackendError::Unknown(wanted.to_owned())),
     }
+}
+
+/// A backend as configured, without a lease yet.
+pub trait Backend: fmt::Debug {
+    /// What the lease's value says.
+    fn attrs(&self) -> &LeaseAttrs;
 
     /// The MTU for containers, in bytes.
-    #[must_use]
-    pub fn mtu(&self) -> u32 {
-        match self {
-            Backend::Udp(config) => config.mtu(),
-            Backend::Vxlan(config) => config.mtu(),
-            Backend::HostGw(config) => config.mtu(),
-            Backend::Extension(config) => config.mtu(),
-            Backend::Alloc { mtu, .. } => *mtu,
-        }
-    }
+    fn mtu(&self) -> u32;
 
     /// Makes `subnet` work on this host.
     ///
     /// # Errors
     /// [`BackendError`] names what is missing.
-    pub async fn register(&self, netlink: &Netlink, subnet: Ipv4Net) -> Result<Network, BackendError> {
-        Ok(match self.clone() {
-            Backend::Udp(config) => {
-                Network::Udp(Box::new(udp::Network::start(config, netlink, subnet).await?))
-            }
-            Backend::Vxlan(config) => {
-                Network::Vxlan(Box::new(vxlan::Network::start(config, netlink, subnet).await?))
-            }
-            Backend::HostGw(config) => Network::HostGw(Box::new(host_gw::Network::new(config))),
-            Backend::Extension(config) => {
-                Network::Extension(Box::new(extension::Network::start(config, subnet).await?))
-            }
-            Backend::Alloc { .. } => Network::Alloc,
-        })
-    }
+    fn register<'a>(
+        &'a self,
+        netlink: &'a Netlink,
+        subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>>;
 }
 
-/// A backend at work.
-#[derive(Debug)]
-pub enum Network {
-    /// See [`Backend::Udp`].
-    Udp(Box<udp::Network>),
-    /// See [`Backend::Vxlan`].
-    Vxlan(Box<vxlan::Network>),
-    /// See [`Backend::HostGw`].
-    HostGw(Box<host_gw::Network>),
-    /// See [`Backend::Extension`].
-    Extension(Box<extension::Network>),
-    /// See [`Backend::Alloc`].
-    Alloc,
-}
-
-impl Network {
+/// A backend at work. What a method does by default is right for a backend that owns nothing in the kernel's tables.
+pub trait Network: fmt::Debug {
     /// Follows the peers.
-    pub fn apply(&mut self, events: &[Event]) {
-        match self {
-            Network::Udp(network) => network.apply(events),
-            Network::Vxlan(network) => network.apply(events),
-            Network::HostGw(network) => network.apply(events),
-            Network::Extension(network) => network.apply(events),
-            Network::Alloc => {}
-        }
-    }
+    fn apply(&mut self, events: &[Event]);
 
     /// Whether [`Network::maintain`] has something to write that is known already.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        match self {
-            Network::Vxlan(network) => network.is_pending(),
-            Network::HostGw(network) => network.is_pending(),
-            Network::Udp(network) => network.is_pending(),
-            Network::Extension(_) | Network::Alloc => false,
-        }
+    fn is_pending(&self) -> bool {
+        false
     }
 
     /// Whether a change of the kernel's tables could concern this network.
-    #[must_use]
-    pub fn concerns(&self, change: &netlink::Change) -> bool {
-        match self {
-            Network::Udp(network) => network.concerns(change),
-            Network::Vxlan(network) => network.concerns(change),
-            Network::HostGw(network) => network.concerns(change),
-            Network::Extension(_) | Network::Alloc => false,
-        }
+    fn concerns(&self, _change: &netlink::Change) -> bool {
+        false
     }
 
     /// How long to wait before the next [`Network::maintain`] after a change that concerns this network: somebody
     /// may undo every repair at once, and is not to keep us at work.
-    #[must_use]
-    pub fn repair_pause(&self) -> Duration {
-        match self {
-            Network::Udp(network) => network.repair_pause(),
-            Network::Vxlan(network) => network.repair_pause(),
-            Network::HostGw(network) => network.repair_pause(),
-            Network::Extension(_) | Network::Alloc => Duration::ZERO,
-        }
+    fn repair_pause(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Compares what is there with what should be, and mends the difference. The first call comes after the
@@ -263,41 +213,35 @@ impl Network {
     ///
     /// # Errors
     /// What could not be mended now; try again later, except after [`BackendError::Unstable`].
-    pub async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
-        match self {
-            Network::Udp(network) => network.maintain(netlink).await,
-            Network::Vxlan(network) => network.maintain(netlink).await,
-            Network::HostGw(network) => network.maintain(netlink).await,
-            Network::Extension(_) | Network::Alloc => Ok(()),
-        }
+    fn maintain<'a>(&'a mut self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
+        std::future::ready(Ok(())).boxed_local()
     }
 
     /// Whether no part of its data path has ended by itself.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        match self {
-            Network::Udp(network) => network.workers_alive(),
-            _ => true,
-        }
+    fn is_alive(&self) -> bool {
+        true
     }
 
     /// Ready when a part of its data path has ended by itself: [`Network::maintain`] mends it. One task may wait.
-    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Network::Udp(network) => network.poll_ended(context),
-            _ => Poll::Pending,
-        }
+    fn poll_ended(&self, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
     }
 
     /// A few lines for the operator: counters and peers; empty for a network without a data path.
-    #[must_use]
-    pub async fn report(&self, netlink: &Netlink) -> String {
-        match self {
-            Network::Udp(network) => network.report(netlink).await,
-            Network::Vxlan(network) => network.report(),
-            Network::HostGw(network) => network.report(),
-            Network::Extension(network) => network.report(),
-            Network::Alloc => String::new(),
-        }
+    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_type_is_told_what_is_served() {
+        let text = BackendError::Unknown("ipsec".to_owned()).to_string();
+        assert_eq!(
+            text,
+            "network config: Backend.Type \"ipsec\" is not served by this version; \
+             it serves udp, vxlan, host-gw, extension and alloc"
+        );
     }
 }

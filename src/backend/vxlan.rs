@@ -9,14 +9,15 @@
 //!   derived from PublicIP, VNI and `/etc/machine-id`, so peers need not learn a new one.
 //! - `DirectRouting`: a peer on the external interface's own link gets a plain route, as with host-gw.
 
-use super::BackendError;
 use super::upkeep::Upkeep;
+use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::{
     Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
 };
-use crate::subnet::{self, ConfigError, LeaseAttrs};
-use crate::subnet::{Event, Lease};
+use crate::subnet::{ConfigError, Event, Lease, LeaseAttrs};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ const MOST_RESTARTS: usize = 10;
 
 /// The backend as configured.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(super) struct Config {
     network: Ipv4Net,
     external: External,
     /// The device but for the number of the device below it, which may change.
@@ -48,11 +49,8 @@ pub struct Config {
 
 impl Config {
     /// The MAC is that of the device that an earlier run left, if there is one.
-    pub(super) async fn new(
-        config: &subnet::Config,
-        external: &External,
-        netlink: &Netlink,
-    ) -> Result<Config, BackendError> {
+    pub(super) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
+        let Setup { config, external, netlink, .. } = setup;
         let fields = &config.backend;
         let vni = fields.field("VNI")?.unwrap_or(1);
         if vni > MAX_VNI {
@@ -81,13 +79,23 @@ impl Config {
         let direct_routing = fields.field("DirectRouting")?.unwrap_or(false);
         Ok(Config { network: config.network, external: external.clone(), device, direct_routing, attrs })
     }
+}
 
-    pub(super) fn attrs(&self) -> &LeaseAttrs {
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
         &self.attrs
     }
 
-    pub(super) fn mtu(&self) -> u32 {
+    fn mtu(&self) -> u32 {
         self.device.mtu
+    }
+
+    fn register<'a>(
+        &'a self,
+        netlink: &'a Netlink,
+        subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        Tunnel::start(self.clone(), netlink, subnet).map(super::boxed).boxed_local()
     }
 }
 
@@ -149,7 +157,7 @@ impl Vtep {
 
 /// The backend at work.
 #[derive(Debug)]
-pub struct Network {
+struct Tunnel {
     config: Config,
     subnet: Ipv4Net,
     /// The device's number.
@@ -167,14 +175,10 @@ struct Tables {
     routes: BTreeMap<Ipv4Net, Route>,
 }
 
-impl Network {
-    pub(super) async fn start(
-        config: Config,
-        netlink: &Netlink,
-        subnet: Ipv4Net,
-    ) -> Result<Network, BackendError> {
+impl Tunnel {
+    async fn start(config: Config, netlink: &Netlink, subnet: Ipv4Net) -> Result<Tunnel, BackendError> {
         let (peers, upkeep) = (BTreeMap::new(), Upkeep::new());
-        let mut network = Network { config, subnet, index: 0, peers, upkeep, restarts: Vec::new() };
+        let mut network = Tunnel { config, subnet, index: 0, peers, upkeep, restarts: Vec::new() };
         let changes = network.ensure_device(netlink).await?;
         if !changes.is_empty() {
             tracing::info!("{}: {changes}", network.config.device.name);
@@ -200,16 +204,6 @@ impl Network {
         Ok(changes)
     }
 
-    pub(super) fn apply(&mut self, events: &[Event]) {
-        for event in events {
-            match event {
-                Event::Added(lease) => self.added(lease),
-                Event::Removed(lease) => drop(self.peers.remove(&lease.subnet)),
-            }
-            self.upkeep.peers_changed();
-        }
-    }
-
     fn added(&mut self, lease: &Lease) {
         let kind = lease.attrs.backend_type.as_deref();
         let vtep = Vtep::of(lease).filter(|vtep| vtep.mac != self.config.device.mac);
@@ -231,25 +225,7 @@ impl Network {
         self.peers.remove(&lease.subnet);
     }
 
-    pub(super) fn is_pending(&self) -> bool {
-        self.upkeep.is_pending()
-    }
-
-    pub(super) fn repair_pause(&self) -> Duration {
-        self.upkeep.repair_pause()
-    }
-
-    pub(super) fn concerns(&self, change: &Change) -> bool {
-        let external = &self.config.external;
-        match change {
-            Change::Link { index, name, .. } => *index == self.index || *name == external.name,
-            Change::Address { link_index, .. } => *link_index == self.index || *link_index == external.index,
-            Change::Route { destination, .. } => self.config.network.contains(destination),
-            Change::Overrun => true,
-        }
-    }
-
-    pub(super) async fn maintain(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+    async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         let before = self.index;
         let device = self.ensure_device(netlink).await?;
         if self.index != before {
@@ -311,9 +287,43 @@ impl Network {
         outcome.extend(netlink.ensure_routes(&tables.routes, territory, stale).await?);
         Ok(outcome)
     }
+}
 
-    pub(super) fn report(&self) -> String {
-        self.upkeep.report(self.peers.len())
+impl Network for Tunnel {
+    fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Added(lease) => self.added(lease),
+                Event::Removed(lease) => drop(self.peers.remove(&lease.subnet)),
+            }
+            self.upkeep.peers_changed();
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.upkeep.is_pending()
+    }
+
+    fn repair_pause(&self) -> Duration {
+        self.upkeep.repair_pause()
+    }
+
+    fn concerns(&self, change: &Change) -> bool {
+        let external = &self.config.external;
+        match change {
+            Change::Link { index, name, .. } => *index == self.index || *name == external.name,
+            Change::Address { link_index, .. } => *link_index == self.index || *link_index == external.index,
+            Change::Route { destination, .. } => self.config.network.contains(destination),
+            Change::Overrun => true,
+        }
+    }
+
+    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
+        self.compare(netlink).boxed_local()
+    }
+
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
+        ready(self.upkeep.report(self.peers.len())).boxed_local()
     }
 }
 

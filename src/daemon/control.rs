@@ -6,7 +6,7 @@ use super::orders::Orders;
 use super::rules::HostRules;
 use super::running::{Parts, Running};
 use super::{DaemonError, Settings};
-use crate::backend::Backend;
+use crate::backend::{self, Setup};
 use crate::iface;
 use crate::lease::Manager;
 use crate::log::phrases;
@@ -65,8 +65,10 @@ impl Control {
             }
         };
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
+        let setup =
+            Setup { config: &config, external: &external, engine: &settings.engine, netlink: &netlink };
         let backend = tokio::select! {
-            backend = Backend::from_config(&config, &external, &settings.engine, &netlink) => backend?,
+            backend = backend::from_config(setup) => backend?,
             name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());

@@ -47,7 +47,7 @@ pub(super) struct Parts {
     pub(super) lease: watch::Receiver<Option<Status>>,
     pub(super) clock: Rc<Clock>,
     pub(super) config: Config,
-    pub(super) backend: Backend,
+    pub(super) backend: Rc<dyn Backend>,
     pub(super) rules: HostRules,
     pub(super) netlink: Netlink,
     pub(super) changes: Changes,
@@ -62,13 +62,13 @@ pub(super) struct Running {
     lease: watch::Receiver<Option<Status>>,
     clock: Rc<Clock>,
     config: Config,
-    backend: Backend,
+    backend: Rc<dyn Backend>,
     rules: HostRules,
     netlink: Rc<Netlink>,
     changes: Changes,
     external: Watch,
     registering: Option<Registering>,
-    network: Option<(Ipv4Net, Network)>,
+    network: Option<(Ipv4Net, Box<dyn Network>)>,
     file: SubnetFile,
     /// Whether systemd was told that we are ready.
     announced: bool,
@@ -79,8 +79,11 @@ pub(super) struct Running {
     store_lost: Option<String>,
 }
 
+/// A backend that has come up, or not.
+type Registered = Result<Box<dyn Network>, BackendError>;
+
 /// A backend that is coming up for a subnet.
-type Registering = LocalBoxFuture<'static, (Ipv4Net, Result<Network, BackendError>)>;
+type Registering = LocalBoxFuture<'static, (Ipv4Net, Registered)>;
 
 /// Why the loop ended.
 enum End {
@@ -186,12 +189,12 @@ impl Running {
         }
         // Of the subnet that was lost; its device must go before the next one is made.
         self.network = None;
-        let registering = register(self.backend.clone(), Rc::clone(&self.netlink), subnet);
+        let registering = register(Rc::clone(&self.backend), Rc::clone(&self.netlink), subnet);
         self.registering = Some(registering.boxed_local());
     }
 
     /// The subnet works.
-    async fn begin(&mut self, subnet: Ipv4Net, network: Network) {
+    async fn begin(&mut self, subnet: Ipv4Net, network: Box<dyn Network>) {
         self.network = Some((subnet, network));
         self.rules.set(subnet, &self.netlink).await;
         self.hurry();
@@ -334,11 +337,7 @@ impl Running {
 }
 
 /// Registers the backend, with some patience for a port that another daemon is about to let go.
-async fn register(
-    backend: Backend,
-    netlink: Rc<Netlink>,
-    subnet: Ipv4Net,
-) -> (Ipv4Net, Result<Network, BackendError>) {
+async fn register(backend: Rc<dyn Backend>, netlink: Rc<Netlink>, subnet: Ipv4Net) -> (Ipv4Net, Registered) {
     let last = Instant::now() + PORT_PATIENCE;
     loop {
         match backend.register(&netlink, subnet).await {
@@ -349,7 +348,7 @@ async fn register(
 }
 
 /// The backend that has come up; the slot is free then. Never, if there is none.
-async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Result<Network, BackendError>) {
+async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Registered) {
     let Some(registering) = slot else { return pending().await };
     let result = registering.await;
     *slot = None;
@@ -357,7 +356,7 @@ async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Result<Network,
 }
 
 /// A worker has ended by itself; it is replaced at once.
-async fn worker_ended(network: Option<&(Ipv4Net, Network)>) {
+async fn worker_ended(network: Option<&(Ipv4Net, Box<dyn Network>)>) {
     match network {
         Some((_, network)) => poll_fn(|context| network.poll_ended(context)).await,
         None => pending().await,

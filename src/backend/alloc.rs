@@ -1,0 +1,56 @@
+//! The `alloc` backend: no data path, only the lease and `subnet.env`.
+
+use super::{Backend, BackendError, Network, Setup};
+use crate::netlink::Netlink;
+use crate::subnet::{Event, LeaseAttrs};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, ready};
+use ipnet::Ipv4Net;
+
+/// flannel's name for it.
+pub(super) const KIND: &str = "alloc";
+
+/// The backend as configured.
+#[derive(Debug)]
+pub(super) struct Config {
+    mtu: u32,
+    attrs: LeaseAttrs,
+}
+
+impl Config {
+    pub(super) fn configure(setup: Setup<'_>) -> Config {
+        // alloc publishes no type, as flannel does.
+        Config { mtu: setup.external.mtu, attrs: LeaseAttrs::new(setup.external.public_ip) }
+    }
+}
+
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    /// The external interface's.
+    fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    fn register<'a>(
+        &'a self,
+        _netlink: &'a Netlink,
+        _subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        ready(super::boxed(Ok(Nothing))).boxed_local()
+    }
+}
+
+/// The backend at work: somebody else carries the packets.
+#[derive(Debug)]
+struct Nothing;
+
+impl Network for Nothing {
+    fn apply(&mut self, _events: &[Event]) {}
+
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
+        ready(String::new()).boxed_local()
+    }
+}

@@ -1,0 +1,119 @@
+//! What the network config and the flags make of the `udp` backend: its port, its MTU, its sockets.
+
+use super::{EngineSettings, Overlay};
+use crate::backend::{Backend, BackendError, Network, Setup, boxed};
+use crate::engine::UdpOffload;
+use crate::netlink::{Netlink, Stale, Territory};
+use crate::subnet::LeaseAttrs;
+use crate::udp::{Socket, SocketOptions};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// Outer IPv4 and UDP headers.
+const OVERHEAD: u32 = 28;
+/// 65 535 less both headers.
+const LARGEST_PAYLOAD: u32 = 65_507;
+/// The smallest MTU of an IPv4 link (RFC 791).
+const LEAST_MTU: u32 = 68;
+/// Workers by default: one on up to two cores (a second would fight the first for the core that the
+/// kernel's half of the work needs), then one a core up to four.
+const MOST_WORKERS: usize = 4;
+
+/// The backend as configured.
+#[derive(Debug, Clone)]
+pub(in crate::backend) struct Config {
+    pub(super) network: Ipv4Net,
+    pub(super) port: u16,
+    bind: Ipv4Addr,
+    /// For containers, and of the device.
+    pub(super) mtu: u16,
+    pub(super) engine: EngineSettings,
+    attrs: LeaseAttrs,
+}
+
+impl Config {
+    /// Routes that vxlan or host-gw left before the network became udp's are removed: they are narrower than its own
+    /// route and would lead packets away from it.
+    pub(in crate::backend) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
+        let Setup { config, external, engine, netlink } = setup;
+        let mtu = external.mtu.saturating_sub(OVERHEAD);
+        if mtu < LEAST_MTU {
+            return Err(BackendError::Mtu { name: external.name.clone(), mtu: external.mtu });
+        }
+        let made = Config {
+            network: config.network,
+            port: config.backend.port()?,
+            bind: external.address,
+            // No wider link can help: that is the largest UDP payload.
+            mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),
+            engine: engine.clone(),
+            // udp publishes no type, as flannel does.
+            attrs: LeaseAttrs::new(external.public_ip),
+        };
+        let territory = Territory { network: config.network, device: None };
+        netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
+        Ok(made)
+    }
+
+    fn workers(&self) -> usize {
+        self.engine.workers.unwrap_or_else(|| match std::thread::available_parallelism() {
+            Ok(cores) if cores.get() > 2 => cores.get().min(MOST_WORKERS),
+            _ => 1,
+        })
+    }
+
+    /// One socket to receive on for each worker.
+    pub(super) fn receivers(&self) -> Result<Vec<Socket>, BackendError> {
+        let address = SocketAddrV4::new(self.bind, self.port);
+        let workers = self.workers();
+        if workers > 1 {
+            // With SO_REUSEPORT the kernel would let us share the port with another flanneld of ours.
+            drop(Socket::bind(address, SocketOptions::default())?);
+        }
+        let options = self.socket_options(workers > 1);
+        (0..workers).map(|_| Ok(Socket::bind(address, options)?)).collect()
+    }
+
+    fn socket_options(&self, reuse_port: bool) -> SocketOptions {
+        SocketOptions {
+            reuse_port,
+            receive_buffer: self.engine.receive_buffer,
+            send_buffer: self.engine.send_buffer,
+            gro: matches!(self.engine.udp_offload, UdpOffload::Auto | UdpOffload::Receive),
+        }
+    }
+
+    /// The sockets of a worker that receives on `receiver`, and sends from a port of its own or from that one.
+    pub(super) fn pair(&self, receiver: &Socket, own_port: bool) -> Result<(Socket, Socket), BackendError> {
+        let copy = |socket: &Socket| socket.try_clone().map_err(BackendError::ShareSocket);
+        let sender = if !own_port {
+            copy(receiver)?
+        } else {
+            // Nobody reads what is sent to it: let it hold as little as the kernel allows.
+            let options = SocketOptions { receive_buffer: 1, gro: false, ..self.socket_options(false) };
+            Socket::bind(SocketAddrV4::new(self.bind, 0), options)?
+        };
+        Ok((copy(receiver)?, sender))
+    }
+}
+
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    fn mtu(&self) -> u32 {
+        self.mtu.into()
+    }
+
+    fn register<'a>(
+        &'a self,
+        netlink: &'a Netlink,
+        subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        Overlay::start(self.clone(), netlink, subnet).map(boxed).boxed_local()
+    }
+}

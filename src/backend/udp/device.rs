@@ -1,0 +1,124 @@
+//! The TUN device of the `udp` backend, with the engine on it.
+
+use super::config::Config;
+use crate::backend::BackendError;
+use crate::engine::{Engine, Link, PeerFilter, Setup, Snapshot, UdpOffload};
+use crate::netlink::Netlink;
+use crate::route::RouteCommand;
+use crate::tun;
+use crate::udp::{Socket, max_segments};
+use ipnet::Ipv4Net;
+use std::task::{Context, Poll};
+use tracing::{info, warn};
+
+/// flannel's name for the device; the kernel puts the number in.
+const NAME: &str = "flannel%d";
+
+/// A device with the engine on it. It lives as long as the engine, which holds its queues.
+#[derive(Debug)]
+pub(super) struct Device {
+    engine: Engine,
+    name: String,
+    index: u32,
+}
+
+impl Device {
+    /// Makes the device and starts the engine on it: one worker for each of `receivers`, with `routes`.
+    pub(super) async fn start(
+        config: &Config,
+        receivers: &[Socket],
+        routes: Vec<RouteCommand>,
+        netlink: &Netlink,
+        subnet: Ipv4Net,
+    ) -> Result<Device, BackendError> {
+        let device = tun::Device::create(NAME, receivers.len(), config.engine.tun_offload)?;
+        let (name, offloads) = (device.name().to_owned(), device.offloads());
+        let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
+        let segments = sending.then(max_segments).flatten();
+        let links = links(config, receivers, device)?;
+        let gone = || BackendError::Vanished(name.clone());
+        let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
+        netlink.disable_ipv6(&name);
+        // Our ICMP errors need it. Without the peer filter it would let strangers speak as this host itself.
+        if config.engine.peer_filter != PeerFilter::Off {
+            netlink.accept_local(&name);
+        }
+        let setup = Setup {
+            settings: config.engine.clone(),
+            network: config.network,
+            subnet,
+            max_packet: config.mtu,
+            offloads,
+            segments,
+            links,
+            routes,
+        };
+        let engine = Engine::start(setup)?;
+        info!(
+            "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {}, UDP_GRO {}",
+            engine.carriers().len(),
+            offloads.tso,
+            offloads.uso,
+            segments.is_some(),
+            receivers.iter().all(Socket::gro),
+        );
+        Ok(Device { engine, name, index })
+    }
+
+    /// The device's name, as the kernel completed it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's number.
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The engine on it.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether the device is still there; a line in the log says if it is not.
+    pub(super) async fn is_there(&self, netlink: &Netlink) -> Result<bool, BackendError> {
+        let link = netlink.link_by_index(self.index).await?;
+        let there = link.is_some_and(|link| link.name == self.name);
+        if !there {
+            warn!("{} was deleted", self.name);
+        }
+        Ok(there)
+    }
+
+    /// Ready when a worker has ended by itself.
+    pub(super) fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.engine.poll_ended(context).map(drop)
+    }
+
+    /// Stops the engine, and with it the device; what it counted.
+    pub(super) fn stop(self) -> Snapshot {
+        let (counters, result) = self.engine.stop();
+        if let Err(error) = result {
+            warn!(%error, "a worker ended with an error");
+        }
+        counters
+    }
+}
+
+/// What each worker works on: a queue of the device, a socket to receive on and one to send on.
+fn links(config: &Config, receivers: &[Socket], device: tun::Device) -> Result<Vec<Link>, BackendError> {
+    let spread = !config.engine.one_source_port && device.keeps_flows();
+    if !device.keeps_flows() {
+        warn!(
+            "no steering program on {} (it takes CAP_BPF): a flow may change its worker once, out of order, \
+             and all workers send from one port lest it change again",
+            device.name()
+        );
+    }
+    let mut links = Vec::with_capacity(receivers.len());
+    for (index, (queue, receiver)) in device.into_queues().into_iter().zip(receivers).enumerate() {
+        let (receiver, sender) = config.pair(receiver, index > 0 && spread)?;
+        links.push(Link { queue, receiver, sender });
+    }
+    Ok(links)
+}

@@ -1,0 +1,237 @@
+//! The `udp` backend: a TUN device, sockets, and the engine between them.
+//!
+//! The device carries the subnet's base address as a /32 and the route of the whole overlay, as flannel's does.
+//! It is not persistent: when the process goes, so do device, address and route. If somebody deletes it, the
+//! engine is started anew on a new one; the sockets stay, so the port is never let go.
+//!
+//! | file | |
+//! |---|---|
+//! | `config` | port, MTU and sockets |
+//! | `device` | the TUN device with the engine on it |
+//! | `peers` | what the events of peers mean for the routes |
+
+mod config;
+mod device;
+mod peers;
+
+pub(super) use crate::engine::EngineError;
+pub use crate::engine::Settings as EngineSettings;
+pub(super) use config::Config;
+
+use super::repairs::Repairs;
+use super::{BackendError, Network};
+use crate::engine::Snapshot;
+use crate::log::Complaint;
+use crate::netlink::{Change, Changes, Netlink, Route};
+use crate::subnet::Event;
+use crate::udp::Socket;
+use device::Device;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use ipnet::Ipv4Net;
+use peers::Peers;
+use std::fmt::Write as _;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// flannel's name for it.
+pub(super) const KIND: &str = "udp";
+/// A device that is deleted more often than this within a minute belongs to somebody else's management.
+const MOST_RESTARTS: usize = 3;
+
+/// The backend at work.
+#[derive(Debug)]
+struct Overlay {
+    config: Config,
+    subnet: Ipv4Net,
+    receivers: Vec<Socket>,
+    device: Option<Device>,
+    peers: Peers,
+    /// Repairs of device, address or route.
+    repairs: Repairs,
+    restarts: Vec<Instant>,
+    /// A worker does not answer: the engine must be started anew.
+    broken: bool,
+    /// Somebody else's route stands in the way.
+    blocked: bool,
+    /// Never settled: a route that comes and goes must not fill the log.
+    complaint: Complaint<Instant>,
+    /// Counters of engines that are no more.
+    past: Snapshot,
+}
+
+impl Overlay {
+    async fn start(config: Config, netlink: &Netlink, subnet: Ipv4Net) -> Result<Overlay, BackendError> {
+        let mut overlay = Overlay {
+            receivers: config.receivers()?,
+            peers: Peers::new(config.port),
+            config,
+            subnet,
+            device: None,
+            repairs: Repairs::default(),
+            restarts: Vec::new(),
+            broken: false,
+            blocked: false,
+            complaint: Complaint::default(),
+            past: Snapshot::default(),
+        };
+        overlay.launch(netlink).await?;
+        Ok(overlay)
+    }
+
+    /// Makes the device, starts the engine on it and gives it its address and route.
+    async fn launch(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        let routes = self.peers.routes();
+        let device = Device::start(&self.config, &self.receivers, routes, netlink, self.subnet).await?;
+        let name = device.name().to_owned();
+        self.device = Some(device);
+        let changes = self.ensure(netlink).await?;
+        info!("{name}: {changes}");
+        Ok(())
+    }
+
+    /// Address, MTU, state and route of the device; what was missing.
+    async fn ensure(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
+        let Some(index) = self.device.as_ref().map(Device::index) else { return Ok(Changes::default()) };
+        let base = Ipv4Net::from(self.subnet.network());
+        let mut changes = netlink.ensure_link(index, self.config.mtu.into(), true).await?;
+        changes.extend(netlink.ensure_address(index, base).await?);
+        let route =
+            Route { destination: self.config.network, link_index: index, gateway: None, onlink: false };
+        match netlink.ensure_route(route).await {
+            Ok(more) => {
+                self.blocked = false;
+                changes.extend(more);
+            }
+            // Not ours to replace; flannel goes on without a word.
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                if !self.blocked && self.complaint.is_news(Instant::now(), "") {
+                    warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
+                }
+                self.blocked = true;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(changes)
+    }
+
+    async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        self.repairs.settle(Instant::now());
+        if !self.is_whole(netlink).await? {
+            if self.stop() {
+                self.note_restart()?;
+            }
+            self.launch(netlink).await?;
+            self.repairs.count();
+            info!("the TUN device is back");
+            return Ok(());
+        }
+        let changes = self.ensure(netlink).await?;
+        if let Some(device) = self.device.as_ref().filter(|_| !changes.is_empty()) {
+            self.repairs.note(Instant::now(), format!("{}: {changes}", device.name()));
+        }
+        Ok(())
+    }
+
+    async fn is_whole(&self, netlink: &Netlink) -> Result<bool, BackendError> {
+        let Some(device) = &self.device else { return Ok(false) };
+        if let Some(worker) = device.engine().ended() {
+            warn!(worker, "a worker has ended");
+            return Ok(false);
+        }
+        if self.broken {
+            return Ok(false);
+        }
+        device.is_there(netlink).await
+    }
+
+    fn note_restart(&mut self) -> Result<(), BackendError> {
+        self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        self.restarts.push(Instant::now());
+        if self.restarts.len() > MOST_RESTARTS {
+            return Err(BackendError::Unstable(self.restarts.len()));
+        }
+        Ok(())
+    }
+
+    /// Stops the engine; false if none was running.
+    fn stop(&mut self) -> bool {
+        self.broken = false;
+        let Some(device) = self.device.take() else { return false };
+        self.past += device.stop();
+        true
+    }
+
+    async fn lines(&self, netlink: &Netlink) -> String {
+        let mut sum = self.past;
+        let mut text = String::new();
+        let mut queue_full = 0;
+        if let Some(device) = &self.device {
+            sum += device.engine().snapshot();
+            for (worker, carrier) in device.engine().carriers().iter().enumerate() {
+                let _ = writeln!(text, "worker {worker} {carrier}");
+            }
+            queue_full = netlink.dropped_on_send(device.index()).await.ok().flatten().unwrap_or(0);
+        }
+        let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0)));
+        let _ = writeln!(text, "peers {}", self.peers.len());
+        let _ = writeln!(text, "count foreign_leases {}", self.peers.foreign());
+        let _ = writeln!(text, "count repairs {}", self.repairs.total());
+        let _ = write!(text, "{sum}");
+        let _ = writeln!(text, "kernel tun_queue_full {queue_full}");
+        let _ = writeln!(text, "kernel socket_overflow {}", overflows.sum::<u64>());
+        text
+    }
+}
+
+impl Network for Overlay {
+    fn apply(&mut self, events: &[Event]) {
+        for event in events {
+            let Some(command) = self.peers.follow(event) else { continue };
+            let Some(device) = self.device.as_ref().filter(|_| !self.broken) else { continue };
+            if let Err(error) = device.engine().route(command) {
+                // The next pass starts a new engine, with all the peers that are noted here.
+                warn!("{error}");
+                self.broken = true;
+            }
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.broken
+    }
+
+    fn concerns(&self, change: &Change) -> bool {
+        let index = self.device.as_ref().map(Device::index);
+        match change {
+            Change::Link { index: changed, .. } | Change::Address { link_index: changed, .. } => {
+                Some(*changed) == index
+            }
+            Change::Route { destination, .. } => *destination == self.config.network,
+            Change::Overrun => true,
+        }
+    }
+
+    fn repair_pause(&self) -> Duration {
+        self.repairs.pause(Instant::now())
+    }
+
+    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
+        self.compare(netlink).boxed_local()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| device.engine().ended().is_none())
+    }
+
+    fn poll_ended(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.device.as_ref().map_or(Poll::Pending, |device| device.poll_ended(context))
+    }
+
+    /// Counters: `worker`, `peers`, `count` and `drop` lines, then `kernel` lines for packets that the kernel
+    /// dropped before we saw them.
+    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
+        self.lines(netlink).boxed_local()
+    }
+}

@@ -1,0 +1,100 @@
+//! The peers of the `udp` backend, and what an event of theirs means for the workers' routes.
+
+use crate::route::{Peer, RouteCommand};
+use crate::subnet::{Event, Lease};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use tracing::warn;
+
+/// Every peer that this network reaches, with the address that its packets go to.
+#[derive(Debug)]
+pub(super) struct Peers {
+    port: u16,
+    known: BTreeMap<Ipv4Net, SocketAddrV4>,
+    /// Leases of another backend's nodes, by their events.
+    foreign: u64,
+}
+
+impl Peers {
+    /// No peers yet; all of them listen on `port`.
+    pub(super) fn new(port: u16) -> Self {
+        Self { port, known: BTreeMap::new(), foreign: 0 }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// How many events were of leases that this backend has no use for.
+    pub(super) fn foreign(&self) -> u64 {
+        self.foreign
+    }
+
+    /// All of them as routes, for workers that are new.
+    pub(super) fn routes(&self) -> Vec<RouteCommand> {
+        self.known.iter().map(|(subnet, address)| set(*subnet, *address)).collect()
+    }
+
+    /// Notes one event; the command it makes for the workers, if any.
+    pub(super) fn follow(&mut self, event: &Event) -> Option<RouteCommand> {
+        match event {
+            Event::Added(lease) if is_ours(lease) => {
+                let address = SocketAddrV4::new(lease.attrs.public_ip, self.port);
+                let known = self.known.insert(lease.subnet, address);
+                (known != Some(address)).then(|| set(lease.subnet, address))
+            }
+            Event::Added(lease) => {
+                self.foreign += 1;
+                warn!(subnet = %lease.subnet, kind = ?lease.attrs.backend_type, "not a udp node's lease: ignored");
+                self.forget(lease.subnet)
+            }
+            Event::Removed(lease) => self.forget(lease.subnet),
+        }
+    }
+
+    fn forget(&mut self, subnet: Ipv4Net) -> Option<RouteCommand> {
+        self.known.remove(&subnet).map(|_| RouteCommand::Del { subnet })
+    }
+}
+
+fn set(subnet: Ipv4Net, address: SocketAddrV4) -> RouteCommand {
+    RouteCommand::Set { subnet, peer: Peer { address } }
+}
+
+/// udp nodes publish no type; one that says so is welcome too.
+fn is_ours(lease: &Lease) -> bool {
+    lease.attrs.backend_type.as_deref().is_none_or(|kind| kind.is_empty() || kind.eq_ignore_ascii_case("udp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subnet::LeaseAttrs;
+    use std::net::Ipv4Addr;
+
+    fn lease(last: u8, kind: Option<&str>) -> Lease {
+        let attrs = LeaseAttrs {
+            backend_type: kind.map(str::to_owned),
+            ..LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, last))
+        };
+        Lease { subnet: "10.1.7.0/24".parse().unwrap(), attrs }
+    }
+
+    #[test]
+    fn events_become_routes_and_other_kinds_are_counted() {
+        let mut peers = Peers::new(8285);
+        let subnet = lease(1, None).subnet;
+        for (kind, last) in [(None, 1), (Some(""), 2), (Some("UDP"), 3)] {
+            let wanted = set(subnet, SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), 8285));
+            assert_eq!(peers.follow(&Event::Added(lease(last, kind))), Some(wanted), "{kind:?}");
+        }
+        assert_eq!(peers.follow(&Event::Added(lease(3, None))), None, "nothing has changed");
+        assert_eq!((peers.len(), peers.routes().len()), (1, 1));
+        let foreign = peers.follow(&Event::Added(lease(3, Some("vxlan"))));
+        assert_eq!(foreign, Some(RouteCommand::Del { subnet }), "the node changed its backend");
+        assert_eq!(peers.follow(&Event::Removed(lease(3, None))), None);
+        assert_eq!((peers.len(), peers.foreign()), (0, 1));
+    }
+}
