@@ -1,4 +1,4 @@
-//! Promise: what the README names exists: its tests, its flags, their defaults.
+//! Promise: what the README and the pages in docs/ name exists: tests, flags, their defaults.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use regex::Regex;
@@ -10,6 +10,13 @@ const NOT_SERVED: &str = "Flags of flannel that are not served";
 
 fn read(file: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default()
+}
+
+/// The README and all pages in docs/.
+fn pages() -> String {
+    let docs = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap();
+    docs.map(|page| read(page.unwrap().path().to_str().unwrap()))
+        .fold(read("README.md"), |all, page| all + &page)
 }
 
 /// Whether `code` holds a test of that name; a mere function is none.
@@ -57,9 +64,9 @@ fn help() -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Flags, default: each row of the README's flag table.
-fn table(readme: &str) -> Vec<(BTreeSet<String>, String)> {
-    let section = readme.split("\n## Flags\n").nth(1).unwrap().split("\n## ").next().unwrap();
+/// Flags, default: each row of the flag table.
+fn table(page: &str) -> Vec<(BTreeSet<String>, String)> {
+    let section = page.split("\n## Flags\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `-"));
     rows.map(|row| row.split('|').collect::<Vec<_>>())
         .map(|cells| (flags(cells[1]), cells[2].trim().trim_matches('`').to_owned()))
@@ -68,7 +75,7 @@ fn table(readme: &str) -> Vec<(BTreeSet<String>, String)> {
 
 #[test]
 fn every_test_that_the_readme_names_exists() {
-    let text = read("README.md");
+    let text = pages();
     assert_eq!(missing_tests(&text), Vec::<String>::new());
     assert!(text.matches(".rs::").count() > 60, "the compatibility table is gone");
     for bad in ["tests/readme.rs::no_such_test", "tests/readme.rs::missing_tests", "no-such/file.rs::x"] {
@@ -78,7 +85,7 @@ fn every_test_that_the_readme_names_exists() {
 
 #[test]
 fn every_flag_is_in_the_readme_whole() {
-    let named = flags(&read("README.md"));
+    let named = flags(&pages());
     let help = defined(&help());
     assert!(help.len() > 50, "{help:?}");
     assert_eq!(help.keys().filter(|name| !named.contains(*name)).collect::<Vec<_>>(), Vec::<&String>::new());
@@ -89,7 +96,7 @@ fn every_flag_is_in_the_readme_whole() {
 fn the_flag_table_holds_served_flags_and_their_defaults() {
     let help = help();
     let served = defined(help.split(NOT_SERVED).next().unwrap());
-    let table = table(&read("README.md"));
+    let table = table(&read("docs/flags.md"));
     assert!(table.len() > 25, "{table:?}");
     let mut compared = 0;
     for (names, default) in table {
