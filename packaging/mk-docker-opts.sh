@@ -64,7 +64,7 @@ if [ -n "${FLANNEL_MTU:-}" ]; then
     DOCKER_OPT_MTU="--mtu=$FLANNEL_MTU"
 fi
 if $ip_masq; then
-    # Only one of the two is to masquerade.
+    # Only one of flanneld and Docker may masquerade.
     case ${FLANNEL_IPMASQ:-} in
     true) DOCKER_OPT_IPMASQ=--ip-masq=false ;;
     false) DOCKER_OPT_IPMASQ=--ip-masq=true ;;
@@ -76,7 +76,7 @@ if $ip_masq; then
     esac
 fi
 
-# A value may hold a line that looks like a variable: hence the look at whether there is one.
+# A value may hold a line that looks like a variable, so first see whether there is such a variable.
 options=$(set | sed -n 's/^\(DOCKER_OPT_[A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 eval "all=\${$name:-}"
 all=${all:+$all }

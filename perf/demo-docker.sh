@@ -9,7 +9,7 @@ docker_need() {
     [ -n "$(ls /sys/fs/cgroup)" ] || die "no control groups are mounted on /sys/fs/cgroup"
 }
 
-# docker_open: to be called right after lab_open; makes sure that dockerd goes as everything else does.
+# docker_open: call it right after lab_open; it makes sure that dockerd goes as everything else does.
 docker_open() {
     DOCKER_PIDS=()
     trap docker_close EXIT
@@ -29,7 +29,7 @@ docker_close() {
 docker_stop() {
     local pid child
     for pid in "${DOCKER_PIDS[@]}"; do
-        # unshare heeds no signal; its only child is dockerd.
+        # unshare ignores signals; its only child is dockerd.
         child=$(tr -d ' ' <"/proc/$pid/task/$pid/children") 2>/dev/null || continue
         kill "-$1" "${child:-$pid}" 2>/dev/null || true
     done
@@ -88,7 +88,7 @@ docker_round() {
     for i in 1 2; do
         wait_for 20 "dockerd on host $i" on "$i" version || { tail "$LAB_DIR/dockerd$i.log" >&2; return 1; }
         [ -n "$(on "$i" images -q lab)" ] || on "$i" import "$LAB_DIR/image.tar" lab >/dev/null
-        # The right to any congestion control; a container may use only those that the machine allows to all.
+        # NET_ADMIN allows any congestion control; without it a container may use only those that the machine allows to all.
         on "$i" run -d --rm --name web --cap-add NET_ADMIN lab iperf3 -s >/dev/null
         addrs[i]=$(on "$i" inspect --format '{{.NetworkSettings.IPAddress}}' web)
         on "$i" exec web ip addr show dev eth0
@@ -131,14 +131,14 @@ docker_native() {
     DEMO_TABLE+="| hosts, no overlay | 1500 | $rtt | ${rates[1]} | ${rates[2]} |"$'\n'
 }
 
-# docker_demo [FLANNELD OPTIONS]: the whole show.
+# docker_demo [FLANNELD OPTIONS]: both rounds and the table.
 docker_demo() {
     local range='"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0"'
     local i
     say "etcd, $(dockerd --version), and an image made of this machine's busybox and iperf3"
     lab_etcd
     perf/image.sh "$LAB_DIR/image.tar"
-    # As on a new host: dockerd turns it on, and only then also sets the FORWARD policy to DROP.
+    # On a new host dockerd turns this on, and only then also sets the FORWARD policy to DROP.
     for i in 1 2; do in_ns "h$i" sh -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'; done
     DEMO_TABLE=''
     docker_native

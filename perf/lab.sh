@@ -7,10 +7,10 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# need_root: namespaces and TUN devices are root's business.
+# need_root: ends the script unless root runs it; namespaces and TUN devices take root.
 need_root() { [ "$(id -u)" -eq 0 ] || die "this needs root (network namespaces, TUN)"; }
 
-# is_here COMMAND|/FILE
+# is_here COMMAND|/FILE: whether this machine has it.
 is_here() {
     case "$1" in
     /*) [ -e "$1" ] ;;
@@ -35,7 +35,7 @@ need() {
     done
 }
 
-# need_tun: a container without the device node but with the right to make it is common.
+# need_tun: makes the device node where it is missing; many containers lack it and have the right to make it.
 need_tun() {
     [ -c /dev/net/tun ] && return 0
     mkdir -p /dev/net
@@ -43,8 +43,8 @@ need_tun() {
     [ -c /dev/net/tun ] || die "/dev/net/tun is missing and cannot be made here"
 }
 
-# need_build: what the build itself takes; protoc and the files that it looks for in ../include are for etcd-client's
-# build script, and the latter are another package.
+# need_build: installs what the build takes. etcd-client's build script needs protoc and the files that protoc looks
+# for in ../include, which are another package.
 need_build() {
     local include
     command -v cargo >/dev/null 2>&1 || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
@@ -106,7 +106,7 @@ lab_close() {
     exit "$rc"
 }
 
-# lab_end: ends what this lab started, and nothing else. Another lab_begin may follow.
+# lab_end: ends what this lab started and nothing else. Another lab_begin may follow.
 lab_end() {
     local pid i
     trap - EXIT

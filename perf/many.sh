@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Many peers, many flows, mixed sizes, routes in motion: does any of it cost? Levels of a case alternate; medians are
-# compared with the case's first level.
+# What many peers, many flows, mixed sizes and moving routes cost. Levels of a case alternate, and medians are compared
+# with the case's first level.
 #
 #   peers    datagrams to every one of 1, 100, 10 000 peers in turn; and one TCP stream to one, beside so many
 #   flows    1, 64, 4 096 flows of datagrams to one peer, and 1 and 64 TCP streams

@@ -89,7 +89,7 @@ address() {
     case "$1" in native) echo "172.31.$2.2" ;; vxlan) echo "10.100.$2.2" ;; *) echo "${PAIR_ADDR[$1,$2]}" ;; esac
 }
 
-# run_cell VARIANT CELL
+# run_cell VARIANT CELL: one run, and its figures.
 run_cell() {
     local v="$1" cell="$2" from=1 to size rest bytes
     case "$cell" in *-rev) from=2 ;; esac
@@ -119,13 +119,13 @@ run_cell() {
     snapshot "$v" >"$LAB_DIR/after"
     bytes="$(awk '$1 == "bytes" { print $2 }' "$LAB_DIR/got")"
     record "$v" "$cell" <"$LAB_DIR/got"
-    # strace's own work would be in these.
+    # These figures would hold strace's own work.
     [ "$cell" = syscalls ] || figures "$LAB_DIR/before" "$LAB_DIR/after" "$from" "${bytes:-0}" | record "$v" "$cell"
     [ -z "${flags[$v]:-}" ] || echo "rss_kib $(rss_of "$v")" | record "$v" "$cell"
 }
 
-# count_syscalls VARIANT ADDRESS: system calls of the sending daemon per 64 KiB, by strace, which slows it down: so
-# a run of its own, and `turns_per_64k_sender` of the other cells beside it.
+# count_syscalls VARIANT ADDRESS: system calls of the sending daemon per 64 KiB, by strace. strace slows the daemon, so
+# this is a run of its own; compare it with `turns_per_64k_sender` of the other cells.
 count_syscalls() {
     local v="$1" from_bytes to_bytes load
     iperf_tcp 1 "$2" 3 1 cubic >"$LAB_DIR/load" & load=$!
@@ -155,7 +155,7 @@ calibrate() {
     done
 }
 
-# check_aggregation: on B the receiver's kernel must join datagrams, or the figures are of something else.
+# check_aggregation: on B the receiver's kernel must join datagrams, or the figures describe no network card.
 check_aggregation() {
     local v="$1" kind
     for kind in tcp udp; do

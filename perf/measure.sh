@@ -8,7 +8,7 @@ report_of() {
     from=$(($(stat -c %s "$log") + 1))
     kill -USR1 "${PAIR_PID[$1,$2]}"
     for tries in $(seq 400); do
-        # The last line of a report.
+        # This is the engine's last line of a report.
         if tail -c "+$from" "$log" | grep -q '^drop tun_write '; then
             tail -c "+$from" "$log"
             return

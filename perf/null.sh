@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Null tests: what each leg of a packet's way costs with nothing done to the packet, and what part of the daemon's
-# cost they make up (one TCP stream, cubic): sum of the legs ÷ total.
+# Null tests: what each leg of a packet's way costs with nothing done to the packet, and which share of the daemon's
+# cost the legs make up (one TCP stream, cubic): sum of the legs ÷ daemon.
 # Usage: perf/null.sh [--seconds S] [--underlay A|B] [-- FLANNELD FLAGS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,7 +34,7 @@ leg() { in_ns "$2" "$legs" "$1" "seconds=$seconds" "${@:3}" >"$LAB_DIR/$1"; }
 leg_spawn() { : >"$LAB_DIR/$1"; lab_spawn "$2" "$LAB_DIR/$1" "$legs" "$1" "seconds=$seconds" "${@:3}"; }
 
 say "TUN read and discard (source: UDP super-packets of the same host)"
-# The reader outlasts its source; what is asked is processor time a GB, to which waiting adds nothing.
+# The reader outlasts its source; waiting adds nothing to processor time for each GB.
 : >"$LAB_DIR/tun-read"
 lab_spawn h1 "$LAB_DIR/tun-read" "$legs" tun-read "seconds=$((seconds + 1))" dev=legs0
 reader=$LAB_PID

@@ -51,7 +51,7 @@ pair_open() {
         ip -n "$LAB-h$i" link set eth0 up
         pair_container "$i"
     done
-    # The store's fsyncs are nobody's business here.
+    # Nothing here depends on the store's fsyncs.
     lab_spawn sw "$LAB_DIR/etcd.log" etcd --name lab --data-dir "$LAB_DIR/etcd" --unsafe-no-fsync \
         --listen-client-urls "$PAIR_ETCD" --advertise-client-urls "$PAIR_ETCD" \
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
@@ -61,7 +61,7 @@ pair_open() {
 
 # pair_underlay A|B HOST: A leaves the veth as it comes: 64 KiB super-packets cross it whole. B makes it behave like a
 # NIC without tunnel offload: the sender cuts in software, the receiver's NAPI joins again. veth takes that receive
-# path only if every TSO bit of its peer is off; its 256-entry ring needs a queue before it, or it drops and reorders.
+# path only if every TSO bit of its peer is off. Without a queue before its 256-entry ring it drops and reorders.
 pair_underlay() {
     [ "$1" = B ] || return 0
     in_ns "$2" ethtool -K eth0 tso off tx-udp-segmentation off gro on
@@ -109,9 +109,9 @@ pair_vxlan() {
     done
 }
 
-# pair_overlay K NAME BINARY [FLAGS...]: a flanneld on each host, in the network $PAIR_NETWORK (10.K.0.0/16 if unset;
-# PAIR_MORE is more of the config),
-# with the flags of both; FLAGS1 and FLAGS2, if set, are more flags for one host (words, split at blanks).
+# pair_overlay K NAME BINARY [FLAGS...]: starts a flanneld with these flags on each host, in the network $PAIR_NETWORK
+# (10.K.0.0/16 if unset). PAIR_MORE is more of the config; FLAGS1 and FLAGS2, if set, are more flags for one host
+# (words, split at blanks).
 # Fills PAIR_PID[NAME,I], PAIR_ADDR[NAME,I], PAIR_DEV[NAME,I] and PAIR_SUBNET[NAME,I].
 declare -gA PAIR_PID PAIR_ADDR PAIR_DEV PAIR_SUBNET
 pair_overlay() {

@@ -41,7 +41,7 @@ recorders=()
 for i in 1 2; do
     threads="$(grep -l '^fl-w' /proc/"${PAIR_PID[ours,$i]}"/task/*/comm | cut -d/ -f5 | paste -sd,)"
     [ -n "$threads" ] || die "host $i has no worker threads"
-    # The clock: virtual machines seldom have a cycle counter. 999 Hz does not beat with the timer tick.
+    # cpu-clock, because virtual machines seldom have a cycle counter; 999 Hz does not beat with the timer tick.
     perf record -q -e cpu-clock -F 999 -g --call-graph fp -t "$threads" -o "$out/host$i.data" -- sleep "$seconds" \
         >"$LAB_DIR/perf$i.log" 2>&1 & recorders+=($!)
 done

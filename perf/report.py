@@ -9,7 +9,7 @@ import sys
 # Metrics of the first table: (cells that start so, metric, unit, more is better).
 MAIN = [("tcp", "mbps", "Mbit/s", True), ("udp", "received_pps", "packets/s", True),
         ("ping", "p50_us", "µs", False), ("ping", "p99_us", "µs", False)]
-# The figures: (underlay, cell, metric, variant, reference, at least (True) or at most, ratio).
+# Targets: (underlay, cell, metric, variant, reference, at least (True) or at most, ratio).
 ASKED = [
     *(("A", f"tcp{n}-{cc}-{way}", "mbps", "uring1", "vxlan", True, limit)
       for cc in ("cubic", "bbr") for n, limit in ((1, .65), (4, .50)) for way in ("fwd", "rev")),

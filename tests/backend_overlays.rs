@@ -14,7 +14,7 @@ fn tool_entry() {
 }
 
 impl Pair {
-    /// flannel's functional test, and what a user looks at.
+    /// Checks what flannel's functional test checks, and what a user looks at.
     fn works(&self, mtu: u32) {
         for (i, peer) in [(0, 1), (1, 0)] {
             let (own, theirs) =
@@ -124,7 +124,7 @@ fn vxlan() {
     pair.restarts_unnoticed(false);
     pair.restarts_unnoticed(true);
     assert_eq!(pair.mac(1), mac);
-    // A reboot takes the device; the MAC comes back all the same.
+    // A reboot takes the device away; the new device has the same MAC.
     pair.daemons[0].terminate();
     pair.lab.ip(&format!("-n {host} link del flannel.1"));
     pair.daemons[0] = pair.lab.daemon(1, &["--etcd-api=v3"]);
@@ -168,7 +168,7 @@ fn direct_routing() {
     pair.works(1450);
 }
 
-/// flannel's own test of two daemons on each of two hosts.
+/// This is flannel's own test of two daemons on each of two hosts.
 #[test]
 fn two_networks_on_one_host_keep_apart() {
     let Some(lab) = Lab::start(2) else { return };
@@ -203,7 +203,7 @@ fn two_networks_on_one_host_keep_apart() {
     assert!(by("flannel.1", vxlan) && by("eth0", host_gw));
     assert!(!by("flannel.1", host_gw), "the host-gw network is reached through the vxlan device");
     assert!(!by("eth0", vxlan), "the vxlan network is reached without its device");
-    // Neither has touched the other's: a restart of both changes nothing.
+    // Neither daemon has touched what is the other's: a restart of both changes nothing.
     let before = lab.ip(&format!("-n {host} route show"));
     for daemon in &mut daemons {
         daemon.terminate();
@@ -244,8 +244,8 @@ fn backends_that_are_not_served_are_refused_by_name() {
     }
 }
 
-/// A peer as flannel 0.6.2 makes it, by hand: etcd v2, a lease without VNI, no base address in ARP but each
-/// container's, a route for the whole network.
+/// A peer is made by hand as flannel 0.6.2 makes it: etcd v2, a lease without VNI, ARP entries of each container
+/// in the place of one for the base address, a route for the whole network.
 #[test]
 fn a_miss_driven_peer_of_flannel_0_6() {
     let Some(lab) = Lab::start(2) else { return };
@@ -280,7 +280,7 @@ fn a_miss_driven_peer_of_flannel_0_6() {
     lab.reaches(&ours.ns, theirs.addr, secs(3));
 }
 
-/// An operator changes the network's type and restarts the daemons: nothing of the old one is in the way.
+/// An operator changes the network's type and restarts the daemons: nothing of the old type is in the way.
 #[test]
 fn one_backend_follows_another() {
     let Some(mut pair) = Pair::set(r#"{"Type":"vxlan"}"#) else { return };

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 const PREFIX: &str = "/coreos.com/network/subnets";
-/// etcd's limit for one transaction.
+/// etcd takes at most so many operations in one transaction.
 const OPERATIONS: usize = 128;
 
 #[test]
@@ -38,7 +38,7 @@ fn put_peers(lab: &Lab, subnets: &[(u8, u8)]) {
     }
 }
 
-/// Routes, ARP and FDB entries.
+/// How many routes, ARP and FDB entries there are.
 fn entries(lab: &Lab) -> [usize; 3] {
     let script = "ip route show proto 78 | grep -c onlink; \
          ip -4 neigh show dev flannel.1 | grep -c PERMANENT; bridge fdb show dev flannel.1 | grep -c dst; true";
@@ -75,7 +75,7 @@ fn a_thousand_vxlan_peers() {
     let peers =
         |seconds: std::ops::Range<u8>| seconds.flat_map(|second| (0..100).map(move |third| (second, third)));
 
-    // One by one transaction, to a running daemon.
+    // They come to a running daemon, transaction by transaction.
     let start = Instant::now();
     put_peers(&lab, &peers(100..107).chain(peers(200..203)).collect::<Vec<_>>());
     let put = start.elapsed();
@@ -87,7 +87,7 @@ fn a_thousand_vxlan_peers() {
     assert!(after < secs(3), "{after:?}");
     assert!(rss_kib(&daemon) < 48 * 1024, "RSS {} KiB", rss_kib(&daemon));
 
-    // A pass that finds all in place writes nothing.
+    // A pass that finds everything in place writes nothing.
     std::thread::sleep(ms(300));
     let before = writes(&daemon);
     lab.sh(&lab.host(1), "ip addr add 10.77.0.99/24 dev eth0; ip addr del 10.77.0.99/24 dev eth0");
@@ -98,7 +98,7 @@ fn a_thousand_vxlan_peers() {
     cpu = daemon.cpu(|_| true) - cpu;
     assert!(cpu <= ms(30), "an idle daemon used {cpu:?} in a second");
 
-    // 300 go in one transaction.
+    // One transaction removes 300 of them.
     lab.run(
         &lab.ns("sw"),
         &["etcdctl", "--endpoints", "http://10.77.0.254:2379", "del", "--prefix", &format!("{PREFIX}/10.20")],

@@ -17,7 +17,7 @@ fn tool_entry() {
     lab::tools::entry();
 }
 
-/// A counter from the report on SIGUSR1.
+/// Reads a counter from the report that SIGUSR1 prints.
 fn count(daemon: &Daemon, name: &str) -> u64 {
     let before = daemon.text().len();
     daemon.signal("USR1");
@@ -29,7 +29,7 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
 }
 
 impl Pair {
-    /// All that the backend has made on host 1.
+    /// Lists all that the backend has made on host 1.
     fn state(&self) -> String {
         let script = "ip -o addr show dev flannel.1 | sed 's/.*inet/inet/'; \
              ip -o link show flannel.1 | grep -o 'mtu [0-9]*\\|,UP\\|ether [^ ]*'; \
@@ -91,7 +91,7 @@ fn vxlan_is_repaired() {
     pair.survives("flushed entries, seen at the next change", &owned(&[flush]));
 }
 
-/// The link below goes and comes back, with the device on it or without.
+/// The link below the device goes and comes back, with the device on it or without.
 #[test]
 fn vxlan_survives_its_underlay() {
     let Some(mut pair) = Pair::set(r#"{"Type":"vxlan"}"#) else { return };
@@ -128,7 +128,7 @@ fn host_gw_is_repaired() {
     pair.survives("the underlay without and with its address", &owned(&[readdress]));
 }
 
-/// Peers that host-gw cannot reach are said and counted; the rest works.
+/// Peers that host-gw cannot reach are logged and counted; the others work.
 #[test]
 fn host_gw_says_who_is_off_link() {
     let Some(lab) = Lab::start(1) else { return };
@@ -160,8 +160,8 @@ fn host_gw_says_who_is_off_link() {
     assert_eq!(routes, expected);
 }
 
-/// What the original flanneld left: a device of a random MAC, an address of the whole network, routes without a
-/// number, entries of peers that are gone. All is taken over, the MAC is kept, foreign things stay.
+/// The original flanneld leaves a device with a random MAC, an address of the whole network, routes without a
+/// protocol number, entries of peers that are gone. All is taken over, the MAC is kept, foreign things stay.
 #[test]
 fn an_older_flannels_things_are_taken_over() {
     let Some(lab) = Lab::start(1) else { return };
@@ -207,7 +207,8 @@ fn an_older_flannels_things_are_taken_over() {
     assert_eq!(count(&daemon, "repairs"), 0);
 }
 
-/// Peers that leave while we are down: their entries go at the start, unless so many that the store is suspect.
+/// Peers leave while the daemon is down: their entries go at its start, unless they are so many that the store is
+/// suspect.
 #[test]
 fn entries_of_peers_that_left_meanwhile_are_removed() {
     let Some(lab) = Lab::start(1) else { return };
@@ -240,7 +241,7 @@ fn entries_of_peers_that_left_meanwhile_are_removed() {
     let daemon = lab.daemon(1, &["--etcd-api=v3"]);
     daemon.wait_text("the store knows 1 peers and the kernel 5 more", secs(3));
     assert_eq!(routes(), 6, "a suspect loss is kept");
-    // Those that come back are at home, and what is left is no longer suspect.
+    // Peers that come back have their entries still; the few others are no longer suspect.
     lab.put(Api::V3, "subnets/10.10.204.0-24", &PEER.replace("00:09", "00:cc"));
     lab.put(Api::V3, "subnets/10.10.205.0-24", &PEER.replace("00:09", "00:cd"));
     until(3);

@@ -90,7 +90,8 @@ fn the_external_interface_goes_and_comes_back() {
     pair.survives(&[&unplug], "eth0 has no carrier", &[&plug]);
 }
 
-/// Another address in the place of the one that sockets and peers know: said as an error, with the remedy.
+/// The interface has another address than the one that sockets and peers know: the log says it as an error, with the
+/// remedy.
 #[test]
 fn a_changed_address_is_an_error_until_it_is_back() {
     let Some(mut pair) = Pair::set() else { return };
@@ -102,7 +103,7 @@ fn a_changed_address_is_an_error_until_it_is_back() {
     let text = pair.daemons[0].text();
     let line = text.lines().find(|line| line.contains("and has 10.78.0.9")).unwrap();
     assert!(line.contains("ERROR") && line.contains("restarted"), "{line}");
-    // To a bridge above the interface: no trouble at all.
+    // The address moves to a bridge above the interface: no trouble at all.
     let before = text.len();
     for line in ["link add brx type bridge", "link set brx up", "link set eth0 master brx"] {
         pair.ip(line);
@@ -115,7 +116,8 @@ fn a_changed_address_is_an_error_until_it_is_back() {
     assert!(!news.contains("WARN") && !news.contains("ERROR"), "{news}");
 }
 
-/// Somebody removes our route, again and again: no flood in the log, no core busy, and the peace is kept.
+/// Somebody removes our route, again and again: the log is not flooded, no core is busy, and the route is back at the
+/// end.
 #[test]
 fn a_fight_over_a_route_is_told_in_few_lines() {
     let Some(mut pair) = Pair::set() else { return };
@@ -132,7 +134,7 @@ fn a_fight_over_a_route_is_told_in_few_lines() {
     assert!((3..8).contains(&lines) && text.contains("somebody undoes this again and again"), "{text}");
     eprintln!("{:.1} % of a core during the fight", share * 100.0);
     assert!(share < 0.10);
-    // A stranger's route in its place, coming and going: two lines, not two a time.
+    // A stranger's route comes and goes in its place: that makes two lines, not two each time.
     pair.ip("addr add 10.79.0.1/24 dev eth0");
     let before = pair.daemons[0].text().len();
     let script = "while :; do ip route replace 10.0.0.0/8 dev eth0; sleep 0.03; ip route del 10.0.0.0/8; sleep 0.03; done";
@@ -146,7 +148,7 @@ fn a_fight_over_a_route_is_told_in_few_lines() {
     assert!(pair.daemons[0].running());
 }
 
-/// Overrun while no descriptor is left: the subscription to the kernel's tables comes back later.
+/// The subscription overruns while no descriptor is left: it is made again later.
 #[test]
 fn a_lost_subscription_is_made_again() {
     let Some(mut pair) = Pair::set() else { return };
@@ -169,7 +171,7 @@ fn a_lost_subscription_is_made_again() {
     assert!(pair.lab.pings(&pair.ends[0].ns, pair.ends[1].addr));
     let said = pair.daemons[0].text().matches("subscribe to changes").count();
     assert!(said <= 2, "{}", pair.daemons[0].text());
-    // Nobody is told of this; the look after the return finds it.
+    // Nobody hears of this change; the look after the subscription's return finds it.
     pair.ip("route del 10.0.0.0/8 dev flannel0");
     limit("1024");
     pair.daemons[0].wait_text("following the kernel's tables again", secs(3));
@@ -178,7 +180,8 @@ fn a_lost_subscription_is_made_again() {
     pair.lab.reaches(&pair.ends[0].ns, pair.ends[1].addr, secs(2));
 }
 
-/// A read-only directory: not ready, said why, and the data path runs; writable again, the file comes by itself.
+/// In a read-only directory the daemon is not ready and says why, and the data path runs; once the directory is
+/// writable again, the file comes by itself.
 #[test]
 fn a_subnet_file_that_cannot_be_written_is_tried_again() {
     let Some(lab) = Lab::start(2) else { return };

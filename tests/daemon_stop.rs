@@ -17,7 +17,7 @@ fn tool_entry() {
     lab::tools::entry();
 }
 
-/// flanneld on host 1 with its stderr where the shell puts it.
+/// Starts flanneld on host 1 with its stderr where the shell puts it.
 fn start(lab: &Lab, stderr: &str, args: &[&str]) -> Proc {
     let script = format!("exec \"$@\" 2>{stderr}");
     let file = format!("--subnet-file={}", lab.path("redirected.env").display());
@@ -39,14 +39,14 @@ fn until_ready(lab: &Lab, daemon: &mut Proc) {
     });
 }
 
-/// Ends it: code 0, within `limit`.
+/// Ends the daemon: it must exit with code 0, within `limit`.
 fn stops(daemon: &mut Proc, limit: std::time::Duration) {
     let (status, took) = daemon.terminate();
     assert_eq!(status.code(), Some(0), "{status:?} after {took:?}\n{}", daemon.text());
     assert!(took < limit, "stopping took {took:?}\n{}", daemon.text());
 }
 
-/// A pipe, and its end for reading, which also keeps a writer from waiting for a reader.
+/// Makes a pipe and opens its end for reading, so that a writer need not wait for a reader.
 fn pipe(lab: &Lab, name: &str) -> (PathBuf, File) {
     let path = lab.path(name);
     lab.run(&lab.host(1), &["mkfifo", path.to_str().unwrap()]);
@@ -71,7 +71,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
         if stderr != "/dev/full" {
             reader = None;
         }
-        // Reports, events and repairs that want to be told.
+        // Reports, events and repairs make lines of the log.
         for n in 0..3 {
             daemon.signal("USR1");
             lab.put_lease(Api::V3, &format!("10.98.{}.0-20", n * 16), "10.77.0.99");
@@ -88,7 +88,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     assert!(reader.is_none());
 }
 
-/// The command line's own texts too.
+/// The texts of a refused command line may find no reader either; the exit code stays.
 #[test]
 fn a_refusal_that_cannot_be_written_keeps_its_code() {
     for (flag, code) in [("-version", 0), ("-help", 0), ("-nonsense", 2), ("-etcd-prefix=/", 1)] {
@@ -121,7 +121,7 @@ fn a_log_that_hangs_does_not_hold_up_a_stop() {
     assert_eq!(curl(&lab, "/healthz"), "flanneld's control loop does not answer");
     stops(&mut daemon, secs(1));
 
-    // The second signal is the end at once.
+    // The second signal ends the process at once.
     let mut daemon = start(&lab, path.to_str().unwrap(), &[]);
     std::thread::sleep(ms(500));
     daemon.signal("INT");
@@ -147,7 +147,7 @@ impl Resolver {
 impl Drop for Resolver {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
-        // Only if nobody else has anything there.
+        // This succeeds only if nobody else has anything there.
         let _ = fs::remove_dir("/etc/netns");
     }
 }
@@ -163,14 +163,14 @@ fn a_silent_name_server_does_not_hold_up_a_stop() {
         let mut daemon = lab.daemon(1, &["--etcd-endpoints=http://etcd.flanneld.test:2379", api.flag()]);
         assert!(server.line(secs(5)).starts_with("10.77.0.1:"), "no question to the name server");
         std::thread::sleep(ms(300));
-        // Well below what `fl-sig` would allow: an orderly end.
+        // The end comes well before `fl-sig` would force it, so it was an orderly one.
         stops(&mut daemon, ms(600));
         assert!(daemon.text().contains("SIGTERM: stopping"), "{}", daemon.text());
     }
 }
 
-/// Firewall programs that take four seconds each, as on a host with many rules and a contended lock, while
-/// `busy` exists.
+/// Makes firewall programs that take four seconds each while `busy` exists, as on a host with many rules and a
+/// contended lock.
 fn slow_programs(lab: &Lab) -> (String, PathBuf) {
     let (dir, busy) = (lab.path("slow"), lab.path("busy"));
     fs::create_dir(&dir).unwrap();
@@ -184,7 +184,8 @@ fn slow_programs(lab: &Lab) -> (String, PathBuf) {
     (format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()), busy)
 }
 
-/// Rules come beside the control loop: it hears of peers and obeys. Only `-ip-masq` makes the subnet file wait.
+/// Rules are written beside the control loop, which hears of peers and obeys signals meanwhile. Only `-ip-masq` makes
+/// the subnet file wait.
 #[test]
 fn slow_firewall_programs_hold_up_nothing_but_masquerading() {
     let Some(lab) = Lab::start(2) else { return };

@@ -25,7 +25,7 @@ const WEB: &str = "web";
 
 #[test]
 fn udp_with_docker() {
-    // As the tutorial has it: flanneld does not masquerade, so Docker does.
+    // In the tutorial flanneld does not masquerade, so Docker does.
     let Some(mut pair) = Pair::start(TUTORIAL, &[]) else { return };
     pair.tutorial(1472);
     for (from, to) in BOTH_WAYS {
@@ -49,7 +49,7 @@ fn vxlan_with_docker() {
     pair.restart_everything();
 }
 
-/// Two hosts with flanneld, dockerd and one container each. Dropped in this order.
+/// Two hosts with flanneld, dockerd and one container each. The fields are dropped in this order.
 struct Pair {
     dockers: Vec<Docker>,
     daemons: Vec<Daemon>,
@@ -60,7 +60,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// flanneld without its forward rules, then dockerd and a container on each host.
+    /// Starts flanneld without its forward rules, then dockerd and a container on each host.
     fn start(config: &str, args: &'static [&'static str]) -> Option<Self> {
         if let Some(why) = docker::missing() {
             lab::skip(&why);
@@ -72,7 +72,7 @@ impl Pair {
         let mut daemons = vec![lab.daemon(1, &bare), lab.daemon(2, &bare)];
         let subnets: Vec<_> = daemons.iter_mut().map(Daemon::subnet).collect();
         for i in [1, 2] {
-            // As on a new host: dockerd turns it on, and only then also sets the FORWARD policy to DROP.
+            // On a new host dockerd turns this on, and only then also sets the FORWARD policy to DROP.
             lab.sh(&lab.host(i), "echo 0 >/proc/sys/net/ipv4/ip_forward");
         }
         let mut pair = Self { dockers: Vec::new(), daemons, subnets, addrs: Vec::new(), args, lab };
@@ -90,7 +90,7 @@ impl Pair {
         Some(pair)
     }
 
-    /// dockerd's options from the host's subnet file.
+    /// Makes dockerd's options of the host's subnet file.
     fn options(&self, i: usize) -> Vec<String> {
         let file = self.daemons[i].subnet_file.display().to_string();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mk-docker-opts.sh");
@@ -114,7 +114,8 @@ impl Pair {
         options
     }
 
-    /// Containers have what flanneld gave the host; Docker's firewall is in the way until our rules are there.
+    /// Checks that containers have what flanneld gave the host, and that Docker's firewall is in the way until our
+    /// rules are there.
     fn tutorial(&mut self, mtu: u32) {
         for i in 0..2 {
             let host = self.lab.host(i + 1);
@@ -127,7 +128,7 @@ impl Pair {
             assert!(policy.starts_with("-P FORWARD DROP\n"), "{policy}");
             assert_eq!(self.lab.sh(&host, "cat /proc/sys/net/ipv4/ip_forward"), "1\n");
         }
-        // The overlay itself is up: the other host's bridge answers, for that is no forwarding there.
+        // The overlay itself is up: the other host's bridge answers, because nothing is forwarded there.
         for (from, to) in BOTH_WAYS {
             self.lab.reaches(&self.lab.host(from + 1), self.subnets[to].gateway(), secs(5));
         }
@@ -165,7 +166,7 @@ impl Pair {
         eventually(secs(5), &what, || self.pings(from, to).then_some(()));
     }
 
-    /// One TCP stream for a second. Returns the sender's address as the other container sees it.
+    /// Runs one TCP stream for a second. Returns the sender's address as the other container sees it.
     fn iperf3(&self, from: usize, to: usize) -> Ipv4Addr {
         let addr = self.addrs[to].to_string();
         let report = self.dockers[from].cli(&["exec", WEB, "iperf3", "-c", &addr, "-t1", "-J"]);

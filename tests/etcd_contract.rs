@@ -10,7 +10,7 @@ use support::{Etcd, attrs, key, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SHORT: Duration = Duration::from_secs(2);
-/// etcd expires a lease of 2 s within this.
+/// etcd expires a lease of 2 s within this time.
 const EXPIRED: Duration = Duration::from_secs(5);
 
 /// One network in one store, and a way to it that is not ours.
@@ -86,7 +86,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Makes the store forget its events; those of v2 only go when a thousand others have come.
+    /// Makes the store forget its events; v2 forgets them only when a thousand others have come.
     fn forget(&self, now: Revision) {
         match &self.back_door {
             BackDoor::Memory(memory) => memory.compact(now),
@@ -308,7 +308,7 @@ async fn a_watch_resumes_at_a_revision(lab: Lab<'_>) {
     assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
 }
 
-/// Futures are dropped all the time (the daemon selects over them); nothing may get lost by it.
+/// The daemon selects over futures and so drops them all the time; nothing may get lost by that.
 async fn a_dropped_wait_loses_nothing(lab: Lab<'_>) {
     const COUNT: u8 = 40;
     let mut watch = lab.store.watch(lab.now().await).await.unwrap();
@@ -330,7 +330,7 @@ async fn a_dropped_wait_loses_nothing(lab: Lab<'_>) {
     assert_eq!(seen, written);
 }
 
-/// Runs last: it hurts the other watches.
+/// This case runs last, because it hurts the other watches.
 async fn a_forgotten_revision_asks_for_a_list(lab: Lab<'_>) {
     let first = lab.create("10.1.5.0-24", 1).await;
     let second = lab.create("10.1.6.0-24", 2).await;
@@ -476,7 +476,7 @@ fn etcd_v2_deleted_directory_asks_for_a_list() {
     });
 }
 
-/// Nothing happens here and much elsewhere: the watch moves on with the store instead of falling out of
+/// Nothing happens here and much happens elsewhere: the watch moves on with the store instead of falling out of
 /// its window, as long as one poll does not see a thousand events go by.
 #[test]
 fn etcd_v2_quiet_watch_keeps_up() {

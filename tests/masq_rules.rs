@@ -7,7 +7,7 @@ mod lab;
 use lab::{Api, Daemon, Lab, ms, secs};
 use std::path::Path;
 
-/// The one host of a lab, with firewall tools. `None` where there can be none.
+/// Starts a lab of one host with firewall tools; `None` where there can be none.
 fn host() -> Option<Lab> {
     for tool in ["iptables-save", "iptables-restore", "nft"] {
         if !["/usr/sbin", "/sbin", "/usr/local/sbin"].iter().any(|dir| Path::new(dir).join(tool).exists()) {
@@ -48,7 +48,7 @@ fn sh(lab: &Lab, script: &str) -> String {
     lab.sh(&lab.host(1), &format!("PATH=$PATH:/usr/sbin:/sbin; set -e; {script}"))
 }
 
-/// `iptables-save` without comments and counters.
+/// Runs `iptables-save` and leaves out comments and counters.
 fn saved(lab: &Lab) -> String {
     sh(lab, "iptables-save | grep -v '^#' | sed 's/ \\[[0-9:]*\\]$//' || true")
 }
@@ -78,7 +78,7 @@ const FOREIGN: &str = "iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o dock
                        iptables -P FORWARD DROP; iptables -A FORWARD -s 192.0.2.0/24 -j REJECT; \
                        nft add table ip mine; nft add chain ip mine c";
 
-/// All of `iptables-save` on a host with the foreign rules and those of one network; `None`: only the foreign.
+/// What `iptables-save` says on a host with foreign rules and those of one network; with `None`, foreign rules alone.
 fn expected(net: Option<u8>, masquerade: bool) -> String {
     let (mut fwd_chain, mut fwd_jump, mut fwd) = ("", "", String::new());
     let (mut nat_chain, mut nat_jump, mut nat) = ("", "", String::new());
@@ -127,7 +127,7 @@ fn iptables_rules_are_flannels_to_the_letter_and_stay_so() {
         let mut daemon = start(&lab, &["-ip-masq"]);
         assert_eq!(saved(&lab), whole);
         assert_eq!(daemon.subnet().ipmasq, "true");
-        // Some resync periods later nothing was found wrong.
+        // Some resync periods later the daemon has found nothing wrong.
         std::thread::sleep(ms(2200));
         assert_eq!(saved(&lab), whole);
         assert!(!daemon.text().contains("changed by somebody"), "{}", daemon.text());
@@ -162,7 +162,8 @@ fn rules_of_an_older_network_and_of_flags_now_off_go() {
     assert_eq!(saved(&lab), expected(Some(20), true));
     let blackholes = || lab.ip(&format!("-n {} route show type blackhole", lab.host(1)));
     assert!(blackholes().starts_with("blackhole 10.20.5.0/24 "), "{}", blackholes());
-    // Forward rules are on by default, masquerading is not. Without it the subnet file does not wait for the rules.
+    // Forward rules are on by default, masquerading is not. Without masquerading the subnet file does not wait for the
+    // rules.
     let mut daemon = start(&lab, &[]);
     becomes("the blackhole route", "", blackholes);
     becomes("forward rules only", &expected(Some(20), false), || saved(&lab));
@@ -234,8 +235,8 @@ fn the_nftables_table_is_ours_whole_and_each_flavour_cleans_the_other() {
     only_foreign_nft(&lab);
 }
 
-/// Daemons of networks 10.10.0.0/16, 10.20.0.0/16 and so on, on one host, all started at once: none of them finds
-/// another's rules when it looks.
+/// Daemons of networks 10.10.0.0/16, 10.20.0.0/16 and so on start at once on one host: none of them finds another's
+/// rules when it looks.
 fn several(lab: &Lab, nftables: bool, args: &[&str]) -> [Daemon; 4] {
     let networks = [10, 20, 30, 40];
     for n in networks {
@@ -263,7 +264,7 @@ fn nftables_daemons_of_several_networks_have_a_table_each() {
     let tables = || sh(&lab, "nft list tables | sort");
     for last in [false, true] {
         let daemons = several(&lab, true, if last { &["--cleanup-on-exit"] } else { &[] });
-        // One that lost the race for flannel's table notices when it next looks.
+        // A daemon that lost the race for flannel's table notices when it next looks.
         std::thread::sleep(ms(2500));
         let (text, names) = (ruleset(), tables());
         assert_eq!(text.matches("masquerade").count(), 4 * 2, "{text}");
@@ -299,7 +300,7 @@ fn daemons_of_several_networks_on_one_host_leave_each_other_in_peace() {
     }
 }
 
-/// Where flannel does not start at all.
+/// Without `br_netfilter` flannel does not start at all.
 #[test]
 fn without_bridge_netfilter_there_is_one_warning() {
     let Some(lab) = host() else { return };

@@ -16,7 +16,7 @@ fn tool_entry() {
 fn source(socket: &Tool, sender: &mut Tool, to: &str) -> String {
     let mut said = String::new();
     for _ in 0..10 {
-        // The first may wait for ARP.
+        // The first datagram may wait for ARP.
         sender.write(&format!("{to} 01"));
         if let Some((_, line)) = socket.maybe_line(secs(1)) {
             said = line;
@@ -40,7 +40,7 @@ fn flavour(nftables: bool) {
         &format!(r#"{{"Network":"10.5.0.0/16","EnableNFTables":{nftables},"Backend":{{"Type":"udp"}}}}"#),
     );
     if !nftables {
-        // As Docker does; the forward rules are what lets packets through.
+        // Docker sets this policy; the forward rules are what lets packets through.
         for i in [1, 2] {
             lab.run(&lab.host(i), &["/usr/sbin/iptables", "-P", "FORWARD", "DROP"]);
         }

@@ -9,7 +9,7 @@ const SUBNET: &str =
 const INDIVIDUAL: &str = "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";
 const OPTIONS: &str = "--bip=10.1.74.1/24 --ip-masq=true --mtu=1472";
 
-/// The shells that are here; at least `sh`.
+/// The shells that this machine has; at least `sh`.
 fn shells() -> Vec<Vec<&'static str>> {
     let all: [&[&str]; 4] = [&["sh"], &["dash"], &["busybox", "sh"], &["bash", "--posix"]];
     let here = |shell: &&&[&str]| {
@@ -62,7 +62,7 @@ impl Case {
     }
 }
 
-/// In every shell, with this subnet file.
+/// Runs the script in every shell, with this subnet file.
 fn each(subnet: Option<&str>, test: impl Fn(&Case)) {
     let shells = shells();
     assert!(!shells.is_empty());
@@ -160,7 +160,7 @@ fn the_target_is_replaced_and_bad_usage_writes_nothing() {
     });
 }
 
-/// A file without a slash is one in this directory, not in PATH.
+/// A subnet file without a slash is one in this directory, not in PATH.
 #[test]
 fn a_subnet_file_is_found_beside_us() {
     each(Some(SUBNET), |case| {

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
-/// More than the daemon's pause between two lists of the networks.
+/// This is longer than the daemon's pause between two lists of the networks.
 const LISTED: u64 = 10;
 
 fn config(network: &str, backend: &str) -> String {
@@ -20,7 +20,7 @@ fn udp(port: u16) -> String {
     format!(r#"{{"Type":"udp","Port":{port}}}"#)
 }
 
-/// A daemon of several networks on host `i`: v0.6.2's flags in v0.6.2's spelling.
+/// Starts a daemon of several networks on host `i`, with v0.6.2's flags in v0.6.2's spelling.
 fn start(lab: &Lab, i: usize, args: &[&str], envs: &[(&str, &str)]) -> Proc {
     let (program, dir) = (flanneld(), dir(lab, i));
     let (dir, log) = (format!("-subnet-dir={}", dir.display()), lab.path(&format!("several-{i}.log")));
@@ -72,7 +72,7 @@ fn networks_come_and_go(api: Api) {
     let path = lab.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     let envs = [("NOTIFY_SOCKET", path.to_str().unwrap())];
-    // One asks for the API, the other finds out.
+    // One daemon names the API, the other finds it out.
     let mut daemons = [
         start(&lab, 1, &["-watch-networks", api.flag()], &envs),
         start(&lab, 2, &["-watch-networks=true"], &[]),
@@ -160,7 +160,8 @@ fn networks_come_and_go_on_v3() {
     networks_come_and_go(Api::V3);
 }
 
-/// Only the named ones; a bad config, a port in use and an unknown backend are logged, retried, and end no other.
+/// Only the named networks run; a bad config, a port in use and an unknown backend are logged, retried, and end no
+/// other network.
 #[test]
 fn a_network_that_fails_leaves_the_others_alone() {
     let Some(lab) = Lab::start(1) else { return };
@@ -185,7 +186,7 @@ fn a_network_that_fails_leaves_the_others_alone() {
     let retries = daemon.text().matches("port 7891 on 10.77.0.1 is in use").count();
     assert!((2..20).contains(&retries), "{retries} attempts in 2 s");
 
-    // Both are there for the asking; ready means all.
+    // `/healthz` and `/readyz` speak for all networks; ready means that all are.
     let curl = |path: &str| {
         let url = format!("http://127.0.0.1:8471{path}");
         lab.run(&lab.host(1), &["curl", "-sSm5", &url])
@@ -196,7 +197,7 @@ fn a_network_that_fails_leaves_the_others_alone() {
     let ready = metrics.lines().filter(|line| line.starts_with("flanneld_ready{network=")).count();
     assert_eq!(ready, 4, "{metrics}");
 
-    // Mended in the store, each comes up; no restart.
+    // Once its config is mended in the store, each comes up without a restart.
     lab.put(Api::V3, "bad/config", &config("10.13.0.0/16", &udp(7893)));
     lab.put(Api::V3, "odd/config", &config("10.14.0.0/16", &udp(7894)));
     lab.put(Api::V3, "absent/config", &config("10.16.0.0/16", &udp(7896)));
@@ -212,7 +213,7 @@ fn a_network_that_fails_leaves_the_others_alone() {
     assert_eq!(daemon.terminate().0.code(), Some(0));
 }
 
-/// Started before etcd, and etcd gone for a while: said once, no network ends.
+/// The daemon starts before etcd, and later etcd is gone for a while: the log says so once, and no network ends.
 #[test]
 fn etcd_may_come_late_and_go() {
     let Some(mut lab) = Lab::without_etcd(1) else { return };

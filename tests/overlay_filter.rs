@@ -1,4 +1,4 @@
-//! Promise: what does not belong into the overlay is dropped, counted by reason, and never reaches the TUN; ICMP
+//! Promise: what does not belong in the overlay is dropped, counted by reason, and never reaches the TUN; ICMP
 //! answers are few.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -136,7 +136,7 @@ fn strict(args: &[&str]) {
     assert!(stage.daemon.running());
 }
 
-/// Who sent a packet whose TTL ends here is told so, through the tunnel: `traceroute` shows the hop.
+/// The sender of a packet whose TTL ends here is told so through the tunnel: `traceroute` shows the hop.
 fn time_exceeded_goes_back(stage: &mut Stage) {
     stage.peer.drain();
     let dying = udp(PEER, US, 1, b"dying here");
@@ -182,11 +182,11 @@ fn off_lets_in_what_flannel_lets_in() {
         stage.stranger.write(&format!("{TARGET} {}", hex(&udp(source, destination, 60, b"anything"))));
         stage.written.at_least(before + 1, secs(3));
     }
-    // Malformed stays malformed.
+    // A malformed packet is dropped with every filter.
     stage.drops("one byte", "malformed", true, &[0x45]);
 }
 
-/// From the TUN's side: no route and TTL are counted and answered, but answers are rationed.
+/// Packets from the TUN without a route or with TTL 1 are counted and answered, but answers are rationed.
 #[test]
 fn icmp_answers_are_rationed() {
     let Some(stage) = Stage::set(&[]) else { return };
@@ -217,7 +217,7 @@ fn icmp_answers_are_rationed() {
         // The bucket fills again.
         std::thread::sleep(ms(1100));
     }
-    // To a group, and about an ICMP error: counted, never answered.
+    // Packets to a group and ICMP errors are counted and never answered.
     let before = answers.packets().len();
     let error = packet("10.1.5.2", "10.1.200.3", 60, 1, &[3, 0, 0, 0, 0, 0, 0, 0]);
     let counted = stage.daemon.drops();

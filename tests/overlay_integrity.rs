@@ -21,12 +21,12 @@ const UDP_ONLY: [&str; 2] = ["--tun-offload=off", "--udp-offload=auto"];
 const TSO_SEND: [&str; 2] = ["--tun-offload=tso", "--udp-offload=send"];
 const TSO_RECEIVE: [&str; 2] = ["--tun-offload=tso", "--udp-offload=receive"];
 
-/// What a TCP stream carries: 64 MiB, or as many as `FLANNELD_TEST_MIB` says.
+/// How much a TCP stream carries: 64 MiB, or as many as `FLANNELD_TEST_MIB` says.
 fn bytes() -> usize {
     std::env::var("FLANNELD_TEST_MIB").map_or(64, |mib| mib.parse().unwrap()) << 20
 }
 
-/// One end: its engine and its offloads at the TUN and at the UDP socket.
+/// One end of the overlay: its engine and its offloads at the TUN and at the UDP socket.
 type End = (&'static str, [&'static str; 2]);
 
 /// Every engine meets every engine, every offload setting every other; the long form takes all pairs.
@@ -95,7 +95,7 @@ fn flows_stay_in_order_with_two_workers() {
     }
 }
 
-/// Both kinds of traffic in both directions.
+/// Runs both kinds of traffic in both directions.
 fn carries(lab: &Lab, seed: u64, a: &[&str], b: &[&str]) {
     with_daemons(lab, a, b, |from, to| {
         tcp(lab, from, to, seed, bytes());

@@ -13,7 +13,7 @@ fn tool_entry() {
     lab::tools::entry();
 }
 
-/// CPU time of everything but the packet workers (`fl-w0`, …).
+/// The CPU time of all threads but the packet workers (`fl-w0`, …).
 fn control_cpu(daemon: &Proc) -> Duration {
     daemon.cpu(|thread| !thread.starts_with("fl-w"))
 }
@@ -59,7 +59,7 @@ fn outage(api: Api) {
     assert_eq!(lab::words(&tally)[3], "0", "out of order: {tally}");
 }
 
-/// Leases are renewed, a new peer is heard of, the log has told it all in few lines.
+/// Checks that leases are renewed, that a new peer is heard of, and that the log has told it all in few lines.
 fn returns(lab: &Lab, api: Api, daemons: &mut [lab::Daemon; 2], subnets: &[lab::Subnet; 2], ttl: Duration) {
     lab.put_lease(api, "10.98.0.0-20", "10.77.0.99");
     for (daemon, subnet) in daemons.iter_mut().zip(subnets) {
@@ -109,7 +109,7 @@ fn etcd_absent_at_start() {
         lab.put_config(api, TUTORIAL);
         assert_eq!(daemon.subnet().network, "10.0.0.0/8");
 
-        // It also ends at once while it waits.
+        // A stop ends the daemon at once while it waits, too.
         let old = fs::read(&daemon.subnet_file).unwrap();
         daemon.terminate();
         lab.stop_etcd();

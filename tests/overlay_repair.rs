@@ -42,7 +42,7 @@ impl Pair {
         self.idles(what);
     }
 
-    /// Address, MTU, state and route of `flannel0`.
+    /// Reads address, MTU, state and route of `flannel0`.
     fn whole(&self) -> bool {
         let host = self.lab.host(1);
         let show = ["ip", "addr", "show", "dev", "flannel0"];
@@ -85,7 +85,7 @@ fn with_poll() {
     repairs(&["--engine=poll"]);
 }
 
-/// The link below goes away and comes back: nothing to repair but nothing to break or burn either.
+/// The link below goes away and comes back: nothing has to be repaired, nothing breaks, and no core is busy.
 #[test]
 fn the_underlay_goes_down_and_up() {
     let Some(mut pair) = Pair::set(&[]) else { return };

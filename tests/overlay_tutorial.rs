@@ -39,7 +39,7 @@ fn auto_takes_the_store_that_holds_the_config() {
     }
 }
 
-/// Two hosts up, both seen as flannel shows itself, a ping both ways.
+/// Starts two hosts, checks that both look as flannel's do, and pings both ways.
 fn tutorial(lab: &Lab, api: Api, args: &[&str]) {
     let mut daemons = [lab.daemon(1, args), lab.daemon(2, args)];
     let subnets = [daemons[0].subnet(), daemons[1].subnet()];
@@ -127,7 +127,7 @@ fn stops_at_once_and_keeps_the_lease() {
         assert_eq!(lab.leases(api).len(), 1);
         again.terminate();
 
-        // Its lease gone and its subnet file kept, it asks for the same subnet.
+        // When its lease is gone and its subnet file is there, it asks for the same subnet.
         lab.delete_lease(api, &subnet.key());
         let mut third = lab.daemon(1, &[api.flag()]);
         assert_eq!(third.subnet(), subnet);

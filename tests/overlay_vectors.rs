@@ -95,7 +95,7 @@ fn a_peer_gets_exact_bytes(lab: &Lab, daemon: &Daemon) {
     }
 }
 
-/// A packet whose id makes its header checksum the wanted value.
+/// Makes a packet whose id gives its header checksum the wanted value.
 fn with_checksum(wanted: u16) -> Vec<u8> {
     let mut packet = udp("10.1.5.2", "10.1.9.3", 63, b"edge");
     packet[4..6].fill(0);

@@ -120,7 +120,7 @@ fn systemd_accepts_the_unit() {
     let out = verify(&file);
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success() && !text.contains("flanneld.service"), "{text}");
-    // What it says of a unit that is wrong, so that its silence means something.
+    // systemd-analyze complains of a wrong unit, so its silence about ours means something.
     fs::write(&file, unit.replace("ProtectSystem=strict", "ProtectSystem=perhaps")).unwrap();
     assert!(String::from_utf8_lossy(&verify(&file).stderr).contains("flanneld.service"));
 
@@ -151,7 +151,7 @@ fn the_image_is_made_of_what_is_here() {
     for path in &copies {
         assert!(top.join(path).exists(), "{path}");
     }
-    // What cargo wants before it builds anything: every target that the manifest names.
+    // cargo wants every target that the manifest names before it builds anything.
     let manifest = fs::read_to_string(top.join("Cargo.toml")).unwrap();
     assert!(!manifest.contains("[[bench]]") || copies.contains(&"benches"), "{copies:?}");
     // protoc comes without the files that etcd-client imports.
@@ -173,7 +173,7 @@ fn start(lab: &Lab, root: &Path, capabilities: &str, log: &str, subnet_file: &Pa
     let file = subnet_file.to_str().unwrap();
     let envs = [&envs[..], &[("FLANNELD_SUBNET_FILE", file)]].concat();
     let megabytes: u64 = settings["LimitMEMLOCK"].strip_suffix('M').unwrap().parse().unwrap();
-    // Where the limit is lower already and may not be raised, less must do.
+    // Where the limit is lower already and may not be raised, the lower one must do.
     let limit = format!("ulimit -l {} 2>/dev/null; exec \"$@\"", megabytes << 10);
     let set = capabilities
         .split_whitespace()
@@ -205,7 +205,7 @@ fn the_installed_daemon_works_with_the_units_rights_alone() {
     let settings = settings(&unit);
     assert_eq!(settings["AmbientCapabilities"], settings["CapabilityBoundingSet"]);
 
-    // Less is too little, and it says what is missing.
+    // With fewer rights it fails, and says what is missing.
     let mut poor = start(&lab, &root, "", "poor.log", &lab.path("poor.env"));
     assert_eq!(poor.wait(secs(10)).expect("it goes on without rights").code(), Some(1), "{}", poor.text());
     assert!(poor.text().contains("CAP_NET_ADMIN"), "{}", poor.text());
@@ -216,7 +216,7 @@ fn the_installed_daemon_works_with_the_units_rights_alone() {
         assert!(daemon.running(), "flanneld is gone:\n{}", daemon.text());
         Subnet::parse(&fs::read_to_string(&file).ok()?)
     });
-    // Nothing that it would do better with more rights: no warning but for what this lab lacks.
+    // It would do nothing better with more rights: it warns only of what this lab lacks.
     assert!(!daemon.text().contains("WARN") && !daemon.text().contains("ERROR"), "{}", daemon.text());
     let caps = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     // CAP_NET_ADMIN is bit 12, CAP_NET_RAW bit 13, CAP_BPF bit 39.

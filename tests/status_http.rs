@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 const HEALTH: &str = "--healthz-port=8471";
 
-/// Sends bytes as they are and reads until the server closes; must be over within ten seconds.
+/// Sends bytes as they are and reads until the server closes, which must come within ten seconds.
 fn raw(to: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(secs(10))).unwrap();
@@ -88,7 +88,7 @@ fn any_method_will_do_and_other_paths_are_not_found() {
     assert!(raw(to, b"GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200"));
 }
 
-/// The control loop hangs: health says so, within a bounded time.
+/// When the control loop hangs, health says so within a bounded time.
 #[test]
 fn a_control_loop_that_hangs_is_unhealthy() {
     let mut kept = Vec::new();
@@ -118,7 +118,7 @@ fn bad_requests_are_refused_and_cost_nothing() {
     assert_eq!(request(to, "GET", "/healthz").0, 200);
 }
 
-/// More clients than are served at once, none of which ever finishes its request or reads its answer.
+/// More clients come than are served at once, and none ever finishes its request or reads its answer.
 #[test]
 fn slow_clients_do_not_keep_others_out() {
     let to = server(|ask| ask.answer(vec![good()]));
@@ -142,7 +142,7 @@ fn slow_clients_do_not_keep_others_out() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
-/// What a Prometheus server would read: families typed once, samples in the form, no sample twice.
+/// Checks what a Prometheus server would read: families typed once, samples in the form, no sample twice.
 fn metrics(text: &str) -> BTreeMap<String, f64> {
     let (mut types, mut samples, mut family) = (BTreeSet::new(), BTreeMap::new(), String::new());
     for line in text.lines() {
@@ -205,7 +205,7 @@ fn a_daemon_is_running_then_ready_and_counts() {
     assert!((86_300.0..86_410.0).contains(&day), "{day}");
     assert!(after["process_resident_memory_bytes"] > 1e6 && after["process_cpu_seconds_total"] > 0.0);
 
-    // etcd away is no illness.
+    // A daemon without etcd is healthy.
     lab.stop_etcd();
     eventually(secs(10), "etcd_up 0", || {
         (metrics(&curl(&lab, "/metrics").1)["flanneld_etcd_up"] == 0.0).then_some(())

@@ -9,7 +9,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts it and waits until it listens. `direction` is `in`, `out` or `inout`: on `flannel0`, `in` is what
+    /// Starts a capture and waits until it listens. `direction` is `in`, `out` or `inout`: on `flannel0`, `in` is what
     /// the daemon wrote and `out` what it reads.
     pub fn start(lab: &Lab, ns: &str, device: &str, direction: &str, filter: &str) -> Self {
         let name = format!("tcpdump-{ns}-{device}-{:08x}", super::random());
@@ -50,7 +50,7 @@ impl Capture {
         })
     }
 
-    /// The same as [`Capture::packets`], in hexadecimal.
+    /// The packets of [`Capture::packets`], in hexadecimal.
     pub fn hex(&self) -> Vec<String> {
         self.packets().iter().map(|p| super::ipv4::hex(p)).collect()
     }

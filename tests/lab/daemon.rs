@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A running flanneld.
 pub struct Daemon {
     proc: Proc,
-    /// Where it writes its subnet file.
+    /// Where the daemon writes its subnet file.
     pub subnet_file: PathBuf,
 }
 
@@ -86,7 +86,7 @@ impl Daemon {
         })
     }
 
-    /// SIGUSR1: the drops by reason, as `drop <reason> <n>` lines on standard error give them.
+    /// Sends SIGUSR1 and reads the drops by reason, as `drop <reason> <n>` lines on standard error give them.
     pub fn drops(&self) -> Drops {
         let before = self.text().len();
         self.signal("USR1");

@@ -1,5 +1,5 @@
-//! A real dockerd on a lab's host; `perf/dockerd.sh` says how. Nothing outlives it but control groups, under a
-//! parent of a random name, which the drop removes.
+//! A real dockerd on a lab's host; `perf/dockerd.sh` says how. Only control groups outlive it, under a parent of a
+//! random name, and the drop removes them.
 
 use super::{Lab, Proc, eventually, ms, random, secs};
 use std::fs;
@@ -41,7 +41,7 @@ impl Docker {
         docker
     }
 
-    /// The same without the wait; see [`Docker::ready`].
+    /// Starts dockerd as [`Docker::start`] does, without the wait; see [`Docker::ready`].
     pub fn spawn(lab: &Lab, i: usize, options: &[String]) -> Self {
         let dir = lab.path(&format!("docker{i}"));
         fs::create_dir_all(&dir).unwrap();
@@ -76,7 +76,7 @@ impl Docker {
         Command::new("timeout").args(head).args(args).env("DOCKER_CONFIG", config).output().unwrap()
     }
 
-    /// The same; it must succeed. Returns its standard output without the blanks at its ends.
+    /// Runs the client, which must succeed; returns its standard output without the blanks at its ends.
     pub fn cli(&self, args: &[&str]) -> String {
         let out = self.try_cli(args);
         let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();

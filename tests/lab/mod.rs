@@ -107,7 +107,7 @@ pub fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A command of blank-separated words.
+/// Makes a command of blank-separated words.
 pub fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
@@ -131,7 +131,7 @@ impl Lab {
         Some(lab)
     }
 
-    /// The same, with etcd not yet started.
+    /// A lab as [`Lab::start`] makes it, with etcd not yet started.
     pub fn without_etcd(hosts: usize) -> Option<Self> {
         if let Some(why) = missing() {
             skip(&why);
@@ -195,7 +195,7 @@ impl Lab {
         Command::new("timeout").args(head).args(argv).env("ETCDCTL_API", "3").output().unwrap()
     }
 
-    /// The same; it must succeed. Returns its standard output.
+    /// Runs a command in a namespace; it must succeed. Returns its standard output.
     pub fn run(&self, ns: &str, argv: &[&str]) -> String {
         let out = self.try_run(ns, argv);
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -204,12 +204,12 @@ impl Lab {
         text
     }
 
-    /// A shell script in a namespace.
+    /// Runs a shell script in a namespace.
     pub fn sh(&self, ns: &str, script: &str) -> String {
         self.run(ns, &["sh", "-c", script])
     }
 
-    /// `ip` with blank-separated words; it must succeed.
+    /// Runs `ip` with blank-separated words; it must succeed.
     pub fn ip(&self, line: &str) -> String {
         let out = Command::new("ip").args(words(line)).output().unwrap();
         assert!(out.status.success(), "ip {line}: {}", String::from_utf8_lossy(&out.stderr));

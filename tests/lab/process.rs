@@ -21,7 +21,7 @@ fn in_ns(ns: &str, argv: &[&str]) -> Command {
 }
 
 impl Proc {
-    /// Starts it. `ip netns exec` replaces itself with the command, so the pid is the command's own.
+    /// Starts a command. `ip netns exec` replaces itself with the command, so the pid is the command's own.
     pub fn start(ns: &str, argv: &[&str], envs: &[(&str, &str)], log: &Path) -> Self {
         Self::of(in_ns(ns, argv).envs(envs.iter().copied()), log)
     }
@@ -46,7 +46,7 @@ impl Proc {
         assert!(sent.success(), "cannot signal {pid}");
     }
 
-    /// Its exit status, if it ends within `limit`.
+    /// The process's exit status, if it ends within `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
         loop {
@@ -65,7 +65,7 @@ impl Proc {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// SIGTERM, then the status and how long it took; panics after five seconds.
+    /// Sends SIGTERM and returns the status and how long it took; panics after five seconds.
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
         self.signal("TERM");
@@ -73,13 +73,13 @@ impl Proc {
         (status.unwrap_or_else(|| panic!("SIGTERM does not end it:\n{}", self.text())), start.elapsed())
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// What it has printed.
+    /// What the process has printed.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }

@@ -41,7 +41,7 @@ impl Lab {
         });
     }
 
-    /// Ends etcd at once; its data stay.
+    /// Kills etcd; its data stay.
     pub fn stop_etcd(&mut self) {
         self.etcd = None;
     }

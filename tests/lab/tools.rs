@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Holds the tool's command line.
+/// This variable holds the tool's command line.
 pub const VARIABLE: &str = "FLANNELD_LAB_TOOL";
 const CHUNK: usize = 64 * 1024;
 /// Datagrams of a flow that may be under way: as many as any socket buffer holds, so that a slow machine loses none.
 const WINDOW: usize = 64;
 
-/// What `tool_entry` calls. Without the variable there is nothing to do.
+/// Runs the tool that the variable names; `tool_entry` calls it. Without the variable there is nothing to do.
 pub fn entry() {
     let Ok(line) = std::env::var(VARIABLE) else { return };
     let argv = words(&line);
@@ -94,7 +94,7 @@ fn tcp_send(to: &str, seed: u64, bytes: usize) {
     say(format_args!("{bytes} {:016x}", hash.0));
 }
 
-/// One thread a flow, on consecutive ports of the sink.
+/// Starts one thread for each flow, on consecutive ports of the sink.
 fn udp_flows(
     sink: &str,
     argv: &[&str],

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// How to start it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
-    /// More flags.
+    /// Further flags of etcd.
     pub(crate) flags: Vec<String>,
     /// Serve clients over TLS; the flags name the files.
     pub(crate) tls: bool,
@@ -111,7 +111,7 @@ impl Etcd {
         copy
     }
 
-    /// Goes on from a copy of its data: revisions that were handed out since come again.
+    /// Goes on from a copy of its data, so that revisions that were handed out since come again.
     pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
         self.stop();
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
@@ -220,7 +220,7 @@ pub(crate) async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, 
     }
 }
 
-/// One of each call, which must all succeed.
+/// Makes one of each call; all must succeed.
 pub(crate) async fn works(store: &Store) {
     let before = store.list().await.unwrap();
     let mut watch = store.watch(before.revision).await.unwrap();
