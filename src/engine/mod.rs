@@ -17,6 +17,7 @@ pub mod counters;
 mod icmp_limit;
 mod moderation;
 pub mod port;
+mod refusals;
 pub mod settings;
 mod start;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::counters::Counters;
 use super::moderation::Moderation;
 use super::port::{Link, Outgoing, PollPort, PollSizes, Port, UringPort};
+use super::refusals::Refusals;
 use super::settings::{Carrier, Settings};
 use super::tun_to_udp::TunToUdp;
 use super::udp_to_tun::UdpToTun;
@@ -132,8 +133,7 @@ impl Pipeline {
             counters: self.counters,
             batch: settings.batch,
             receive_errors: 0,
-            limits: self.limits,
-            limited: None,
+            refusals: Refusals::new(self.limits),
             moderation: Moderation::new(settings.moderation, Instant::now()),
         }
     }

@@ -5,7 +5,7 @@
 use super::counters::{Count, Counters, DropReason};
 use super::icmp_limit::IcmpLimit;
 use super::port::Outgoing;
-use super::worker::REMEMBER;
+use super::refusals::Refusals;
 use crate::offload::segment::{Plan, plan};
 use crate::packet::icmp::{self, Kind};
 use crate::packet::ipv4::{Ipv4, Malformed, decrement_ttl};
@@ -38,24 +38,11 @@ pub(super) struct TunToUdp {
     address: Ipv4Addr,
     limit: IcmpLimit,
     rest: Option<Rest>,
-    /// Peers whose path is narrower than our link, with the largest packet for a train to them.
-    narrow: Vec<(SocketAddrV4, u16)>,
-    /// When the last of them was noted.
-    narrowed: Option<Instant>,
 }
-
-/// Most peers remembered as narrow. Beyond that, the worker shortens everybody's trains.
-const MOST_NARROW: usize = 64;
 
 impl TunToUdp {
     pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
-        TunToUdp {
-            address,
-            limit: IcmpLimit::new(),
-            rest: None,
-            narrow: Vec::with_capacity(MOST_NARROW),
-            narrowed: None,
-        }
+        TunToUdp { address, limit: IcmpLimit::new(), rest: None }
     }
 
     /// Takes the current frame, or the rest of it.
@@ -63,6 +50,7 @@ impl TunToUdp {
         &mut self,
         frame: &mut [u8],
         routes: &RouteTable,
+        refusals: &Refusals,
         out: &mut Outgoing,
         counters: &Counters,
     ) -> Taken {
@@ -79,27 +67,7 @@ impl TunToUdp {
                 }
             }
         };
-        self.place(&frame[VNET_LEN..], rest, out, counters)
-    }
-
-    /// From now on, packets larger than `most` bytes travel to `to` one by one: the kernel can fragment a
-    /// packet, but not the segments of a train (it answers `EMSGSIZE`). False if there is no room to remember it.
-    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16, now: Instant) -> bool {
-        self.narrowed = Some(now);
-        let known = self.narrow.iter_mut().find(|(peer, _)| *peer == to);
-        if let Some((_, size)) = known {
-            *size = most.min(*size);
-            return true;
-        }
-        let room = self.narrow.len() < MOST_NARROW;
-        if room {
-            self.narrow.push((to, most));
-        }
-        room
-    }
-
-    fn fits_train(&self, to: SocketAddrV4, len: usize) -> bool {
-        self.narrow.iter().all(|(peer, most)| *peer != to || len <= usize::from(*most))
+        self.place(&frame[VNET_LEN..], rest, refusals, out, counters)
     }
 
     fn begin(
@@ -131,20 +99,19 @@ impl TunToUdp {
         Ok(Rest { plan, to: routes.address(peer), next: 0 })
     }
 
-    /// Forgets narrow paths after a while: they may have widened.
-    pub(super) fn forget_narrow(&mut self) {
-        if self.narrowed.is_some_and(|at| at.elapsed() > REMEMBER) {
-            self.narrow.clear();
-            self.narrowed = None;
-        }
-    }
-
-    fn place(&mut self, packet: &[u8], mut rest: Rest, out: &mut Outgoing, counters: &Counters) -> Taken {
+    fn place(
+        &mut self,
+        packet: &[u8],
+        mut rest: Rest,
+        refusals: &Refusals,
+        out: &mut Outgoing,
+        counters: &Counters,
+    ) -> Taken {
         let (first, count) = (rest.next, rest.plan.count());
         let mut bytes = 0;
         while rest.next < count {
             let len = rest.plan.packet_len(rest.next);
-            let room = if self.fits_train(rest.to, len) {
+            let room = if refusals.fits(rest.to, len) {
                 out.batcher.place(rest.to, len)
             } else {
                 out.batcher.place_alone(rest.to, len)

@@ -3,15 +3,14 @@
 use super::counters::{Count, Counters, DropReason};
 use super::moderation::Moderation;
 use super::port::{Failure, Outgoing, Port};
+use super::refusals::{Cause, Refusals};
 use super::tun_to_udp::{Taken, TunToUdp};
 use super::udp_to_tun::UdpToTun;
-use crate::offload::batch::Limits;
 use crate::route::{RouteCommand, RouteTable};
 use crate::tun::{is_down, is_gone};
 use crate::udp::is_segmentation_refused;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::io;
-use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,11 +29,6 @@ const TURN_BYTES: usize = 1 << 20;
 /// A receive that fails this often in a row is given a rest, lest it take the whole core.
 const PATIENCE: usize = 16;
 const REST: Duration = Duration::from_millis(10);
-/// A packet of this size fits any path with its outer headers: 552, the least path MTU that Linux believes
-/// (`net.ipv4.route.min_pmtu`), less 28. A train of such packets is not refused for its size.
-const CERTAIN_SIZE: u16 = 524;
-/// How long a refusal is remembered: as long as the kernel remembers a path MTU (`net.ipv4.route.mtu_expires`).
-pub(super) const REMEMBER: Duration = Duration::from_secs(600);
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -49,10 +43,8 @@ pub(super) struct Worker<P> {
     pub(super) batch: usize,
     /// Receive errors since the last packet from either side.
     pub(super) receive_errors: usize,
-    /// What trains may be when nothing was refused.
-    pub(super) limits: Limits,
-    /// Since when they may be less.
-    pub(super) limited: Option<Instant>,
+    /// What the kernel refused, and what trains may be because of it.
+    pub(super) refusals: Refusals,
     pub(super) moderation: Moderation,
 }
 
@@ -117,7 +109,7 @@ impl<P: Port> Worker<P> {
             let len = frame.len();
             bytes += len;
             self.receive_errors = 0;
-            match self.tun_to_udp.take(frame, &self.routes, &mut self.out, &self.counters) {
+            match self.tun_to_udp.take(frame, &self.routes, &self.refusals, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
                 Taken::InPart => return false,
             }
@@ -159,36 +151,16 @@ impl<P: Port> Worker<P> {
                 self.counters.dropped(send_reason(error.raw_os_error().unwrap_or(0)), 1);
             }
         }
-        let segment_size = train.segment_size();
-        self.learn(to, segment_size, errno);
-    }
-
-    /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer if
-    /// its path is narrower than our link (`EMSGSIZE`; `EINVAL` before Linux 6.14), segmentation as a whole if
-    /// the kernel cannot do it there. Both are forgotten after [`REMEMBER`].
-    fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32) {
-        let now = Instant::now();
-        let limits = self.out.batcher.limits();
-        if errno == libc::EMSGSIZE || (errno == libc::EINVAL && segment_size > CERTAIN_SIZE) {
-            let most = segment_size.saturating_sub(1);
-            if !self.tun_to_udp.narrow(to, most, now) {
-                // Too many to tell apart: nobody gets longer trains than the narrowest of them.
-                let max_segment_size = most.min(limits.max_segment_size);
-                self.limited = Some(now);
-                self.out.batcher.set_limits(Limits { max_segment_size, ..limits });
-            }
-            return;
+        if self.refusals.learn(to, train.segment_size(), errno, Instant::now()) == Cause::Segmentation {
+            self.counters.add(Count::SegmentationOff, 1);
         }
-        self.counters.add(Count::SegmentationOff, 1);
-        self.limited = Some(now);
-        self.out.batcher.set_limits(Limits { enabled: false, ..limits });
+        self.out.batcher.set_limits(self.refusals.limits());
     }
 
     fn forget_refusals(&mut self) {
-        self.tun_to_udp.forget_narrow();
-        if self.limited.is_some_and(|at| at.elapsed() > REMEMBER) {
-            self.limited = None;
-            self.out.batcher.set_limits(self.limits);
+        if !self.refusals.is_empty() {
+            self.refusals.forget(Instant::now());
+            self.out.batcher.set_limits(self.refusals.limits());
         }
     }
 
