@@ -18,7 +18,7 @@ mod icmp_limit;
 mod moderation;
 pub mod port;
 mod refusals;
-pub mod settings;
+mod settings;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -17,11 +17,11 @@
 
 mod close;
 mod datagram;
-#[cfg(test)]
-pub(crate) mod forbid;
 mod pool;
 mod setup;
 mod staging;
+#[cfg(test)]
+pub(crate) mod tests;
 mod token;
 mod wake;
 
@@ -132,6 +132,7 @@ pub struct Ring {
     woken: bool,
     spin: Duration,
     starved: u64,
+    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
     tun_error: Option<i32>,
     receive_error: Option<i32>,
     not_send: PhantomData<*const ()>,
@@ -279,12 +280,6 @@ impl Ring {
     /// Whether the control thread called since the last time.
     pub fn take_woken(&mut self) -> bool {
         std::mem::take(&mut self.woken)
-    }
-
-    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
-    #[must_use]
-    pub fn tun_error(&self) -> Option<i32> {
-        self.tun_error
     }
 
     /// The last errno of a standing read or receive since the last time, if any; it is armed again.
@@ -453,6 +448,3 @@ fn filled(pool: &mut Pool, completion: &cqueue::Entry) -> Result<Option<Filled>,
     let Some(index) = cqueue::buffer_select(completion.flags()) else { return Ok(None) };
     Ok(pool.take(index, len))
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,7 +5,7 @@ use super::*;
 use crate::engine::{Carrier, EngineError};
 use crate::netlink::namespace;
 use crate::ring::RingError;
-use crate::ring::forbid::without_io_uring;
+use crate::ring::tests::forbid::without_io_uring;
 use std::io::{self, Write};
 use std::process::Command as Process;
 use std::sync::Mutex;
