@@ -131,7 +131,7 @@ impl Pipeline {
             routes: self.routes,
             commands: self.commands,
             counters: self.counters,
-            batch: settings.batch,
+            reads_per_turn: settings.reads_per_turn,
             receive_errors: 0,
             refusals: Refusals::new(self.limits),
             moderation: Moderation::new(settings.moderation, Instant::now()),
@@ -172,7 +172,7 @@ impl Place {
         let _ = started.send(Ok(carrier));
         let sizes = PollSizes {
             buffers: self.buffers(),
-            batch: self.settings.batch,
+            receives: self.settings.reads_per_turn,
             sends: TRAINS,
             writes: FRAMES,
             spin: self.settings.spin,
@@ -196,7 +196,8 @@ impl Place {
         }
     }
 
-    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a rest.
+    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a pause
+    /// of moderation.
     fn sharpen_timer(&self) {
         let asked = NonZero::new(TIMER_SLACK_NS);
         if let Err(error) = set_current_timer_slack(asked) {

@@ -1,4 +1,4 @@
-//! Frames from the TUN become trains for peers: header check → route → TTL → segment → batch.
+//! Frames from the TUN become trains for peers: header check → route → TTL → segment → train.
 //!
 //! The mirror image of [`super::udp_to_tun`].
 
@@ -25,7 +25,7 @@ pub(super) enum Taken {
 
 /// A frame whose packets did not all find room: its plan, its peer and its first packet without a place.
 #[derive(Debug)]
-struct Rest {
+struct Remainder {
     plan: Plan,
     to: SocketAddrV4,
     next: usize,
@@ -37,15 +37,15 @@ pub(super) struct TunToUdp {
     /// Our own address on the TUN: the source of our ICMP errors.
     address: Ipv4Addr,
     limit: IcmpLimit,
-    rest: Option<Rest>,
+    remainder: Option<Remainder>,
 }
 
 impl TunToUdp {
     pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
-        TunToUdp { address, limit: IcmpLimit::new(), rest: None }
+        TunToUdp { address, limit: IcmpLimit::new(), remainder: None }
     }
 
-    /// Takes the current frame, or the rest of it.
+    /// Takes the current frame, or the remainder of it.
     pub(super) fn take(
         &mut self,
         frame: &mut [u8],
@@ -54,12 +54,12 @@ impl TunToUdp {
         out: &mut Outgoing,
         counters: &Counters,
     ) -> Taken {
-        let rest = match self.rest.take() {
-            Some(rest) => rest,
+        let remainder = match self.remainder.take() {
+            Some(remainder) => remainder,
             None => {
                 counters.add(Count::TunReads, 1);
                 match self.begin(frame, routes, out, counters) {
-                    Ok(rest) => rest,
+                    Ok(remainder) => remainder,
                     Err(reason) => {
                         counters.dropped(reason, packets_in(frame));
                         return Taken::Whole;
@@ -67,7 +67,7 @@ impl TunToUdp {
                 }
             }
         };
-        self.place(&frame[VNET_LEN..], rest, refusals, out, counters)
+        self.place(&frame[VNET_LEN..], remainder, refusals, out, counters)
     }
 
     fn begin(
@@ -76,7 +76,7 @@ impl TunToUdp {
         routes: &RouteTable,
         out: &mut Outgoing,
         counters: &Counters,
-    ) -> Result<Rest, DropReason> {
+    ) -> Result<Remainder, DropReason> {
         let vnet = VnetHeader::decode(frame).ok_or(DropReason::TunFrame)?;
         let packet = frame.get_mut(VNET_LEN..).ok_or(DropReason::TunFrame)?;
         let ip = Ipv4::parse(packet).map_err(|error| match error {
@@ -96,37 +96,37 @@ impl TunToUdp {
             return Err(DropReason::TunTtl);
         }
         let plan = plan(&vnet, packet).map_err(|_| DropReason::TunFrame)?;
-        Ok(Rest { plan, to: routes.address(peer), next: 0 })
+        Ok(Remainder { plan, to: routes.address(peer), next: 0 })
     }
 
     fn place(
         &mut self,
         packet: &[u8],
-        mut rest: Rest,
+        mut remainder: Remainder,
         refusals: &Refusals,
         out: &mut Outgoing,
         counters: &Counters,
     ) -> Taken {
-        let (first, count) = (rest.next, rest.plan.count());
+        let (first, count) = (remainder.next, remainder.plan.count());
         let mut bytes = 0;
-        while rest.next < count {
-            let len = rest.plan.packet_len(rest.next);
-            let room = if refusals.fits(rest.to, len) {
-                out.batcher.place(rest.to, len)
+        while remainder.next < count {
+            let len = remainder.plan.packet_len(remainder.next);
+            let room = if refusals.fits(remainder.to, len) {
+                out.batcher.place(remainder.to, len)
             } else {
-                out.batcher.place_alone(rest.to, len)
+                out.batcher.place_alone(remainder.to, len)
             };
             let Some(room) = room else { break };
-            rest.plan.write(packet, rest.next, room);
-            rest.next += 1;
+            remainder.plan.write(packet, remainder.next, room);
+            remainder.next += 1;
             bytes += len;
         }
-        counters.add(Count::TunPackets, rest.next - first);
+        counters.add(Count::TunPackets, remainder.next - first);
         counters.add(Count::TunBytes, bytes);
-        if rest.next == count {
+        if remainder.next == count {
             return Taken::Whole;
         }
-        self.rest = Some(rest);
+        self.remainder = Some(remainder);
         Taken::InPart
     }
 

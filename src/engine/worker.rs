@@ -26,9 +26,10 @@ pub(super) const PACKETS_PER_RECEIVE: usize = 128;
 /// A turn gathers about this many bytes a direction. A turn ends trains and frames that more packets could have joined,
 /// so long turns make fewer of them (`perf/EXPERIMENTS.md`).
 const TURN_BYTES: usize = 1 << 20;
-/// A receive that fails this often in a row is given a rest, lest it take the whole core.
+/// After so many receive errors in a row the worker backs off, so that they do not take the whole core.
 const PATIENCE: usize = 16;
-const REST: Duration = Duration::from_millis(10);
+/// How long it backs off.
+const BACK_OFF: Duration = Duration::from_millis(10);
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -40,7 +41,7 @@ pub(super) struct Worker<P> {
     pub(super) commands: Receiver<Command>,
     pub(super) counters: Arc<Counters>,
     /// Most frames, and most receives, a turn.
-    pub(super) batch: usize,
+    pub(super) reads_per_turn: usize,
     /// Receive errors since the last packet from either side.
     pub(super) receive_errors: usize,
     /// What the kernel refused, and what trains may be because of it.
@@ -56,8 +57,8 @@ impl<P: Port> Worker<P> {
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.obey() {
             let dry = self.gather();
-            let rest = if dry { self.moderation.rest(Instant::now()) } else { Duration::ZERO };
-            self.turn(rest)?;
+            let pause = if dry { self.moderation.pause(Instant::now()) } else { Duration::ZERO };
+            self.turn(pause)?;
         }
         Ok(())
     }
@@ -85,7 +86,7 @@ impl<P: Port> Worker<P> {
 
     fn gather_datagrams(&mut self) -> bool {
         let mut bytes = 0;
-        for _ in 0..self.batch {
+        for _ in 0..self.reads_per_turn {
             if bytes >= TURN_BYTES || !self.out.coalescer.has_room_for(PACKETS_PER_RECEIVE) {
                 return false;
             }
@@ -101,7 +102,7 @@ impl<P: Port> Worker<P> {
 
     fn gather_frames(&mut self) -> bool {
         let mut bytes = 0;
-        for _ in 0..self.batch {
+        for _ in 0..self.reads_per_turn {
             if bytes >= TURN_BYTES {
                 return false;
             }
@@ -118,13 +119,13 @@ impl<P: Port> Worker<P> {
         false
     }
 
-    /// Sends and writes what was gathered, waits, and deals with what failed. `rest`: as in [`Port::turn`].
-    pub(super) fn turn(&mut self, rest: Duration) -> io::Result<()> {
+    /// Sends and writes what was gathered, waits, and deals with what failed. `pause`: as in [`Port::turn`].
+    pub(super) fn turn(&mut self, pause: Duration) -> io::Result<()> {
         self.counters.add(Count::Turns, 1);
-        self.counters.add(Count::Rests, usize::from(!rest.is_zero()));
+        self.counters.add(Count::Pauses, usize::from(!pause.is_zero()));
         self.counters.add(Count::UdpSends, self.out.batcher.open());
         self.counters.add(Count::TunWrites, self.out.coalescer.len());
-        self.port.turn(&mut self.out, rest)?;
+        self.port.turn(&mut self.out, pause)?;
         for index in 0..self.port.failures().len() {
             match self.port.failures()[index] {
                 Failure::Send(train, errno) => self.send_failed(train, errno),
@@ -134,7 +135,7 @@ impl<P: Port> Worker<P> {
         self.out.clear();
         self.forget_refusals();
         self.counters.add(Count::Starved, self.port.take_starved());
-        self.rest_after_errors();
+        self.back_off_after_errors();
         Ok(())
     }
 
@@ -174,12 +175,12 @@ impl<P: Port> Worker<P> {
         self.counters.dropped(reason, packets as usize);
     }
 
-    fn rest_after_errors(&mut self) {
+    fn back_off_after_errors(&mut self) {
         let errors = self.port.take_receive_errors();
         self.counters.add(Count::ReceiveErrors, errors);
         self.receive_errors += errors;
         if errors > 0 && self.receive_errors > PATIENCE {
-            std::thread::sleep(REST);
+            std::thread::sleep(BACK_OFF);
         }
     }
 }

@@ -211,7 +211,7 @@ impl Ring {
         }
         self.arm()?;
         match wait {
-            Some(rest) => self.wait(rest),
+            Some(pause) => self.wait(pause),
             None => Ok(()),
         }
     }
@@ -293,15 +293,15 @@ impl Ring {
         self.starved
     }
 
-    fn wait(&mut self, rest: Duration) -> io::Result<()> {
-        if !rest.is_zero() {
-            std::thread::sleep(rest);
+    fn wait(&mut self, pause: Duration) -> io::Result<()> {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
         } else if self.nothing_to_handle() {
             self.spin()?;
         } else {
             return Ok(());
         }
-        // Where something was left to handle, what gathered during the rest comes with it, without waiting for more.
+        // Where something was left to handle, what gathered during the pause comes with it, without waiting for more.
         self.enter(usize::from(self.nothing_to_handle()))?;
         self.harvest();
         Ok(())

@@ -78,12 +78,12 @@ pub enum Failure {
 
 /// Packet input and output of one worker.
 pub trait Port {
-    /// Sends every train and writes every frame of `out`, in order; then lets packets gather for as long as `rest`
+    /// Sends every train and writes every frame of `out`, in order; then lets packets gather for as long as `pause`
     /// says; then, if there is nothing to handle yet, waits for a frame, a datagram or a wake-up.
     ///
     /// # Errors
     /// Only what makes the port useless.
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()>;
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()>;
 
     /// What failed in the last turn, oldest first.
     fn failures(&self) -> &[Failure];

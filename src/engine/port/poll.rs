@@ -28,7 +28,7 @@ pub struct PollSizes {
     /// Receive buffers.
     pub buffers: u16,
     /// Most datagrams received by one call.
-    pub batch: usize,
+    pub receives: usize,
     /// Most sends in one turn.
     pub sends: usize,
     /// Most TUN writes in one turn.
@@ -48,7 +48,7 @@ pub struct PollPort {
     /// Buffers below this one hold datagrams.
     filled: usize,
     /// `received` tells of the buffers from this one on.
-    batch_start: usize,
+    first_received: usize,
     receive_many: ReceiveMany,
     send_many: SendMany,
     failures: Vec<Failure>,
@@ -64,7 +64,7 @@ impl PollPort {
     /// Allocates everything.
     #[must_use]
     pub fn new(link: Link, wake: Wake, sizes: PollSizes) -> PollPort {
-        let PollSizes { buffers, batch, sends, writes, .. } = sizes;
+        let PollSizes { buffers, receives, sends, writes, .. } = sizes;
         PollPort {
             link,
             wake,
@@ -72,8 +72,8 @@ impl PollPort {
             buffers: (0..buffers).map(|_| vec![0; DATAGRAM_BYTES].into_boxed_slice()).collect(),
             given: 0,
             filled: 0,
-            batch_start: 0,
-            receive_many: ReceiveMany::new(batch.min(RECEIVES)),
+            first_received: 0,
+            receive_many: ReceiveMany::new(receives.min(RECEIVES)),
             send_many: SendMany::new(sends),
             failures: Vec::with_capacity(sends + writes),
             tun_ready: true,
@@ -88,11 +88,11 @@ impl PollPort {
     fn send_all(&mut self, batcher: &Batcher<SocketAddrV4>) {
         let mut done = 0;
         while done < batcher.open() {
-            let rest = batcher.trains().skip(done).map(|(to, train)| {
+            let unsent = batcher.trains().skip(done).map(|(to, train)| {
                 let segment_size = (train.count() > 1).then(|| train.segment_size());
                 (train.bytes(), to, segment_size)
             });
-            match self.link.sender.send_many(&mut self.send_many, rest) {
+            match self.link.sender.send_many(&mut self.send_many, unsent) {
                 Ok(sent) => done += sent.max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -127,13 +127,13 @@ impl PollPort {
         }
     }
 
-    fn receive_batch(&mut self) {
+    fn receive_datagrams(&mut self) {
         let offered = (self.buffers.len() - self.filled).min(self.receive_many.capacity());
         let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
         match self.link.receiver.receive_many(&mut self.receive_many, free) {
             Ok(0) => {}
             Ok(count) => {
-                self.batch_start = self.filled;
+                self.first_received = self.filled;
                 self.filled += count;
                 self.udp_ready = count == offered;
             }
@@ -150,9 +150,9 @@ impl PollPort {
         quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
-    fn wait(&mut self, rest: Duration) -> io::Result<()> {
-        if !rest.is_zero() {
-            std::thread::sleep(rest);
+    fn wait(&mut self, pause: Duration) -> io::Result<()> {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
         }
         // A deleted device would report an error for ever: leave it out.
         let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
@@ -183,7 +183,7 @@ impl PollPort {
 }
 
 impl Port for PollPort {
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
         self.failures.clear();
         self.send_all(&out.batcher);
         self.write_all(&mut out.coalescer);
@@ -192,7 +192,7 @@ impl Port for PollPort {
             self.filled = 0;
         }
         if self.nothing_to_handle() {
-            self.wait(rest)?;
+            self.wait(pause)?;
         } else {
             // The side that had run dry may have more by now. Without another look a busy side would starve it.
             self.tun_ready = true;
@@ -218,12 +218,12 @@ impl Port for PollPort {
 
     fn datagram(&mut self) -> Option<Received> {
         if self.given == self.filled && self.udp_ready && self.filled < self.buffers.len() {
-            self.receive_batch();
+            self.receive_datagrams();
         }
         if self.given == self.filled {
             return None;
         }
-        let received = self.receive_many.received().get(self.given - self.batch_start)?;
+        let received = self.receive_many.received().get(self.given - self.first_received)?;
         let buffer = u16::try_from(self.given).ok()?;
         self.given += 1;
         Some(Received {

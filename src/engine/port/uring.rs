@@ -60,13 +60,13 @@ impl UringPort {
 }
 
 impl Port for UringPort {
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
         let Outgoing { batcher, coalescer } = out;
         let mut control = SegmentControl::new(1);
         let (trains, frames) = (batcher.open(), coalescer.len());
         let (mut sends, mut writes) = (0, 0);
         self.small_frames = 0;
-        let wait = self.direct.is_empty().then_some(rest);
+        let wait = self.direct.is_empty().then_some(pause);
         self.ring.turn(wait, |stage| {
             for (to, train) in batcher.trains() {
                 let message: &[u8] = match train.count() {
