@@ -200,6 +200,22 @@ impl Count {
 const DROPS: usize = DropReason::ALL.len();
 const COUNTS: usize = Count::ALL.len();
 
+// A counter's place in its table is the number of its variant.
+const _: () = {
+    let mut i = 0;
+    while i < DROPS {
+        assert!(DropReason::ALL[i] as usize == i);
+        i += 1;
+    }
+};
+const _: () = {
+    let mut i = 0;
+    while i < COUNTS {
+        assert!(Count::ALL[i] as usize == i);
+        i += 1;
+    }
+};
+
 /// One worker's counters. Only that worker writes, so a load and a store make an addition.
 #[derive(Debug)]
 pub struct Counters {

@@ -9,10 +9,13 @@
 //! packets of requests and answers, of TCP and its ACKs, of calls, go both ways and never meet one. Nor is there one
 //! where frames are large (each is worth a turn) or rare (a pause would gather nothing).
 
+use super::settings::LONGEST_MODERATION;
 use std::time::{Duration, Instant};
 
 /// Traffic is judged over at least this long.
 const WINDOW: Duration = Duration::from_millis(1);
+// A window is at least one pause long. Otherwise any traffic at all would count as more than a packet a pause.
+const _: () = assert!(LONGEST_MODERATION.as_nanos() <= WINDOW.as_nanos());
 /// Mean bytes a read above which there is nothing to gain.
 const LARGE: usize = 8 << 10;
 /// How many times the reads of one side must outnumber the other's.

@@ -68,6 +68,13 @@ impl Refusals {
     /// Remembers that the kernel refused a train of `segment_size` to `to` with `errno`, so that the next train is not
     /// refused for the same cause.
     pub(super) fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32, now: Instant) -> Cause {
+        let cause = self.note(to, segment_size, errno, now);
+        debug_assert!(!self.is_empty(), "what was learnt will be forgotten");
+        debug_assert!(!self.may_train(to, segment_size), "the same train would be refused again");
+        cause
+    }
+
+    fn note(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32, now: Instant) -> Cause {
         let uncertain = errno == libc::EINVAL && segment_size > CERTAIN_SIZE;
         if errno != libc::EMSGSIZE && !uncertain {
             self.limited = Some(now);
@@ -95,6 +102,12 @@ impl Refusals {
             self.narrow.push((to, most));
         }
         room
+    }
+
+    /// Whether packets of `segment_size` may now make a train to `to`.
+    fn may_train(&self, to: SocketAddrV4, segment_size: u16) -> bool {
+        let anybody = self.limits.enabled && segment_size <= self.limits.max_segment_size;
+        anybody && self.fits(to, usize::from(segment_size))
     }
 
     /// Whether nothing is remembered, so that there is nothing to forget.

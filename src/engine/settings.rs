@@ -48,6 +48,16 @@ pub const READS_PER_TURN_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
 /// Range of [`Settings::buffers`].
 pub const BUFFERS_RANGE: std::ops::RangeInclusive<usize> = 4..=256;
 
+impl Settings {
+    /// Whether the numbers are such as the engine can work with; the command line lets no others in.
+    pub(super) fn are_in_range(&self) -> bool {
+        let counts =
+            READS_PER_TURN_RANGE.contains(&self.reads_per_turn) && BUFFERS_RANGE.contains(&self.buffers);
+        let times = self.spin <= LONGEST_SPIN && self.moderation <= LONGEST_MODERATION;
+        counts && times
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -1,5 +1,6 @@
 //! The loop of one worker: control → datagrams → frames → turn → failures.
 
+use super::budgets::{PACKETS_PER_RECEIVE, TURN_BYTES};
 use super::counters::{Count, Counters, DropReason};
 use super::moderation::Moderation;
 use super::port::{Failure, Outgoing, Port};
@@ -21,15 +22,10 @@ pub(super) enum Command {
     Stop,
 }
 
-/// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
-pub(super) const PACKETS_PER_RECEIVE: usize = 128;
-/// A turn gathers about this many bytes a direction. A turn ends trains and frames that more packets could have joined,
-/// so long turns make fewer of them (`perf/EXPERIMENTS.md`).
-const TURN_BYTES: usize = 1 << 20;
 /// After so many receive errors in a row the worker backs off, so that they do not take the whole core.
 const PATIENCE: usize = 16;
 /// How long it backs off.
-const BACK_OFF: Duration = Duration::from_millis(10);
+pub(super) const BACK_OFF: Duration = Duration::from_millis(10);
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -80,6 +76,7 @@ impl<P: Port> Worker<P> {
 
     /// Takes what the port has, both ways, up to a turn's fill. True if the port ran dry both ways before that.
     pub(super) fn gather(&mut self) -> bool {
+        debug_assert_eq!(self.out.count(), 0, "the last turn carried everything out");
         let dry = self.gather_datagrams();
         self.gather_frames() && dry
     }
@@ -95,6 +92,11 @@ impl<P: Port> Worker<P> {
             bytes += received.len;
             self.moderation.receive(received.len);
             let payload = self.port.payload(&received);
+            debug_assert_eq!(
+                payload.len(),
+                received.len,
+                "the port keeps a datagram until the turn has ended"
+            );
             self.udp_to_tun.take(&received, payload, &self.routes, &mut self.out, &self.counters);
         }
         false
@@ -112,7 +114,10 @@ impl<P: Port> Worker<P> {
             self.receive_errors = 0;
             match self.tun_to_udp.take(frame, &self.routes, &self.refusals, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
-                Taken::InPart => return false,
+                Taken::InPart => {
+                    debug_assert!(self.out.batcher.open() > 0, "a turn without a train would make no room");
+                    return false;
+                }
             }
             self.moderation.frame(len);
         }
@@ -126,6 +131,11 @@ impl<P: Port> Worker<P> {
         self.counters.add(Count::UdpSends, self.out.batcher.open());
         self.counters.add(Count::TunWrites, self.out.coalescer.len());
         self.port.turn(&mut self.out, pause)?;
+        debug_assert!(
+            self.port.failures().len() <= self.out.count(),
+            "each train and frame fails once at most"
+        );
+        debug_assert!(self.port.failures().iter().all(|failure| self.out.holds(*failure)));
         for index in 0..self.port.failures().len() {
             match self.port.failures()[index] {
                 Failure::Send(train, errno) => self.send_failed(train, errno),
@@ -147,6 +157,7 @@ impl<P: Port> Worker<P> {
             return;
         }
         self.counters.add(Count::Resent, 1);
+        debug_assert_eq!(train.packets().count(), train.count(), "every packet is sent again");
         for packet in train.packets() {
             if let Err(error) = self.port.resend(packet, to) {
                 self.counters.dropped(send_reason(error.raw_os_error().unwrap_or(0)), 1);

@@ -26,8 +26,9 @@ mod token;
 mod wake;
 
 pub use datagram::Datagram;
+pub use pool::BUFFER_BYTES;
 pub use setup::RingError;
-pub use staging::Staging;
+pub use staging::{MOST_CONTROL, Staging};
 pub use wake::Wake;
 
 use datagram::parse;
@@ -50,12 +51,17 @@ const WAKE_SLOT: u32 = 3;
 /// Groups of provided buffers.
 const FRAMES: u16 = 0;
 const DATAGRAMS: u16 = 1;
+const _: () = assert!(FRAMES != DATAGRAMS);
 /// Room for a name and for control messages in front of every received payload.
 const NAME_BYTES: u8 = 16;
 const _: () = assert!(size_of::<libc::sockaddr_in>() == NAME_BYTES as usize);
 const CONTROL_BYTES: usize = 32;
+// The `UDP_GRO` message fits: a header and a number, padded to a word.
+const _: () = assert!(CONTROL_BYTES >= size_of::<libc::cmsghdr>() + size_of::<usize>());
 /// The largest ring of provided buffers (`io_uring_register_buf_ring(3)`).
-const MOST_BUFFERS: u16 = 32_768;
+pub const MOST_BUFFERS: u16 = 32_768;
+// So the ring of entries, whose size is the next power of two, is never larger than that either.
+const _: () = assert!(MOST_BUFFERS.is_power_of_two());
 /// Submissions besides the staged ones: the three standing requests.
 const STANDING: usize = 3;
 
@@ -74,6 +80,24 @@ pub struct Sizes {
     pub vectors: usize,
     /// How long to look for completions before sleeping for them.
     pub spin: Duration,
+}
+
+impl Sizes {
+    /// Submissions of one turn: the staged operations and the standing requests.
+    const fn submissions(&self) -> usize {
+        self.sends + self.writes + STANDING
+    }
+
+    /// Completions that can wait at once: one for each submission and one for each buffer.
+    const fn in_flight(&self) -> usize {
+        self.submissions() + self.frames as usize + self.datagrams as usize
+    }
+
+    /// Whether the kernel makes queues that large, with the completions doubled as [`Ring::new`] asks for them.
+    #[must_use]
+    pub const fn fit_the_kernel(&self) -> bool {
+        self.submissions() <= setup::MOST_SUBMISSIONS && 2 * self.in_flight() <= setup::MOST_COMPLETIONS
+    }
 }
 
 /// The descriptors that a ring works on.
@@ -149,11 +173,11 @@ impl Ring {
             let what = format!("between 1 and {MOST_BUFFERS} buffers a direction, not {sizes:?}");
             return Err(RingError::Other(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        let buffers = usize::from(sizes.frames) + usize::from(sizes.datagrams);
-        let staged = sizes.sends + sizes.writes;
-        let entries = u32::try_from(staged + STANDING).unwrap_or(u32::MAX);
-        let completions = u32::try_from(2 * (staged + buffers + STANDING)).unwrap_or(u32::MAX);
+        debug_assert!(sizes.fit_the_kernel(), "{sizes:?}");
+        let entries = u32::try_from(sizes.submissions()).unwrap_or(u32::MAX);
+        let completions = u32::try_from(2 * sizes.in_flight()).unwrap_or(u32::MAX);
         let io = setup::build(entries, completions)?;
+        debug_assert!(io.params().sq_entries() >= entries && io.params().cq_entries() >= completions);
         let Descriptors { tun, receive, send, wake } = descriptors;
         let files = [tun, receive, send, wake].map(|fd| fd.as_raw_fd());
         io.submitter().register_files(&files).map_err(setup::classify)?;
@@ -171,7 +195,7 @@ impl Ring {
             ready_frames: VecDeque::with_capacity(usize::from(sizes.frames)),
             ready_datagrams: VecDeque::with_capacity(usize::from(sizes.datagrams)),
             consumed_datagrams: Vec::with_capacity(usize::from(sizes.datagrams)),
-            failures: Vec::with_capacity(staged),
+            failures: Vec::with_capacity(sizes.sends + sizes.writes),
             woken: false,
             spin: sizes.spin,
             starved: 0,
@@ -202,7 +226,9 @@ impl Ring {
         let mut outstanding = self.store.entries().len();
         while outstanding > 0 {
             self.enter(outstanding)?;
-            outstanding = outstanding.saturating_sub(self.harvest());
+            let finished = self.harvest();
+            debug_assert!(finished <= outstanding, "more completions than operations in flight");
+            outstanding = outstanding.saturating_sub(finished);
         }
         self.store.clear();
         // After the writes that read from them, before the wait that needs them.
@@ -303,7 +329,8 @@ impl Ring {
         }
         // Where something was left to handle, what gathered during the pause comes with it, without waiting for more.
         self.enter(usize::from(self.nothing_to_handle()))?;
-        self.harvest();
+        let finished = self.harvest();
+        debug_assert_eq!(finished, 0, "a staged operation outlived its turn");
         Ok(())
     }
 
@@ -404,13 +431,21 @@ impl Ring {
                     finished += 1;
                     self.staged_completed(Operation::Write(index), completion.result());
                 }
-                None => {}
+                None => debug_assert!(false, "a completion that nobody asked for"),
             }
         }
+        debug_assert!(self.buffers_add_up(), "a buffer is lost, or in two places");
         finished
     }
 
+    /// Whether every buffer that the kernel does not hold lies in exactly one of our queues.
+    fn buffers_add_up(&self) -> bool {
+        let datagrams = self.ready_datagrams.len() + self.consumed_datagrams.len();
+        self.frames.lent() == self.ready_frames.len() && self.datagrams.lent() == datagrams
+    }
+
     fn staged_completed(&mut self, operation: Operation, result: i32) {
+        debug_assert!(self.store.holds(operation), "{operation:?} was not staged in this turn");
         if result < 0 {
             self.failures.push(Failure { operation, errno: -result });
         }

@@ -42,6 +42,21 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// How many trains and frames there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.batcher.open() + self.coalescer.len()
+    }
+
+    /// Whether `failure` speaks of a train or a frame that is here.
+    #[must_use]
+    pub fn holds(&self, failure: Failure) -> bool {
+        match failure {
+            Failure::Send(train, _) => train < self.batcher.open(),
+            Failure::Write(frame, _) => frame < self.coalescer.len(),
+        }
+    }
+
     /// Forgets all, ready for the next turn.
     pub fn clear(&mut self) {
         self.batcher.clear();

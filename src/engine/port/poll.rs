@@ -5,7 +5,7 @@
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
-use crate::offload::batch::Batcher;
+use crate::offload::batch::{Batcher, TRAIN_BYTES};
 use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
 use crate::tun::is_gone;
@@ -21,6 +21,8 @@ const RECEIVES: usize = 8;
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// The largest datagram.
 const DATAGRAM_BYTES: usize = 65_507;
+// What a peer sends as one train may come as one receive.
+const _: () = assert!(DATAGRAM_BYTES >= TRAIN_BYTES);
 
 /// How much a poll port can hold.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +102,7 @@ impl PollPort {
                     done += 1;
                 }
             }
+            debug_assert!(done <= batcher.open(), "the kernel took more than there was");
         }
     }
 
@@ -136,6 +139,7 @@ impl PollPort {
                 self.first_received = self.filled;
                 self.filled += count;
                 self.udp_ready = count == offered;
+                debug_assert!(self.filled <= self.buffers.len(), "more datagrams than buffers");
             }
             Err(error) => {
                 self.udp_ready = false;
@@ -223,6 +227,7 @@ impl Port for PollPort {
         if self.given == self.filled {
             return None;
         }
+        debug_assert!(self.first_received <= self.given, "`received` tells of later buffers");
         let received = self.receive_many.received().get(self.given - self.first_received)?;
         let buffer = u16::try_from(self.given).ok()?;
         self.given += 1;
