@@ -59,9 +59,15 @@ pub enum BackendError {
     /// No socket.
     #[error(transparent)]
     Udp(#[from] crate::udp::UdpError),
-    /// No engine.
-    #[error("{0}")]
-    Engine(String),
+    /// The engine did not start, or does not answer.
+    #[error(transparent)]
+    Engine(#[from] udp::EngineError),
+    /// A worker's second handle on its socket could not be made.
+    #[error("cannot share a socket: {0}")]
+    ShareSocket(#[source] std::io::Error),
+    /// Somebody deleted the overlay's device before it was ready.
+    #[error("{0} vanished while it was set up")]
+    Vanished(String),
     /// The kernel's tables.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),

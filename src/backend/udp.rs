@@ -6,9 +6,10 @@
 
 use super::BackendError;
 use super::repairs::Repairs;
+pub(super) use crate::engine::EngineError;
 pub use crate::engine::{Settings as EngineSettings, Snapshot};
 
-use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, UdpOffload};
+use crate::engine::{Engine, Link, PeerFilter, Setup, UdpOffload};
 use crate::iface::External;
 use crate::lease::{Event, Lease};
 use crate::netlink::{Change, Changes, Netlink, Route};
@@ -111,11 +112,7 @@ impl Config {
 
     /// The sockets of a worker that receives on `receiver`, and sends from a port of its own or from that one.
     fn pair(&self, receiver: &Socket, own_port: bool) -> Result<(Socket, Socket), BackendError> {
-        let copy = |socket: &Socket| {
-            socket
-                .try_clone()
-                .map_err(|error| BackendError::Engine(format!("cannot share a socket: {error}")))
-        };
+        let copy = |socket: &Socket| socket.try_clone().map_err(BackendError::ShareSocket);
         let sender = if !own_port {
             copy(receiver)?
         } else {
@@ -201,7 +198,7 @@ impl Network {
             let (receiver, sender) = config.pair(receiver, index > 0 && spread)?;
             links.push(Link { queue, receiver, sender });
         }
-        let gone = || BackendError::Engine(format!("{name} vanished while it was set up"));
+        let gone = || BackendError::Vanished(name.clone());
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
         // Our ICMP errors need it. Without the peer filter it would let strangers speak as this host itself.
@@ -218,7 +215,7 @@ impl Network {
             links,
             routes: self.peers.iter().map(|(subnet, address)| set(*subnet, *address)).collect(),
         };
-        let engine = Engine::start(setup).map_err(engine_error)?;
+        let engine = Engine::start(setup)?;
         info!(
             "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {}, UDP_GRO {}",
             engine.carriers().len(),
@@ -411,8 +408,4 @@ fn set(subnet: Ipv4Net, address: SocketAddrV4) -> RouteCommand {
 /// udp nodes publish no type; one that says so is welcome too.
 fn is_ours(lease: &Lease) -> bool {
     lease.attrs.backend_type.as_deref().is_none_or(|kind| kind.is_empty() || kind.eq_ignore_ascii_case("udp"))
-}
-
-fn engine_error(error: EngineError) -> BackendError {
-    BackendError::Engine(error.to_string())
 }

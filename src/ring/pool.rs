@@ -57,8 +57,8 @@ impl Pool {
 
     /// Registers the ring of entries and hands every buffer to the kernel.
     pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> io::Result<()> {
-        // SAFETY: the entries live in this pool's own allocation of `slots` entries, page-aligned; the pool
-        // outlives the io_uring (field order in `Ring`), or is leaked with it.
+        // SAFETY: the entries live in this pool's own allocation of `slots` entries, page-aligned. `Ring` closes its
+        // io_uring before it drops the pool, or leaks the pool (`close`).
         unsafe {
             submitter.register_buf_ring_with_flags(
                 self.entries.as_ptr() as u64,

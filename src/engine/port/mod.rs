@@ -93,8 +93,9 @@ pub enum Failure {
 
 /// Packet input and output of one worker.
 pub trait Port {
-    /// Sends every train and writes every frame of `out`, in order; then lets packets gather for as long as `pause`
-    /// says; then, if there is nothing to handle yet, waits for a frame, a datagram or a wake-up.
+    /// Sends every train and writes every frame of `out`, in order. A port that then has nothing to handle lets packets
+    /// gather for as long as `pause` says and waits for a frame, a datagram or a wake-up. A port that has something to
+    /// handle does not wait, and may leave the pause out.
     ///
     /// # Errors
     /// Only what makes the port useless.
