@@ -47,7 +47,7 @@ pub(crate) fn all() -> Vec<(String, Make)> {
     }
     add("segment".to_owned(), Box::new(segment));
     for peers in [1, 8] {
-        add(format!("batch/{peers}"), Box::new(move || batch(peers)));
+        add(format!("batch/{peers}"), Box::new(move || trains(peers)));
     }
     add("coalesce".to_owned(), Box::new(coalesce));
     ops
@@ -141,7 +141,7 @@ fn segment() -> Op {
     Op { packets: SEGMENTS, bytes, run: Box::new(run) }
 }
 
-fn batch(peers: u16) -> Op {
+fn trains(peers: u16) -> Op {
     let limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
     let mut batcher = Batcher::new(32, limits);
     let keys: Vec<_> = (0..peers).map(|i| SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 7890 + i)).collect();

@@ -64,13 +64,13 @@ pub enum BackendError {
     /// No socket.
     #[error(transparent)]
     Udp(#[from] crate::udp::UdpError),
-    /// No engine.
+    /// The engine did not start, or does not answer.
     #[error(transparent)]
     Engine(#[from] udp::EngineError),
-    /// A worker's socket is a second descriptor of one that receives.
+    /// A worker's second handle on its socket could not be made.
     #[error("cannot share a socket: {0}")]
-    ShareSocket(std::io::Error),
-    /// Somebody deleted the TUN device before it had an engine.
+    ShareSocket(#[source] std::io::Error),
+    /// Somebody deleted the overlay's device before it was ready.
     #[error("{0} vanished while it was set up")]
     Vanished(String),
     /// The kernel's tables.

@@ -2,7 +2,7 @@
 //! refused by name) and ours.
 
 use super::value::{self, Value};
-use crate::engine::{BATCH_RANGE, BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS};
+use crate::engine::{BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS, READS_PER_TURN_RANGE};
 use clap::{Arg, ArgAction, Command};
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(100), SECOND.
 const fn number(n: usize) -> i64 {
     n as i64
 }
-const BATCH: Kind = Int(number(*BATCH_RANGE.start()), number(*BATCH_RANGE.end()));
+const BATCH: Kind = Int(number(*READS_PER_TURN_RANGE.start()), number(*READS_PER_TURN_RANGE.end()));
 /// Bytes: from what two datagrams need to what the kernel can count.
 const SOCKET_BUFFER: Kind = Int(128 << 10, 1 << 30);
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));

@@ -302,7 +302,7 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
             Some(Value::Cores(cores)) => cores.clone(),
             _ => Vec::new(),
         },
-        batch: given.size("batch", default.batch),
+        reads_per_turn: given.size("batch", default.reads_per_turn),
         buffers: given.size("buffers", default.buffers),
         spin: given.duration("spin", default.spin),
         moderation: given.duration("moderation", default.moderation),

@@ -384,7 +384,7 @@ fn the_engines_settings_are_what_was_typed() {
     let expected = engine::Settings {
         workers: Some(3),
         cores: vec![4, 0, 1],
-        batch: 8,
+        reads_per_turn: 8,
         buffers: 32,
         carrier: engine::Carrier::Uring,
         tun_offload: engine::TunOffload::Off,

@@ -135,8 +135,9 @@ pub enum Count {
     SegmentationOff,
     /// Turns of the worker: one wait each.
     Turns,
-    /// Turns in which the wait, if there was one, began with a rest (`--moderation`).
-    Rests,
+    /// Turns in which the wait, if there was one, began with a pause of moderation (`--moderation`). Its name
+    /// outside is `rests`.
+    Pauses,
     /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
     Starved,
     /// Errors of reading from the TUN and of receiving, other than the deletion of the device.
@@ -163,7 +164,7 @@ impl Count {
         Count::Resent,
         Count::SegmentationOff,
         Count::Turns,
-        Count::Rests,
+        Count::Pauses,
         Count::Starved,
         Count::ReceiveErrors,
         Count::RouteChanges,
@@ -187,7 +188,7 @@ impl Count {
             Count::Resent => "resent",
             Count::SegmentationOff => "segmentation_off",
             Count::Turns => "turns",
-            Count::Rests => "rests",
+            Count::Pauses => "rests",
             Count::Starved => "starved",
             Count::ReceiveErrors => "receive_errors",
             Count::RouteChanges => "route_changes",
@@ -198,6 +199,22 @@ impl Count {
 
 const DROPS: usize = DropReason::ALL.len();
 const COUNTS: usize = Count::ALL.len();
+
+// A counter's place in its table is the number of its variant.
+const _: () = {
+    let mut i = 0;
+    while i < DROPS {
+        assert!(DropReason::ALL[i] as usize == i);
+        i += 1;
+    }
+};
+const _: () = {
+    let mut i = 0;
+    while i < COUNTS {
+        assert!(Count::ALL[i] as usize == i);
+        i += 1;
+    }
+};
 
 /// One worker's counters. Only that worker writes, so a load and a store make an addition.
 #[derive(Debug)]

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 /// Errors a second in the long run, and at once after a quiet second.
 const RATE: u32 = 100;
 const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
+// A quiet second fills the bucket exactly.
+const _: () = assert!(INTERVAL.as_nanos() * RATE as u128 == 1_000_000_000);
 
 /// The bucket; full at first.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ impl IcmpLimit {
             let spent = INTERVAL * earned;
             self.filled = Some(if earned == RATE { now } else { self.filled.map_or(now, |at| at + spent) });
         }
+        debug_assert!(self.tokens <= RATE, "the bucket overflows");
         let allowed = self.tokens > 0;
         self.tokens -= u32::from(allowed);
         allowed

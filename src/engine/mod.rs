@@ -13,11 +13,13 @@
 //! A turn is bounded in bytes and in packets, so route changes and the stop are seen within one turn also under
 //! full load.
 
+mod budgets;
 pub mod counters;
 mod icmp_limit;
 mod moderation;
 pub mod port;
-pub mod settings;
+mod refusals;
+mod settings;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -41,13 +43,20 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::error;
-use worker::Command;
+use worker::{BACK_OFF, Command};
 
 /// How long the control thread waits for a worker to take a command before it gives the worker up. A turn
 /// takes well under a millisecond.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a stop waits for all workers together: it must leave room within the second that the daemon has.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
+
+// A worker that spins, pauses and backs off in one turn still takes its commands and its stop in time.
+const _: () = assert!(
+    LONGEST_SPIN.as_millis() + LONGEST_MODERATION.as_millis() + BACK_OFF.as_millis()
+        < STOP_PATIENCE.as_millis() / 2
+);
+const _: () = assert!(STOP_PATIENCE.as_millis() < COMMAND_PATIENCE.as_millis());
 
 /// Why the engine did not start, or ended.
 #[derive(Debug, thiserror::Error)]

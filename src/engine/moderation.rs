@@ -2,17 +2,20 @@
 //!
 //! A worker that runs dry sleeps until the next packet. Where small packets come fast, that is a wake-up, a turn and a
 //! short train for every few of them, on a host that has no core to spare. Network cards have the same trouble with
-//! interrupts, and moderate them (`ethtool -C adaptive-rx`); so does a worker: it rests for a fixed moment and then
+//! interrupts, and moderate them (`ethtool -C adaptive-rx`); so does a worker: it pauses for a fixed moment and then
 //! takes all that has come.
 //!
-//! A rest is latency, and whoever waits for an answer pays for it. So there is none unless traffic is one-sided: the
+//! A pause is latency, and whoever waits for an answer pays for it. So there is none unless traffic is one-sided: the
 //! packets of requests and answers, of TCP and its ACKs, of calls, go both ways and never meet one. Nor is there one
-//! where frames are large (each is worth a turn) or rare (a rest would gather nothing).
+//! where frames are large (each is worth a turn) or rare (a pause would gather nothing).
 
+use super::settings::LONGEST_MODERATION;
 use std::time::{Duration, Instant};
 
 /// Traffic is judged over at least this long.
 const WINDOW: Duration = Duration::from_millis(1);
+// A window is at least one pause long. Otherwise any traffic at all would count as more than a packet a pause.
+const _: () = assert!(LONGEST_MODERATION.as_nanos() <= WINDOW.as_nanos());
 /// Mean bytes a read above which there is nothing to gain.
 const LARGE: usize = 8 << 10;
 /// How many times the reads of one side must outnumber the other's.
@@ -21,7 +24,7 @@ const ONE_SIDED: usize = 16;
 /// Judges the traffic of one worker.
 #[derive(Debug)]
 pub(super) struct Moderation {
-    rest: Duration,
+    pause: Duration,
     since: Instant,
     frames: usize,
     receives: usize,
@@ -30,9 +33,9 @@ pub(super) struct Moderation {
 }
 
 impl Moderation {
-    /// Rests of `rest` at a time; zero: never.
-    pub(super) fn new(rest: Duration, now: Instant) -> Moderation {
-        Moderation { rest, since: now, frames: 0, receives: 0, bytes: 0, in_force: false }
+    /// Pauses of `pause` at a time; zero: never.
+    pub(super) fn new(pause: Duration, now: Instant) -> Moderation {
+        Moderation { pause, since: now, frames: 0, receives: 0, bytes: 0, in_force: false }
     }
 
     /// A read from the TUN.
@@ -47,20 +50,20 @@ impl Moderation {
         self.bytes += len;
     }
 
-    /// How long to rest after this turn, in which the port ran dry.
-    pub(super) fn rest(&mut self, now: Instant) -> Duration {
+    /// How long to pause after this turn, in which the port ran dry.
+    pub(super) fn pause(&mut self, now: Instant) -> Duration {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed >= WINDOW {
             self.in_force = self.pays(elapsed);
-            *self = Moderation { in_force: self.in_force, ..Moderation::new(self.rest, now) };
+            *self = Moderation { in_force: self.in_force, ..Moderation::new(self.pause, now) };
         }
-        if self.in_force { self.rest } else { Duration::ZERO }
+        if self.in_force { self.pause } else { Duration::ZERO }
     }
 
     fn pays(&self, elapsed: Duration) -> bool {
         let reads = self.frames + self.receives;
-        let rests = elapsed.as_nanos().checked_div(self.rest.as_nanos());
-        let often = rests.is_some_and(|rests| reads as u128 >= rests);
+        let pauses = elapsed.as_nanos().checked_div(self.pause.as_nanos());
+        let often = pauses.is_some_and(|pauses| reads as u128 >= pauses);
         let small = self.bytes < reads * LARGE;
         let one_sided = self.frames.min(self.receives) * ONE_SIDED <= self.frames.max(self.receives);
         often && small && one_sided
@@ -71,22 +74,22 @@ impl Moderation {
 mod tests {
     use super::*;
 
-    const REST: Duration = Duration::from_micros(50);
+    const PAUSE: Duration = Duration::from_micros(50);
 
     /// What the second look says after a window with this traffic.
     fn after(frames: usize, receives: usize, len: usize, window: Duration) -> Duration {
         let start = Instant::now();
-        let mut moderation = Moderation::new(REST, start);
+        let mut moderation = Moderation::new(PAUSE, start);
         (0..frames).for_each(|_| moderation.frame(len));
         (0..receives).for_each(|_| moderation.receive(len));
-        moderation.rest(start + window)
+        moderation.pause(start + window)
     }
 
     #[test]
     fn a_flood_of_small_packets_from_one_side_is_held() {
-        assert_eq!(after(20, 0, 92, WINDOW), REST);
-        assert_eq!(after(0, 20, 1400, WINDOW), REST);
-        assert_eq!(after(160, 10, 92, WINDOW), REST);
+        assert_eq!(after(20, 0, 92, WINDOW), PAUSE);
+        assert_eq!(after(0, 20, 1400, WINDOW), PAUSE);
+        assert_eq!(after(160, 10, 92, WINDOW), PAUSE);
     }
 
     #[test]
@@ -94,7 +97,7 @@ mod tests {
         assert_eq!(after(20, 20, 92, WINDOW), Duration::ZERO, "requests and answers");
         assert_eq!(after(100, 7, 92, WINDOW), Duration::ZERO, "data and an ACK for every 14");
         assert_eq!(after(20, 0, 60_000, WINDOW), Duration::ZERO, "super-packets");
-        assert_eq!(after(19, 0, 92, WINDOW), Duration::ZERO, "less than one a rest");
+        assert_eq!(after(19, 0, 92, WINDOW), Duration::ZERO, "less than one a pause");
         assert_eq!(after(20, 0, 92, 4 * WINDOW), Duration::ZERO, "likewise, over a longer sleep");
         assert_eq!(after(0, 0, 0, WINDOW), Duration::ZERO);
     }
@@ -102,15 +105,15 @@ mod tests {
     #[test]
     fn it_ends_with_the_flood_and_zero_means_never() {
         let start = Instant::now();
-        let mut moderation = Moderation::new(REST, start);
+        let mut moderation = Moderation::new(PAUSE, start);
         (0..40).for_each(|_| moderation.frame(92));
-        assert_eq!(moderation.rest(start + WINDOW / 2), Duration::ZERO, "not judged yet");
-        assert_eq!(moderation.rest(start + WINDOW), REST);
-        assert_eq!(moderation.rest(start + WINDOW * 3 / 2), REST, "until judged again");
-        assert_eq!(moderation.rest(start + 2 * WINDOW), Duration::ZERO);
+        assert_eq!(moderation.pause(start + WINDOW / 2), Duration::ZERO, "not judged yet");
+        assert_eq!(moderation.pause(start + WINDOW), PAUSE);
+        assert_eq!(moderation.pause(start + WINDOW * 3 / 2), PAUSE, "until judged again");
+        assert_eq!(moderation.pause(start + 2 * WINDOW), Duration::ZERO);
 
         let mut never = Moderation::new(Duration::ZERO, start);
         (0..1000).for_each(|_| never.frame(92));
-        assert_eq!(never.rest(start + WINDOW), Duration::ZERO);
+        assert_eq!(never.pause(start + WINDOW), Duration::ZERO);
     }
 }

@@ -12,7 +12,7 @@ pub struct Settings {
     /// Cores to pin workers to, worker `i` to `cores[i % cores.len()]`; empty: no pinning.
     pub cores: Vec<usize>,
     /// How many reads a worker takes from one descriptor before it turns to the next.
-    pub batch: usize,
+    pub reads_per_turn: usize,
     /// Receive buffers per direction and worker.
     pub buffers: usize,
     /// How system calls are made.
@@ -41,19 +41,29 @@ pub struct Settings {
 pub const MAX_WORKERS: usize = crate::tun::MAX_QUEUES;
 /// A longer look would only burn the core.
 pub const LONGEST_SPIN: Duration = Duration::from_millis(10);
-/// A longer rest would overflow the TUN's queue (500 packets) at a rate that one core can carry.
+/// A longer pause would overflow the TUN's queue (500 packets) at a rate that one core can carry.
 pub const LONGEST_MODERATION: Duration = Duration::from_millis(1);
-/// Range of [`Settings::batch`].
-pub const BATCH_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
+/// Range of [`Settings::reads_per_turn`].
+pub const READS_PER_TURN_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
 /// Range of [`Settings::buffers`].
 pub const BUFFERS_RANGE: std::ops::RangeInclusive<usize> = 4..=256;
+
+impl Settings {
+    /// Whether the numbers are such as the engine can work with; the command line lets no others in.
+    pub(super) fn are_in_range(&self) -> bool {
+        let counts =
+            READS_PER_TURN_RANGE.contains(&self.reads_per_turn) && BUFFERS_RANGE.contains(&self.buffers);
+        let times = self.spin <= LONGEST_SPIN && self.moderation <= LONGEST_MODERATION;
+        counts && times
+    }
+}
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             workers: None,
             cores: Vec::new(),
-            batch: 64,
+            reads_per_turn: 64,
             buffers: 16,
             spin: Duration::ZERO,
             moderation: Duration::from_micros(50),

@@ -1,16 +1,18 @@
 //! Starting the workers: buffers, port, thread.
 
+use super::budgets::{FRAMES, HEAD_BYTES, PIECES, TRAINS, ring_sizes};
 use super::counters::Counters;
 use super::moderation::Moderation;
 use super::port::{Link, Outgoing, PollPort, PollSizes, Port, UringPort};
-use super::settings::{Carrier, Settings};
+use super::refusals::Refusals;
+use super::settings::{Carrier, MAX_WORKERS, Settings};
 use super::tun_to_udp::TunToUdp;
 use super::udp_to_tun::UdpToTun;
 use super::worker::{Command, Worker};
 use super::{Alive, Engine, EngineError, Handle};
 use crate::offload::batch::{Batcher, Limits};
 use crate::offload::coalesce::{self, Coalescer};
-use crate::ring::{Descriptors, Ring, RingError, Sizes, Wake};
+use crate::ring::{Descriptors, Ring, RingError, Wake};
 use crate::route::{RouteCommand, RouteTable};
 use crate::tun::Offloads;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -24,13 +26,6 @@ use std::thread;
 use std::time::Instant;
 use tracing::{info, warn};
 
-/// Trains of one turn, 64 KiB each.
-const TRAINS: usize = 32;
-/// Frames of one turn, and the pieces of received datagrams that they are made of.
-const FRAMES: usize = 512;
-const PIECES: usize = 2048;
-/// Heads of those frames.
-const HEAD_BYTES: usize = FRAMES * coalesce::HEAD_ROOM;
 /// How late a worker's timer may come, in nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
 /// Commands that may wait for a worker.
@@ -58,6 +53,8 @@ pub struct Setup {
 }
 
 pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
+    debug_assert!(setup.settings.are_in_range(), "{:?}", setup.settings);
+    debug_assert!(setup.links.len() <= MAX_WORKERS);
     let mut engine = Engine { workers: Vec::new(), carriers: Vec::new(), waiting: Arc::default() };
     let mut routes = RouteTable::new(setup.network);
     for command in &setup.routes {
@@ -99,6 +96,11 @@ pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
         info!(worker = index, %carrier, "worker started");
         engine.carriers.push(carrier);
     }
+    debug_assert_eq!(
+        engine.workers.len(),
+        engine.carriers.len(),
+        "each worker tells what carries its packets"
+    );
     Ok(engine)
 }
 
@@ -130,10 +132,9 @@ impl Pipeline {
             routes: self.routes,
             commands: self.commands,
             counters: self.counters,
-            batch: settings.batch,
+            reads_per_turn: settings.reads_per_turn,
             receive_errors: 0,
-            limits: self.limits,
-            limited: None,
+            refusals: Refusals::new(self.limits),
             moderation: Moderation::new(settings.moderation, Instant::now()),
         }
     }
@@ -172,7 +173,7 @@ impl Place {
         let _ = started.send(Ok(carrier));
         let sizes = PollSizes {
             buffers: self.buffers(),
-            batch: self.settings.batch,
+            receives: self.settings.reads_per_turn,
             sends: TRAINS,
             writes: FRAMES,
             spin: self.settings.spin,
@@ -196,7 +197,8 @@ impl Place {
         }
     }
 
-    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a rest.
+    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a pause
+    /// of moderation.
     fn sharpen_timer(&self) {
         let asked = NonZero::new(TIMER_SLACK_NS);
         if let Err(error) = set_current_timer_slack(asked) {
@@ -216,14 +218,6 @@ impl Place {
             send: sender.as_fd(),
             wake: self.wake.as_fd(),
         };
-        let sizes = Sizes {
-            frames: self.buffers(),
-            datagrams: self.buffers(),
-            sends: TRAINS,
-            writes: FRAMES,
-            vectors: FRAMES + PIECES,
-            spin: self.settings.spin,
-        };
-        Ring::new(descriptors, sizes)
+        Ring::new(descriptors, ring_sizes(self.buffers(), self.settings.spin))
     }
 }

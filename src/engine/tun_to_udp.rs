@@ -1,11 +1,11 @@
-//! Frames from the TUN become trains for peers: header check → route → TTL → segment → batch.
+//! Frames from the TUN become trains for peers: header check → route → TTL → segment → train.
 //!
 //! The mirror image of [`super::udp_to_tun`].
 
 use super::counters::{Count, Counters, DropReason};
 use super::icmp_limit::IcmpLimit;
 use super::port::Outgoing;
-use super::worker::REMEMBER;
+use super::refusals::Refusals;
 use crate::offload::segment::{Plan, plan};
 use crate::packet::icmp::{self, Kind};
 use crate::packet::ipv4::{Ipv4, Malformed, decrement_ttl};
@@ -25,7 +25,7 @@ pub(super) enum Taken {
 
 /// A frame whose packets did not all find room: its plan, its peer and its first packet without a place.
 #[derive(Debug)]
-struct Rest {
+struct Remainder {
     plan: Plan,
     to: SocketAddrV4,
     next: usize,
@@ -37,41 +37,29 @@ pub(super) struct TunToUdp {
     /// Our own address on the TUN: the source of our ICMP errors.
     address: Ipv4Addr,
     limit: IcmpLimit,
-    rest: Option<Rest>,
-    /// Peers whose path is narrower than our link, with the largest packet for a train to them.
-    narrow: Vec<(SocketAddrV4, u16)>,
-    /// When the last of them was noted.
-    narrowed: Option<Instant>,
+    remainder: Option<Remainder>,
 }
-
-/// Most peers remembered as narrow. Beyond that, the worker shortens everybody's trains.
-const MOST_NARROW: usize = 64;
 
 impl TunToUdp {
     pub(super) fn new(address: Ipv4Addr) -> TunToUdp {
-        TunToUdp {
-            address,
-            limit: IcmpLimit::new(),
-            rest: None,
-            narrow: Vec::with_capacity(MOST_NARROW),
-            narrowed: None,
-        }
+        TunToUdp { address, limit: IcmpLimit::new(), remainder: None }
     }
 
-    /// Takes the current frame, or the rest of it.
+    /// Takes the current frame, or the remainder of it.
     pub(super) fn take(
         &mut self,
         frame: &mut [u8],
         routes: &RouteTable,
+        refusals: &Refusals,
         out: &mut Outgoing,
         counters: &Counters,
     ) -> Taken {
-        let rest = match self.rest.take() {
-            Some(rest) => rest,
+        let remainder = match self.remainder.take() {
+            Some(remainder) => remainder,
             None => {
                 counters.add(Count::TunReads, 1);
                 match self.begin(frame, routes, out, counters) {
-                    Ok(rest) => rest,
+                    Ok(remainder) => remainder,
                     Err(reason) => {
                         counters.dropped(reason, packets_in(frame));
                         return Taken::Whole;
@@ -79,27 +67,7 @@ impl TunToUdp {
                 }
             }
         };
-        self.place(&frame[VNET_LEN..], rest, out, counters)
-    }
-
-    /// From now on, packets larger than `most` bytes travel to `to` one by one: the kernel can fragment a
-    /// packet, but not the segments of a train (it answers `EMSGSIZE`). False if there is no room to remember it.
-    pub(super) fn narrow(&mut self, to: SocketAddrV4, most: u16, now: Instant) -> bool {
-        self.narrowed = Some(now);
-        let known = self.narrow.iter_mut().find(|(peer, _)| *peer == to);
-        if let Some((_, size)) = known {
-            *size = most.min(*size);
-            return true;
-        }
-        let room = self.narrow.len() < MOST_NARROW;
-        if room {
-            self.narrow.push((to, most));
-        }
-        room
-    }
-
-    fn fits_train(&self, to: SocketAddrV4, len: usize) -> bool {
-        self.narrow.iter().all(|(peer, most)| *peer != to || len <= usize::from(*most))
+        self.place(&frame[VNET_LEN..], remainder, refusals, out, counters)
     }
 
     fn begin(
@@ -108,7 +76,7 @@ impl TunToUdp {
         routes: &RouteTable,
         out: &mut Outgoing,
         counters: &Counters,
-    ) -> Result<Rest, DropReason> {
+    ) -> Result<Remainder, DropReason> {
         let vnet = VnetHeader::decode(frame).ok_or(DropReason::TunFrame)?;
         let packet = frame.get_mut(VNET_LEN..).ok_or(DropReason::TunFrame)?;
         let ip = Ipv4::parse(packet).map_err(|error| match error {
@@ -128,38 +96,37 @@ impl TunToUdp {
             return Err(DropReason::TunTtl);
         }
         let plan = plan(&vnet, packet).map_err(|_| DropReason::TunFrame)?;
-        Ok(Rest { plan, to: routes.address(peer), next: 0 })
+        Ok(Remainder { plan, to: routes.address(peer), next: 0 })
     }
 
-    /// Forgets narrow paths after a while: they may have widened.
-    pub(super) fn forget_narrow(&mut self) {
-        if self.narrowed.is_some_and(|at| at.elapsed() > REMEMBER) {
-            self.narrow.clear();
-            self.narrowed = None;
-        }
-    }
-
-    fn place(&mut self, packet: &[u8], mut rest: Rest, out: &mut Outgoing, counters: &Counters) -> Taken {
-        let (first, count) = (rest.next, rest.plan.count());
+    fn place(
+        &mut self,
+        packet: &[u8],
+        mut remainder: Remainder,
+        refusals: &Refusals,
+        out: &mut Outgoing,
+        counters: &Counters,
+    ) -> Taken {
+        let (first, count) = (remainder.next, remainder.plan.count());
         let mut bytes = 0;
-        while rest.next < count {
-            let len = rest.plan.packet_len(rest.next);
-            let room = if self.fits_train(rest.to, len) {
-                out.batcher.place(rest.to, len)
+        while remainder.next < count {
+            let len = remainder.plan.packet_len(remainder.next);
+            let room = if refusals.fits(remainder.to, len) {
+                out.batcher.place(remainder.to, len)
             } else {
-                out.batcher.place_alone(rest.to, len)
+                out.batcher.place_alone(remainder.to, len)
             };
             let Some(room) = room else { break };
-            rest.plan.write(packet, rest.next, room);
-            rest.next += 1;
+            remainder.plan.write(packet, remainder.next, room);
+            remainder.next += 1;
             bytes += len;
         }
-        counters.add(Count::TunPackets, rest.next - first);
+        counters.add(Count::TunPackets, remainder.next - first);
         counters.add(Count::TunBytes, bytes);
-        if rest.next == count {
+        if remainder.next == count {
             return Taken::Whole;
         }
-        self.rest = Some(rest);
+        self.remainder = Some(remainder);
         Taken::InPart
     }
 

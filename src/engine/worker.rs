@@ -1,17 +1,17 @@
 //! The loop of one worker: control → datagrams → frames → turn → failures.
 
+use super::budgets::{PACKETS_PER_RECEIVE, TURN_BYTES};
 use super::counters::{Count, Counters, DropReason};
 use super::moderation::Moderation;
 use super::port::{Failure, Outgoing, Port};
+use super::refusals::{Cause, Refusals};
 use super::tun_to_udp::{Taken, TunToUdp};
 use super::udp_to_tun::UdpToTun;
-use crate::offload::batch::Limits;
 use crate::route::{RouteCommand, RouteTable};
 use crate::tun::{is_down, is_gone};
 use crate::udp::is_segmentation_refused;
 use crossbeam::channel::{Receiver, TryRecvError};
 use std::io;
-use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,19 +22,10 @@ pub(super) enum Command {
     Stop,
 }
 
-/// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
-pub(super) const PACKETS_PER_RECEIVE: usize = 128;
-/// A turn gathers about this many bytes a direction. A turn ends trains and frames that more packets could have joined,
-/// so long turns make fewer of them (`perf/EXPERIMENTS.md`).
-const TURN_BYTES: usize = 1 << 20;
-/// A receive that fails this often in a row is given a rest, lest it take the whole core.
+/// After so many receive errors in a row the worker backs off, so that they do not take the whole core.
 const PATIENCE: usize = 16;
-const REST: Duration = Duration::from_millis(10);
-/// A packet of this size fits any path with its outer headers: 552, the least path MTU that Linux believes
-/// (`net.ipv4.route.min_pmtu`), less 28. A train of such packets is not refused for its size.
-const CERTAIN_SIZE: u16 = 524;
-/// How long a refusal is remembered: as long as the kernel remembers a path MTU (`net.ipv4.route.mtu_expires`).
-pub(super) const REMEMBER: Duration = Duration::from_secs(600);
+/// How long it backs off.
+pub(super) const BACK_OFF: Duration = Duration::from_millis(10);
 
 /// One worker, on whatever carries its packets.
 pub(super) struct Worker<P> {
@@ -46,13 +37,11 @@ pub(super) struct Worker<P> {
     pub(super) commands: Receiver<Command>,
     pub(super) counters: Arc<Counters>,
     /// Most frames, and most receives, a turn.
-    pub(super) batch: usize,
+    pub(super) reads_per_turn: usize,
     /// Receive errors since the last packet from either side.
     pub(super) receive_errors: usize,
-    /// What trains may be when nothing was refused.
-    pub(super) limits: Limits,
-    /// Since when they may be less.
-    pub(super) limited: Option<Instant>,
+    /// What the kernel refused, and what trains may be because of it.
+    pub(super) refusals: Refusals,
     pub(super) moderation: Moderation,
 }
 
@@ -64,8 +53,8 @@ impl<P: Port> Worker<P> {
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.obey() {
             let dry = self.gather();
-            let rest = if dry { self.moderation.rest(Instant::now()) } else { Duration::ZERO };
-            self.turn(rest)?;
+            let pause = if dry { self.moderation.pause(Instant::now()) } else { Duration::ZERO };
+            self.turn(pause)?;
         }
         Ok(())
     }
@@ -87,13 +76,14 @@ impl<P: Port> Worker<P> {
 
     /// Takes what the port has, both ways, up to a turn's fill. True if the port ran dry both ways before that.
     pub(super) fn gather(&mut self) -> bool {
+        debug_assert_eq!(self.out.count(), 0, "the last turn carried everything out");
         let dry = self.gather_datagrams();
         self.gather_frames() && dry
     }
 
     fn gather_datagrams(&mut self) -> bool {
         let mut bytes = 0;
-        for _ in 0..self.batch {
+        for _ in 0..self.reads_per_turn {
             if bytes >= TURN_BYTES || !self.out.coalescer.has_room_for(PACKETS_PER_RECEIVE) {
                 return false;
             }
@@ -102,6 +92,11 @@ impl<P: Port> Worker<P> {
             bytes += received.len;
             self.moderation.receive(received.len);
             let payload = self.port.payload(&received);
+            debug_assert_eq!(
+                payload.len(),
+                received.len,
+                "the port keeps a datagram until the turn has ended"
+            );
             self.udp_to_tun.take(&received, payload, &self.routes, &mut self.out, &self.counters);
         }
         false
@@ -109,7 +104,7 @@ impl<P: Port> Worker<P> {
 
     fn gather_frames(&mut self) -> bool {
         let mut bytes = 0;
-        for _ in 0..self.batch {
+        for _ in 0..self.reads_per_turn {
             if bytes >= TURN_BYTES {
                 return false;
             }
@@ -117,22 +112,30 @@ impl<P: Port> Worker<P> {
             let len = frame.len();
             bytes += len;
             self.receive_errors = 0;
-            match self.tun_to_udp.take(frame, &self.routes, &mut self.out, &self.counters) {
+            match self.tun_to_udp.take(frame, &self.routes, &self.refusals, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
-                Taken::InPart => return false,
+                Taken::InPart => {
+                    debug_assert!(self.out.batcher.open() > 0, "a turn without a train would make no room");
+                    return false;
+                }
             }
             self.moderation.frame(len);
         }
         false
     }
 
-    /// Sends and writes what was gathered, waits, and deals with what failed. `rest`: as in [`Port::turn`].
-    pub(super) fn turn(&mut self, rest: Duration) -> io::Result<()> {
+    /// Sends and writes what was gathered, waits, and deals with what failed. `pause`: as in [`Port::turn`].
+    pub(super) fn turn(&mut self, pause: Duration) -> io::Result<()> {
         self.counters.add(Count::Turns, 1);
-        self.counters.add(Count::Rests, usize::from(!rest.is_zero()));
+        self.counters.add(Count::Pauses, usize::from(!pause.is_zero()));
         self.counters.add(Count::UdpSends, self.out.batcher.open());
         self.counters.add(Count::TunWrites, self.out.coalescer.len());
-        self.port.turn(&mut self.out, rest)?;
+        self.port.turn(&mut self.out, pause)?;
+        debug_assert!(
+            self.port.failures().len() <= self.out.count(),
+            "each train and frame fails once at most"
+        );
+        debug_assert!(self.port.failures().iter().all(|failure| self.out.holds(*failure)));
         for index in 0..self.port.failures().len() {
             match self.port.failures()[index] {
                 Failure::Send(train, errno) => self.send_failed(train, errno),
@@ -142,7 +145,7 @@ impl<P: Port> Worker<P> {
         self.out.clear();
         self.forget_refusals();
         self.counters.add(Count::Starved, self.port.take_starved());
-        self.rest_after_errors();
+        self.back_off_after_errors();
         Ok(())
     }
 
@@ -154,41 +157,22 @@ impl<P: Port> Worker<P> {
             return;
         }
         self.counters.add(Count::Resent, 1);
+        debug_assert_eq!(train.packets().count(), train.count(), "every packet is sent again");
         for packet in train.packets() {
             if let Err(error) = self.port.resend(packet, to) {
                 self.counters.dropped(send_reason(error.raw_os_error().unwrap_or(0)), 1);
             }
         }
-        let segment_size = train.segment_size();
-        self.learn(to, segment_size, errno);
-    }
-
-    /// Remembers a refusal, so that the next train is not refused for the same cause: the size for that peer if
-    /// its path is narrower than our link (`EMSGSIZE`; `EINVAL` before Linux 6.14), segmentation as a whole if
-    /// the kernel cannot do it there. Both are forgotten after [`REMEMBER`].
-    fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32) {
-        let now = Instant::now();
-        let limits = self.out.batcher.limits();
-        if errno == libc::EMSGSIZE || (errno == libc::EINVAL && segment_size > CERTAIN_SIZE) {
-            let most = segment_size.saturating_sub(1);
-            if !self.tun_to_udp.narrow(to, most, now) {
-                // Too many to tell apart: nobody gets longer trains than the narrowest of them.
-                let max_segment_size = most.min(limits.max_segment_size);
-                self.limited = Some(now);
-                self.out.batcher.set_limits(Limits { max_segment_size, ..limits });
-            }
-            return;
+        if self.refusals.learn(to, train.segment_size(), errno, Instant::now()) == Cause::Segmentation {
+            self.counters.add(Count::SegmentationOff, 1);
         }
-        self.counters.add(Count::SegmentationOff, 1);
-        self.limited = Some(now);
-        self.out.batcher.set_limits(Limits { enabled: false, ..limits });
+        self.out.batcher.set_limits(self.refusals.limits());
     }
 
     fn forget_refusals(&mut self) {
-        self.tun_to_udp.forget_narrow();
-        if self.limited.is_some_and(|at| at.elapsed() > REMEMBER) {
-            self.limited = None;
-            self.out.batcher.set_limits(self.limits);
+        if !self.refusals.is_empty() {
+            self.refusals.forget(Instant::now());
+            self.out.batcher.set_limits(self.refusals.limits());
         }
     }
 
@@ -202,12 +186,12 @@ impl<P: Port> Worker<P> {
         self.counters.dropped(reason, packets as usize);
     }
 
-    fn rest_after_errors(&mut self) {
+    fn back_off_after_errors(&mut self) {
         let errors = self.port.take_receive_errors();
         self.counters.add(Count::ReceiveErrors, errors);
         self.receive_errors += errors;
         if errors > 0 && self.receive_errors > PATIENCE {
-            std::thread::sleep(REST);
+            std::thread::sleep(BACK_OFF);
         }
     }
 }

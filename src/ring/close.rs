@@ -19,7 +19,8 @@ impl Ring {
         while !(self.disarmed.frames && self.disarmed.datagrams && self.disarmed.wake) {
             let patience = SubmitArgs::new().timespec(&second);
             self.io.submitter().submit_with_args(1, &patience)?;
-            self.harvest();
+            let finished = self.harvest();
+            debug_assert_eq!(finished, 0, "a staged operation outlived its turn");
         }
         Ok(())
     }

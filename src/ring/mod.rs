@@ -17,17 +17,18 @@
 
 mod close;
 mod datagram;
-#[cfg(test)]
-pub(crate) mod forbid;
 mod pool;
 mod setup;
 mod staging;
+#[cfg(test)]
+pub(crate) mod tests;
 mod token;
 mod wake;
 
 pub use datagram::Datagram;
+pub use pool::BUFFER_BYTES;
 pub use setup::RingError;
-pub use staging::Staging;
+pub use staging::{MOST_CONTROL, Staging};
 pub use wake::Wake;
 
 use datagram::parse;
@@ -50,12 +51,17 @@ const WAKE_SLOT: u32 = 3;
 /// Groups of provided buffers.
 const FRAMES: u16 = 0;
 const DATAGRAMS: u16 = 1;
+const _: () = assert!(FRAMES != DATAGRAMS);
 /// Room for a name and for control messages in front of every received payload.
 const NAME_BYTES: u8 = 16;
 const _: () = assert!(size_of::<libc::sockaddr_in>() == NAME_BYTES as usize);
 const CONTROL_BYTES: usize = 32;
+// The `UDP_GRO` message fits: a header and a number, padded to a word.
+const _: () = assert!(CONTROL_BYTES >= size_of::<libc::cmsghdr>() + size_of::<usize>());
 /// The largest ring of provided buffers (`io_uring_register_buf_ring(3)`).
-const MOST_BUFFERS: u16 = 32_768;
+pub const MOST_BUFFERS: u16 = 32_768;
+// So the ring of entries, whose size is the next power of two, is never larger than that either.
+const _: () = assert!(MOST_BUFFERS.is_power_of_two());
 /// Submissions besides the staged ones: the three standing requests.
 const STANDING: usize = 3;
 
@@ -74,6 +80,24 @@ pub struct Sizes {
     pub vectors: usize,
     /// How long to look for completions before sleeping for them.
     pub spin: Duration,
+}
+
+impl Sizes {
+    /// Submissions of one turn: the staged operations and the standing requests.
+    const fn submissions(&self) -> usize {
+        self.sends + self.writes + STANDING
+    }
+
+    /// Completions that can wait at once: one for each submission and one for each buffer.
+    const fn in_flight(&self) -> usize {
+        self.submissions() + self.frames as usize + self.datagrams as usize
+    }
+
+    /// Whether the kernel makes queues that large, with the completions doubled as [`Ring::new`] asks for them.
+    #[must_use]
+    pub const fn fit_the_kernel(&self) -> bool {
+        self.submissions() <= setup::MOST_SUBMISSIONS && 2 * self.in_flight() <= setup::MOST_COMPLETIONS
+    }
 }
 
 /// The descriptors that a ring works on.
@@ -132,6 +156,7 @@ pub struct Ring {
     woken: bool,
     spin: Duration,
     starved: u64,
+    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
     tun_error: Option<i32>,
     receive_error: Option<i32>,
     not_send: PhantomData<*const ()>,
@@ -148,11 +173,11 @@ impl Ring {
             let what = format!("between 1 and {MOST_BUFFERS} buffers a direction, not {sizes:?}");
             return Err(RingError::Other(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        let buffers = usize::from(sizes.frames) + usize::from(sizes.datagrams);
-        let staged = sizes.sends + sizes.writes;
-        let entries = u32::try_from(staged + STANDING).unwrap_or(u32::MAX);
-        let completions = u32::try_from(2 * (staged + buffers + STANDING)).unwrap_or(u32::MAX);
+        debug_assert!(sizes.fit_the_kernel(), "{sizes:?}");
+        let entries = u32::try_from(sizes.submissions()).unwrap_or(u32::MAX);
+        let completions = u32::try_from(2 * sizes.in_flight()).unwrap_or(u32::MAX);
         let io = setup::build(entries, completions)?;
+        debug_assert!(io.params().sq_entries() >= entries && io.params().cq_entries() >= completions);
         let Descriptors { tun, receive, send, wake } = descriptors;
         let files = [tun, receive, send, wake].map(|fd| fd.as_raw_fd());
         io.submitter().register_files(&files).map_err(setup::classify)?;
@@ -170,7 +195,7 @@ impl Ring {
             ready_frames: VecDeque::with_capacity(usize::from(sizes.frames)),
             ready_datagrams: VecDeque::with_capacity(usize::from(sizes.datagrams)),
             consumed_datagrams: Vec::with_capacity(usize::from(sizes.datagrams)),
-            failures: Vec::with_capacity(staged),
+            failures: Vec::with_capacity(sizes.sends + sizes.writes),
             woken: false,
             spin: sizes.spin,
             starved: 0,
@@ -201,7 +226,9 @@ impl Ring {
         let mut outstanding = self.store.entries().len();
         while outstanding > 0 {
             self.enter(outstanding)?;
-            outstanding = outstanding.saturating_sub(self.harvest());
+            let finished = self.harvest();
+            debug_assert!(finished <= outstanding, "more completions than operations in flight");
+            outstanding = outstanding.saturating_sub(finished);
         }
         self.store.clear();
         // After the writes that read from them, before the wait that needs them.
@@ -210,7 +237,7 @@ impl Ring {
         }
         self.arm()?;
         match wait {
-            Some(rest) => self.wait(rest),
+            Some(pause) => self.wait(pause),
             None => Ok(()),
         }
     }
@@ -281,12 +308,6 @@ impl Ring {
         std::mem::take(&mut self.woken)
     }
 
-    /// The errno that ended reading from the TUN for good, if any (`EBADFD`: the device was deleted).
-    #[must_use]
-    pub fn tun_error(&self) -> Option<i32> {
-        self.tun_error
-    }
-
     /// The last errno of a standing read or receive since the last time, if any; it is armed again.
     pub fn take_receive_error(&mut self) -> Option<i32> {
         self.receive_error.take()
@@ -298,17 +319,18 @@ impl Ring {
         self.starved
     }
 
-    fn wait(&mut self, rest: Duration) -> io::Result<()> {
-        if !rest.is_zero() {
-            std::thread::sleep(rest);
+    fn wait(&mut self, pause: Duration) -> io::Result<()> {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
         } else if self.nothing_to_handle() {
             self.spin()?;
         } else {
             return Ok(());
         }
-        // Where something was left to handle, what gathered during the rest comes with it, without waiting for more.
+        // Where something was left to handle, what gathered during the pause comes with it, without waiting for more.
         self.enter(usize::from(self.nothing_to_handle()))?;
-        self.harvest();
+        let finished = self.harvest();
+        debug_assert_eq!(finished, 0, "a staged operation outlived its turn");
         Ok(())
     }
 
@@ -409,13 +431,21 @@ impl Ring {
                     finished += 1;
                     self.staged_completed(Operation::Write(index), completion.result());
                 }
-                None => {}
+                None => debug_assert!(false, "a completion that nobody asked for"),
             }
         }
+        debug_assert!(self.buffers_add_up(), "a buffer is lost, or in two places");
         finished
     }
 
+    /// Whether every buffer that the kernel does not hold lies in exactly one of our queues.
+    fn buffers_add_up(&self) -> bool {
+        let datagrams = self.ready_datagrams.len() + self.consumed_datagrams.len();
+        self.frames.lent() == self.ready_frames.len() && self.datagrams.lent() == datagrams
+    }
+
     fn staged_completed(&mut self, operation: Operation, result: i32) {
+        debug_assert!(self.store.holds(operation), "{operation:?} was not staged in this turn");
         if result < 0 {
             self.failures.push(Failure { operation, errno: -result });
         }
@@ -453,6 +483,3 @@ fn filled(pool: &mut Pool, completion: &cqueue::Entry) -> Result<Option<Filled>,
     let Some(index) = cqueue::buffer_select(completion.flags()) else { return Ok(None) };
     Ok(pool.take(index, len))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,7 @@
 //! Provided buffers: memory that the kernel picks from when a frame or a datagram arrives.
 
+use super::{CONTROL_BYTES, NAME_BYTES};
+use crate::packet::vnet::VNET_LEN;
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -9,8 +11,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// One buffer: the largest frame (10 bytes of vnet header and 65 535 of packet) or the largest datagram
 /// (65 507) with the 64 bytes that multishot `recvmsg` puts in front, rounded up to whole pages.
-pub(super) const BUFFER_BYTES: usize = 17 * PAGE;
+pub const BUFFER_BYTES: usize = 17 * PAGE;
 const PAGE: usize = 4096;
+/// What multishot `recvmsg` puts in front of a payload: `struct io_uring_recvmsg_out`, a name, control messages.
+const PREFIX: usize = 16 + NAME_BYTES as usize + CONTROL_BYTES;
+const _: () = assert!(BUFFER_BYTES >= VNET_LEN + 65_535 && BUFFER_BYTES >= PREFIX + 65_507);
+// The kernel counts a buffer's bytes in 32 bits, and an entry is what `struct io_uring_buf` says.
+const _: () = assert!(BUFFER_BYTES <= u32::MAX as usize && size_of::<BufRingEntry>() == 16);
 
 /// A buffer that the kernel has filled and lent to us. It is neither `Clone` nor `Copy`: giving it back
 /// consumes it, so nobody can look at a buffer that the kernel may be writing.
@@ -50,8 +57,8 @@ impl Pool {
 
     /// Registers the ring of entries and hands every buffer to the kernel.
     pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> io::Result<()> {
-        // SAFETY: the entries live in this pool's own allocation of `slots` entries, page-aligned; the pool
-        // outlives the io_uring (field order in `Ring`), or is leaked with it.
+        // SAFETY: the entries live in this pool's own allocation of `slots` entries, page-aligned. `Ring` closes its
+        // io_uring before it drops the pool, or leaks the pool (`close`).
         unsafe {
             submitter.register_buf_ring_with_flags(
                 self.entries.as_ptr() as u64,
@@ -87,8 +94,14 @@ impl Pool {
         self.lent.iter().filter(|lent| !**lent).count()
     }
 
+    /// How many buffers are lent to us.
+    pub(super) fn lent(&self) -> usize {
+        self.lent.len() - self.free()
+    }
+
     /// What the kernel wrote.
     pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
+        debug_assert!(self.lent[usize::from(filled.index)], "the kernel may be writing there");
         let start = self.start(filled.index);
         // SAFETY: `start` is the first of BUFFER_BYTES initialised bytes (zeroed at allocation), `len` was
         // checked in `take`, and a `Filled` exists only while the kernel does not hold the buffer.
@@ -119,6 +132,7 @@ impl Pool {
     }
 
     fn give(&mut self, index: u16) {
+        debug_assert!(self.lent[usize::from(index)], "the kernel has this buffer already");
         self.lent[usize::from(index)] = false;
         let slot = usize::from(self.tail & (self.slots - 1));
         let entry = self.entries.as_ptr().wrapping_add(slot);

@@ -3,6 +3,11 @@
 use io_uring::{IoUring, Probe, opcode};
 use std::io;
 
+/// The longest queue of submissions that the kernel makes (`IORING_MAX_ENTRIES`, Linux `io_uring/io_uring.h`).
+pub(super) const MOST_SUBMISSIONS: usize = 32_768;
+/// The longest queue of completions that it makes (`IORING_MAX_CQ_ENTRIES`).
+pub(super) const MOST_COMPLETIONS: usize = 2 * MOST_SUBMISSIONS;
+
 /// Why no ring could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {

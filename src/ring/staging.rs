@@ -1,13 +1,15 @@
 //! What the next turn sends and writes: message headers and vectors in preallocated, unmoving arrays.
 
 use super::pool::Pool;
-use super::{NAME_BYTES, SEND_SLOT, TUN_SLOT, Token};
+use super::{NAME_BYTES, Operation, SEND_SLOT, TUN_SLOT, Token};
 use io_uring::{opcode, squeue, types};
 use std::marker::PhantomData;
 use std::net::SocketAddrV4;
 
 /// Room for one control message (`UDP_SEGMENT` needs 24 bytes), aligned as `cmsghdr` wants it.
 const CONTROL_WORDS: usize = 4;
+/// Most bytes of a control message.
+pub const MOST_CONTROL: usize = CONTROL_WORDS * 8;
 
 /// `AF_INET` (2) in the width of `sin_family`.
 #[allow(clippy::cast_possible_truncation)]
@@ -55,7 +57,16 @@ impl Store {
     }
 
     pub(super) fn entries(&self) -> &[squeue::Entry] {
+        debug_assert_eq!(self.entries.len(), self.sends + self.writes, "an entry for each operation");
         &self.entries
+    }
+
+    /// Whether this turn staged `operation`.
+    pub(super) fn holds(&self, operation: Operation) -> bool {
+        match operation {
+            Operation::Send(index) => index < self.sends,
+            Operation::Write(index) => index < self.writes,
+        }
     }
 }
 
@@ -103,7 +114,7 @@ impl<'a> Staging<'_, 'a> {
     /// Stages one `sendmsg` of `bytes` with an optional control message (at most 32 bytes). Returns false
     /// when the stage is full.
     pub fn send(&mut self, bytes: &'a [u8], to: SocketAddrV4, control: &[u8]) -> bool {
-        if control.len() > CONTROL_WORDS * 8 {
+        if control.len() > MOST_CONTROL {
             return false;
         }
         let Some(message) = self.store.messages.get_mut(self.store.sends) else { return false };
@@ -136,6 +147,7 @@ impl<'a> Staging<'_, 'a> {
                 return false;
             }
         }
+        debug_assert!(next - first <= libc::UIO_MAXIOV as usize, "the kernel refuses so many vectors");
         let vectors = self.store.vectors[first..next].as_ptr();
         // `next - first` is bounded by the array, far below 4 GiB.
         #[allow(clippy::cast_possible_truncation)]

@@ -12,13 +12,15 @@ pub(super) enum Token {
 
 impl Token {
     pub(super) fn pack(self) -> u64 {
-        match self {
+        let word = match self {
             Token::Frame => 0,
             Token::Datagram => 1 << 32,
             Token::Wake => 2 << 32,
             Token::Send(index) => 3 << 32 | index as u64,
             Token::Write(index) => 4 << 32 | index as u64,
-        }
+        };
+        debug_assert_eq!(Token::unpack(word), Some(self), "the index runs into the kind");
+        word
     }
 
     pub(super) fn unpack(word: u64) -> Option<Token> {

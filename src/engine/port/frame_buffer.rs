@@ -21,6 +21,7 @@ impl FrameBuffer {
 
     /// Reads the next frame of `queue`; on an error there is none.
     pub(super) fn read(&mut self, queue: &Queue) -> io::Result<()> {
+        debug_assert!(self.is_empty(), "the frame before was never handled");
         self.len = 0;
         self.len = queue.read(&mut self.bytes)?;
         Ok(())

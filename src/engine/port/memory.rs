@@ -1,4 +1,4 @@
-//! The in-memory carrier: the same pipeline without a kernel, for tests, with faults to order.
+//! The in-memory port: the same pipeline without a kernel, for tests, with faults to order.
 
 use super::{Failure, Outgoing, Port, Received};
 use std::collections::VecDeque;
@@ -60,7 +60,7 @@ impl MemoryPort {
 }
 
 impl Port for MemoryPort {
-    fn turn(&mut self, out: &mut Outgoing, _rest: Duration) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, _pause: Duration) -> io::Result<()> {
         self.failures.clear();
         for (index, (to, train)) in out.batcher.trains().enumerate() {
             if let Some(errno) = Self::fault(&mut self.send_faults) {

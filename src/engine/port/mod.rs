@@ -42,6 +42,21 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// How many trains and frames there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.batcher.open() + self.coalescer.len()
+    }
+
+    /// Whether `failure` speaks of a train or a frame that is here.
+    #[must_use]
+    pub fn holds(&self, failure: Failure) -> bool {
+        match failure {
+            Failure::Send(train, _) => train < self.batcher.open(),
+            Failure::Write(frame, _) => frame < self.coalescer.len(),
+        }
+    }
+
     /// Forgets all, ready for the next turn.
     pub fn clear(&mut self) {
         self.batcher.clear();
@@ -78,12 +93,13 @@ pub enum Failure {
 
 /// Packet input and output of one worker.
 pub trait Port {
-    /// Sends every train and writes every frame of `out`, in order; then lets packets gather for as long as `rest`
-    /// says; then, if there is nothing to handle yet, waits for a frame, a datagram or a wake-up.
+    /// Sends every train and writes every frame of `out`, in order. A port that then has nothing to handle lets packets
+    /// gather for as long as `pause` says and waits for a frame, a datagram or a wake-up. A port that has something to
+    /// handle does not wait, and may leave the pause out.
     ///
     /// # Errors
     /// Only what makes the port useless.
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()>;
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()>;
 
     /// What failed in the last turn, oldest first.
     fn failures(&self) -> &[Failure];

@@ -5,7 +5,7 @@
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
-use crate::offload::batch::Batcher;
+use crate::offload::batch::{Batcher, TRAIN_BYTES};
 use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
 use crate::tun::is_gone;
@@ -21,6 +21,8 @@ const RECEIVES: usize = 8;
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// The largest datagram.
 const DATAGRAM_BYTES: usize = 65_507;
+// What a peer sends as one train may come as one receive.
+const _: () = assert!(DATAGRAM_BYTES >= TRAIN_BYTES);
 
 /// How much a poll port can hold.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +30,7 @@ pub struct PollSizes {
     /// Receive buffers.
     pub buffers: u16,
     /// Most datagrams received by one call.
-    pub batch: usize,
+    pub receives: usize,
     /// Most sends in one turn.
     pub sends: usize,
     /// Most TUN writes in one turn.
@@ -48,7 +50,7 @@ pub struct PollPort {
     /// Buffers below this one hold datagrams.
     filled: usize,
     /// `received` tells of the buffers from this one on.
-    batch_start: usize,
+    first_received: usize,
     receive_many: ReceiveMany,
     send_many: SendMany,
     failures: Vec<Failure>,
@@ -64,7 +66,7 @@ impl PollPort {
     /// Allocates everything.
     #[must_use]
     pub fn new(link: Link, wake: Wake, sizes: PollSizes) -> PollPort {
-        let PollSizes { buffers, batch, sends, writes, .. } = sizes;
+        let PollSizes { buffers, receives, sends, writes, .. } = sizes;
         PollPort {
             link,
             wake,
@@ -72,8 +74,8 @@ impl PollPort {
             buffers: (0..buffers).map(|_| vec![0; DATAGRAM_BYTES].into_boxed_slice()).collect(),
             given: 0,
             filled: 0,
-            batch_start: 0,
-            receive_many: ReceiveMany::new(batch.min(RECEIVES)),
+            first_received: 0,
+            receive_many: ReceiveMany::new(receives.min(RECEIVES)),
             send_many: SendMany::new(sends),
             failures: Vec::with_capacity(sends + writes),
             tun_ready: true,
@@ -88,11 +90,11 @@ impl PollPort {
     fn send_all(&mut self, batcher: &Batcher<SocketAddrV4>) {
         let mut done = 0;
         while done < batcher.open() {
-            let rest = batcher.trains().skip(done).map(|(to, train)| {
+            let unsent = batcher.trains().skip(done).map(|(to, train)| {
                 let segment_size = (train.count() > 1).then(|| train.segment_size());
                 (train.bytes(), to, segment_size)
             });
-            match self.link.sender.send_many(&mut self.send_many, rest) {
+            match self.link.sender.send_many(&mut self.send_many, unsent) {
                 Ok(sent) => done += sent.max(1),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -100,6 +102,7 @@ impl PollPort {
                     done += 1;
                 }
             }
+            debug_assert!(done <= batcher.open(), "the kernel took more than there was");
         }
     }
 
@@ -127,15 +130,16 @@ impl PollPort {
         }
     }
 
-    fn receive_batch(&mut self) {
+    fn receive_datagrams(&mut self) {
         let offered = (self.buffers.len() - self.filled).min(self.receive_many.capacity());
         let free = self.buffers[self.filled..].iter_mut().map(|buffer| &mut buffer[..]);
         match self.link.receiver.receive_many(&mut self.receive_many, free) {
             Ok(0) => {}
             Ok(count) => {
-                self.batch_start = self.filled;
+                self.first_received = self.filled;
                 self.filled += count;
                 self.udp_ready = count == offered;
+                debug_assert!(self.filled <= self.buffers.len(), "more datagrams than buffers");
             }
             Err(error) => {
                 self.udp_ready = false;
@@ -150,9 +154,9 @@ impl PollPort {
         quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
     }
 
-    fn wait(&mut self, rest: Duration) -> io::Result<()> {
-        if !rest.is_zero() {
-            std::thread::sleep(rest);
+    fn wait(&mut self, pause: Duration) -> io::Result<()> {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
         }
         // A deleted device would report an error for ever: leave it out.
         let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
@@ -183,7 +187,7 @@ impl PollPort {
 }
 
 impl Port for PollPort {
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
         self.failures.clear();
         self.send_all(&out.batcher);
         self.write_all(&mut out.coalescer);
@@ -192,7 +196,7 @@ impl Port for PollPort {
             self.filled = 0;
         }
         if self.nothing_to_handle() {
-            self.wait(rest)?;
+            self.wait(pause)?;
         } else {
             // The side that had run dry may have more by now. Without another look a busy side would starve it.
             self.tun_ready = true;
@@ -218,12 +222,13 @@ impl Port for PollPort {
 
     fn datagram(&mut self) -> Option<Received> {
         if self.given == self.filled && self.udp_ready && self.filled < self.buffers.len() {
-            self.receive_batch();
+            self.receive_datagrams();
         }
         if self.given == self.filled {
             return None;
         }
-        let received = self.receive_many.received().get(self.given - self.batch_start)?;
+        debug_assert!(self.first_received <= self.given, "`received` tells of later buffers");
+        let received = self.receive_many.received().get(self.given - self.first_received)?;
         let buffer = u16::try_from(self.given).ok()?;
         self.given += 1;
         Some(Received {

@@ -7,8 +7,9 @@
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
-use crate::ring::{Operation, Ring, Wake};
-use crate::udp::control::{self, SegmentControl};
+use crate::ring::{self, Operation, Ring, Wake};
+use crate::tun::READ_SIZE;
+use crate::udp::control::{self, SEGMENT_CONTROL_LEN, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -17,6 +18,11 @@ use std::time::Duration;
 const SMALL: usize = 4 << 10;
 /// So many small frames in a turn show that more are likely. A lone packet is not worth a futile `read`.
 const TELLING: usize = 2;
+
+// A frame that the ring reads is as long as one that is read beside it may be.
+const _: () = assert!(ring::BUFFER_BYTES >= READ_SIZE);
+// The ring has room for the control messages of either direction.
+const _: () = assert!(ring::MOST_CONTROL >= SEGMENT_CONTROL_LEN);
 
 /// A worker's packet input and output on one io_uring.
 pub struct UringPort {
@@ -60,13 +66,13 @@ impl UringPort {
 }
 
 impl Port for UringPort {
-    fn turn(&mut self, out: &mut Outgoing, rest: Duration) -> io::Result<()> {
+    fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
         let Outgoing { batcher, coalescer } = out;
         let mut control = SegmentControl::new(1);
         let (trains, frames) = (batcher.open(), coalescer.len());
         let (mut sends, mut writes) = (0, 0);
         self.small_frames = 0;
-        let wait = self.direct.is_empty().then_some(rest);
+        let wait = self.direct.is_empty().then_some(pause);
         self.ring.turn(wait, |stage| {
             for (to, train) in batcher.trains() {
                 let message: &[u8] = match train.count() {
@@ -89,6 +95,7 @@ impl Port for UringPort {
                 writes += 1;
             }
         })?;
+        debug_assert_eq!((sends, writes), (trains, frames), "the stage takes all that was gathered");
         self.failures.clear();
         self.failures.extend(self.ring.failures().iter().map(|failure| match failure.operation {
             Operation::Send(index) => Failure::Send(index, failure.errno),
@@ -97,6 +104,7 @@ impl Port for UringPort {
         // The stage is as large as batcher and coalescer, so nothing should be left over; if it is, it is lost.
         self.failures.extend((sends..trains).map(|index| Failure::Send(index, libc::ENOBUFS)));
         self.failures.extend((writes..frames).map(|index| Failure::Write(index, libc::ENOBUFS)));
+        debug_assert!(self.failures.len() <= self.ring.most_staged(), "this allocated");
         if self.ring.take_receive_error().is_some() {
             self.receive_errors += 1;
         }

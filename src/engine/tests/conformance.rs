@@ -1,6 +1,6 @@
 //! One test body for both carriers and every mix of offloads.
 
-use super::lab::*;
+use super::rig::*;
 use super::*;
 use crate::engine::{Carrier, UdpOffload};
 use crate::packet::ipv4::set_header_checksum;
@@ -39,48 +39,48 @@ fn the_vectors_are_exact(shape: Shape) {
     let wire = hex("450000201c4640003e11fe800a0105020a0109039c400009000c000070696e67");
     let written = hex("450000201c4640003d11ff800a0105020a0109039c400009000c000070696e67");
     let swapped = |packet: &[u8]| [&packet[..12], &packet[16..20], &packet[12..16], &packet[20..]].concat();
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let out = raw(255);
     out.send_to(&read, &std::net::SocketAddr::from((FAR, 0)).into()).unwrap();
-    assert_eq!(lab.peer_gets(), wire);
+    assert_eq!(rig.peer_gets(), wire);
     let sniffer = raw(17);
-    lab.peer_sends(&swapped(&wire));
+    rig.peer_sends(&swapped(&wire));
     let mut seen = raw_receive(&sniffer).expect("a packet from the TUN");
     while seen[12..16] != FAR.octets() {
         // Raw sockets of this namespace see the outer datagrams on loopback too.
         seen = raw_receive(&sniffer).expect("a packet from the TUN");
     }
     assert_eq!(seen, swapped(&written));
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     // The second packet from the TUN, if it was in time: the host's "port unreachable".
     assert!((1..=2).contains(&snapshot.get(Count::TunPackets)), "{snapshot}");
     assert_eq!(snapshot.get(Count::UdpPackets), 1, "{snapshot}");
 }
 
 fn datagrams_of_every_size_pass_both_ways(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     let from = address_of(&host);
     for size in (0..1444).step_by(37).chain([1, 2, 1443, 1444]) {
         let payload = ramp(size);
         host.send_to(&payload, (FAR, 4000)).unwrap();
-        let packet = lab.peer_gets();
+        let packet = rig.peer_gets();
         assert_eq!((packet.len(), packet[8], packet[9]), (28 + size, 63, 17));
         assert_eq!(packet[28..], payload);
 
         let ports = (4000, from.port());
         let spec = Spec { destination: HOST.octets(), ports, ..incoming(size) };
-        lab.peer_sends(&spec.build());
+        rig.peer_sends(&spec.build());
         assert_eq!(receive(&host), Some(payload), "{size}");
     }
     // Fragmented by the kernel, inside.
     let payload = ramp(3000);
     host.send_to(&payload, (FAR, 4000)).unwrap();
-    let mut fragments: Vec<_> = (0..3).map(|_| lab.peer_gets()).collect();
+    let mut fragments: Vec<_> = (0..3).map(|_| rig.peer_gets()).collect();
     fragments.sort_by_key(|packet| u16::from_be_bytes([packet[6] & 0x1f, packet[7]]));
     let whole: Vec<u8> = fragments.iter().flat_map(|packet| &packet[20..]).copied().collect();
     assert_eq!(whole[8..], payload);
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     let lost = snapshot.dropped_total() - snapshot.dropped(DropReason::TunNotIpv4);
     assert_eq!(lost, 0, "{snapshot}");
 }
@@ -92,7 +92,7 @@ fn numbered(n: u32, size: usize) -> Vec<u8> {
 }
 
 fn trains_pass_in_order_both_ways(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     for (size, count) in [(1200, 40), (100, 64), (1444, 45)] {
         for round in 0..5 {
@@ -100,14 +100,14 @@ fn trains_pass_in_order_both_ways(shape: Shape) {
             let bytes = [&payloads.concat()[..], b"tail"].concat();
             send_segmented(&host, &bytes, SocketAddrV4::new(FAR, 4000), u16::try_from(size).unwrap());
             for payload in &payloads {
-                assert_eq!(lab.peer_gets()[28..], payload[..]);
+                assert_eq!(rig.peer_gets()[28..], payload[..]);
             }
-            assert_eq!(lab.peer_gets()[28..], b"tail"[..]);
+            assert_eq!(rig.peer_gets()[28..], b"tail"[..]);
 
-            incoming_train(&lab, &host, &payloads);
+            incoming_train(&rig, &host, &payloads);
         }
     }
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     let lost = snapshot.dropped_total() - snapshot.dropped(DropReason::TunNotIpv4);
     assert_eq!(lost, 0, "{snapshot}");
     if shape.udp == UdpOffload::Auto {
@@ -116,7 +116,7 @@ fn trains_pass_in_order_both_ways(shape: Shape) {
 }
 
 /// The same in one segmented send of the peer's, each packet with its own identification.
-fn incoming_train(lab: &Lab, host: &UdpSocket, payloads: &[Vec<u8>]) {
+fn incoming_train(rig: &Rig, host: &UdpSocket, payloads: &[Vec<u8>]) {
     let packet = |(id, payload): (u16, &Vec<u8>)| {
         let ports = (4000, address_of(host).port());
         Spec { destination: HOST.octets(), ports, id, payload: payload.clone(), ..incoming(0) }.build()
@@ -125,7 +125,7 @@ fn incoming_train(lab: &Lab, host: &UdpSocket, payloads: &[Vec<u8>]) {
     let segment_size = u16::try_from(packets[0].len()).unwrap();
     // The kernel takes 65 507 bytes at once.
     for train in packets.chunks(65_507 / packets[0].len()) {
-        send_segmented(&lab.peer, &train.concat(), lab.address, segment_size);
+        send_segmented(&rig.peer, &train.concat(), rig.address, segment_size);
     }
     for payload in payloads {
         assert_eq!(receive(host).as_ref(), Some(payload));
@@ -135,9 +135,9 @@ fn incoming_train(lab: &Lab, host: &UdpSocket, payloads: &[Vec<u8>]) {
 /// Through the mirror the stream crosses the engine twice, once each way, and its ACKs too.
 fn a_tcp_stream_arrives_whole(shape: Shape) {
     const BYTES: usize = 4 << 20;
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     for joined in [true, false] {
-        let _mirror = Mirror::start(&lab, joined);
+        let _mirror = Mirror::start(&rig, joined);
         let listener = TcpListener::bind((HOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let data: Vec<u8> =
@@ -155,7 +155,7 @@ fn a_tcp_stream_arrives_whole(shape: Shape) {
         assert!(got == data, "{} of {BYTES} bytes", got.len());
         sender.join().unwrap();
     }
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     if shape.tun != TunOffload::Off {
         assert!(
             snapshot.get(Count::TunReads) < snapshot.get(Count::TunPackets),
@@ -181,16 +181,16 @@ fn connect(port: u16) -> TcpStream {
 }
 
 fn echo_is_answered_and_the_unreachable_told(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let mut request = hex("4500001c00010000400100000a0109030a0105020800f7fd00010001");
     set_header_checksum(&mut request[..20]);
-    lab.peer_sends(&request);
-    let reply = lab.peer_gets();
+    rig.peer_sends(&request);
+    let reply = rig.peer_gets();
     assert_eq!((reply[20], reply[8]), (0, 63), "echo reply, one hop on");
     assert_eq!((&reply[12..16], &reply[16..20]), (&HOST.octets()[..], &FAR.octets()[..]));
 
     // The kernel takes a packet from an address of its own only with this.
-    std::fs::write(format!("/proc/sys/net/ipv4/conf/{}/accept_local", lab.device), "1").unwrap();
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{}/accept_local", rig.device), "1").unwrap();
     let errors = raw(1);
     let host = host();
     host.send_to(b"anybody?", (Ipv4Addr::new(10, 1, 200, 1), 9)).unwrap();
@@ -204,7 +204,7 @@ fn echo_is_answered_and_the_unreachable_told(shape: Shape) {
     host.send_to(b"so far?", (FAR, 9)).unwrap();
     let answer = raw_receive(&errors).expect("an ICMP error");
     assert_eq!((answer[20], answer[21], answer[8]), (11, 0, 8));
-    assert!(is_quiet(&lab.peer));
-    let snapshot = lab.stop();
+    assert!(is_quiet(&rig.peer));
+    let snapshot = rig.stop();
     assert_eq!(snapshot.get(Count::IcmpSent), 2, "{snapshot}");
 }

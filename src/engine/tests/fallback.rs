@@ -1,11 +1,11 @@
 //! Hosts without io_uring: `auto` says so and goes on with poll, `uring` fails and names the remedy.
 
-use super::lab::*;
+use super::rig::*;
 use super::*;
 use crate::engine::{Carrier, EngineError};
 use crate::netlink::namespace;
 use crate::ring::RingError;
-use crate::ring::forbid::without_io_uring;
+use crate::ring::tests::forbid::without_io_uring;
 use std::io::{self, Write};
 use std::process::Command as Process;
 use std::sync::Mutex;
@@ -40,22 +40,22 @@ impl Log {
 
 /// Starts with `carrier`, and sees packets pass both ways.
 fn assert_poll_carries_on(carrier: Carrier, log: &Log, cause: &str) {
-    let lab = Lab::with(Shape::new(carrier), |_| ());
-    assert_eq!(lab.engine.carriers(), [Carrier::Poll]);
+    let rig = Rig::with(Shape::new(carrier), |_| ());
+    assert_eq!(rig.engine.carriers(), [Carrier::Poll]);
     let warnings = log.warnings();
     assert_eq!(warnings.len(), 1, "said once: {warnings:?}");
     assert!(warnings[0].contains("using poll") && warnings[0].contains(cause), "{warnings:?}");
     let host = host();
     host.send_to(b"out", (FAR, 4000)).unwrap();
-    assert_eq!(lab.peer_gets()[28..], b"out"[..]);
+    assert_eq!(rig.peer_gets()[28..], b"out"[..]);
     let ports = (4000, address_of(&host).port());
-    lab.peer_sends(&Spec { destination: HOST.octets(), ports, ..incoming(40) }.build());
+    rig.peer_sends(&Spec { destination: HOST.octets(), ports, ..incoming(40) }.build());
     assert_eq!(receive(&host), Some(ramp(40)));
-    lab.stop();
+    rig.stop();
 }
 
 fn refusal_of(carrier: Carrier) -> EngineError {
-    Lab::attempt(Shape::new(carrier), |_| ()).err().expect("no engine")
+    Rig::attempt(Shape::new(carrier), |_| ()).err().expect("no engine")
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn where_descriptors_run_out() {
             assert!(Process::new("prlimit").args(["--pid", &pid, &soft]).status().unwrap().success());
         };
         let mut hoard = Vec::new();
-        let lab = Lab::with(Shape::new(Carrier::Auto), |_| {
+        let rig = Rig::with(Shape::new(Carrier::Auto), |_| {
             limit(100);
             while let Ok(file) = std::fs::File::open("/dev/null") {
                 hoard.push(file);
@@ -103,8 +103,8 @@ fn where_descriptors_run_out() {
             hoard.pop();
         });
         limit(1024);
-        assert_eq!(lab.engine.carriers(), [Carrier::Poll]);
+        assert_eq!(rig.engine.carriers(), [Carrier::Poll]);
         assert!(log.warnings()[0].contains("Too many open files"), "{:?}", log.warnings());
-        lab.stop();
+        rig.stop();
     });
 }

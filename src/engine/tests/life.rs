@@ -1,7 +1,7 @@
 //! What happens to a running engine: routes change, it is stopped, its device goes down or away, and one side
 //! is so busy that the other could starve.
 
-use super::lab::*;
+use super::rig::*;
 use super::*;
 use crate::netlink::namespace::ip;
 use crate::tun::TunOffload;
@@ -52,14 +52,14 @@ impl Flood {
     }
 
     /// From the peer to a host of ours that nobody listens at.
-    fn inward(lab: &Lab) -> Flood {
-        let sockets = vec![lab.peer.try_clone().unwrap(), lab.peer.try_clone().unwrap()];
+    fn inward(rig: &Rig) -> Flood {
+        let sockets = vec![rig.peer.try_clone().unwrap(), rig.peer.try_clone().unwrap()];
         // An ICMP echo reply that nobody asked for: taken in and forgotten.
         let spec = Spec { destination: HOST.octets(), ..incoming(0) };
         let mut packet = spec.build();
         (packet[9], packet[20]) = (1, 0);
         crate::packet::ipv4::set_header_checksum(&mut packet[..20]);
-        Flood::start(sockets, &packet, lab.address)
+        Flood::start(sockets, &packet, rig.address)
     }
 }
 
@@ -101,22 +101,22 @@ fn to_host(host: &UdpSocket, payload: &[u8]) -> Vec<u8> {
 }
 
 fn a_route_change_takes_effect(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let (host, other) = (host(), peer_at("127.0.0.7"));
     let route = |command| {
-        let changes = lab.engine.snapshot().get(Count::RouteChanges);
-        lab.engine.route(command).unwrap();
-        lab.wait("the change", |now| now.get(Count::RouteChanges) > changes);
+        let changes = rig.engine.snapshot().get(Count::RouteChanges);
+        rig.engine.route(command).unwrap();
+        rig.wait("the change", |now| now.get(Count::RouteChanges) > changes);
     };
     host.send_to(b"one", (FAR, 9)).unwrap();
-    assert_eq!(lab.peer_gets()[28..], b"one"[..]);
+    assert_eq!(rig.peer_gets()[28..], b"one"[..]);
     route(set("10.1.9.0/24", address_of(&other)));
     host.send_to(b"two", (FAR, 9)).unwrap();
     assert_eq!(receive(&other).unwrap()[28..], b"two"[..]);
     route(RouteCommand::Del { subnet: net("10.1.9.0/24") });
     host.send_to(b"three", (FAR, 9)).unwrap();
-    lab.wait("the drop", |now| now.dropped(DropReason::NoRoute) > 0);
-    assert!(is_quiet(&lab.peer) && is_quiet(&other));
+    rig.wait("the drop", |now| now.dropped(DropReason::NoRoute) > 0);
+    assert!(is_quiet(&rig.peer) && is_quiet(&other));
     // While the engine has its hands full, too.
     let flood = Flood::outward();
     for _ in 0..20 {
@@ -124,132 +124,132 @@ fn a_route_change_takes_effect(shape: Shape) {
         route(RouteCommand::Del { subnet: net("10.1.9.0/24") });
     }
     drop(flood);
-    lab.stop();
+    rig.stop();
 }
 
 fn bursts_arrive_whole(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     let mut sent = 0;
     for size in [1, 30, 300] {
         let payloads: Vec<_> = (0..size).map(|n: u32| n.to_be_bytes()).collect();
         for payload in &payloads {
             host.send_to(payload, (FAR, 4000)).unwrap();
-            lab.peer_sends(&to_host(&host, payload));
+            rig.peer_sends(&to_host(&host, payload));
         }
         for payload in &payloads {
-            assert_eq!(lab.peer_gets()[28..], payload[..]);
+            assert_eq!(rig.peer_gets()[28..], payload[..]);
             assert_eq!(receive(&host).unwrap(), payload[..]);
         }
         sent += payloads.len() as u64;
     }
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     assert_eq!((snapshot.get(Count::TunPackets), snapshot.get(Count::UdpPackets)), (sent, sent));
 }
 
 fn it_stops_at_once_under_load(shape: Shape) {
-    let lab = Lab::start(shape);
-    let floods = [Flood::outward(), Flood::inward(&lab)];
-    lab.wait("load", |now| now.get(Count::TunPackets) > 10_000 && now.get(Count::UdpPackets) > 10_000);
-    lab.stop();
+    let rig = Rig::start(shape);
+    let floods = [Flood::outward(), Flood::inward(&rig)];
+    rig.wait("load", |now| now.get(Count::TunPackets) > 10_000 && now.get(Count::UdpPackets) > 10_000);
+    rig.stop();
     drop(floods);
 }
 
 fn it_stops_at_once_when_idle(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     std::thread::sleep(A_WHILE);
     let start = Instant::now();
-    lab.stop();
+    rig.stop();
     assert!(start.elapsed() < Duration::from_millis(500));
 }
 
 fn it_does_not_spin_when_idle(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     assert_calm();
-    let before = lab.engine.snapshot().get(Count::Turns);
+    let before = rig.engine.snapshot().get(Count::Turns);
     std::thread::sleep(A_WHILE);
-    assert!(lab.engine.snapshot().get(Count::Turns) - before < 5, "it is to sleep");
-    lab.stop();
+    assert!(rig.engine.snapshot().get(Count::Turns) - before < 5, "it is to sleep");
+    rig.stop();
 }
 
 fn a_deleted_device_is_survived(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
-    lab.peer_sends(&to_host(&host, b"before"));
+    rig.peer_sends(&to_host(&host, b"before"));
     assert_eq!(receive(&host).unwrap(), b"before");
-    ip(&format!("link del {}", lab.device));
+    ip(&format!("link del {}", rig.device));
     assert_calm();
     for n in 1..=3 {
-        lab.peer_sends(&to_host(&host, b"after"));
-        lab.wait("the drop", |now| now.dropped(DropReason::TunGone) == n);
+        rig.peer_sends(&to_host(&host, b"after"));
+        rig.wait("the drop", |now| now.dropped(DropReason::TunGone) == n);
     }
     assert_calm();
     assert!(is_quiet(&host));
-    lab.engine.route(set("10.1.7.0/24", SEVEN)).unwrap();
-    lab.wait("the route change", |now| now.get(Count::RouteChanges) == 1);
-    lab.stop();
+    rig.engine.route(set("10.1.7.0/24", SEVEN)).unwrap();
+    rig.wait("the route change", |now| now.get(Count::RouteChanges) == 1);
+    rig.stop();
 }
 
 fn a_device_that_is_down_comes_back(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     for round in 0..3 {
-        ip(&format!("link set {} down", lab.device));
+        ip(&format!("link set {} down", rig.device));
         assert_calm();
-        lab.peer_sends(&to_host(&host, b"down"));
-        lab.wait("the drop", |now| now.dropped(DropReason::TunDown) == round + 1);
-        ip(&format!("link set {} up", lab.device));
-        ip(&format!("route add 10.1.0.0/16 dev {}", lab.device));
-        lab.peer_sends(&to_host(&host, b"up"));
+        rig.peer_sends(&to_host(&host, b"down"));
+        rig.wait("the drop", |now| now.dropped(DropReason::TunDown) == round + 1);
+        ip(&format!("link set {} up", rig.device));
+        ip(&format!("route add 10.1.0.0/16 dev {}", rig.device));
+        rig.peer_sends(&to_host(&host, b"up"));
         assert_eq!(receive(&host).unwrap(), b"up");
         host.send_to(b"out", (FAR, 4000)).unwrap();
-        assert_eq!(lab.peer_gets()[28..], b"out"[..]);
+        assert_eq!(rig.peer_gets()[28..], b"out"[..]);
     }
-    lab.stop();
+    rig.stop();
 }
 
 fn a_flood_at_the_tun_does_not_starve_the_socket(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     let _flood = Flood::outward();
-    lab.wait("load", |now| now.get(Count::TunPackets) > 5_000);
+    rig.wait("load", |now| now.get(Count::TunPackets) > 5_000);
     for n in 0..50_u32 {
-        lab.peer_sends(&to_host(&host, &n.to_be_bytes()));
+        rig.peer_sends(&to_host(&host, &n.to_be_bytes()));
         let sent = Instant::now();
         assert_eq!(receive(&host).expect("starved"), n.to_be_bytes());
         assert!(sent.elapsed() < Duration::from_millis(500), "it took {:?}", sent.elapsed());
     }
-    lab.stop();
+    rig.stop();
 }
 
 fn a_flood_at_the_socket_does_not_starve_the_tun(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let (host, other) = (host(), peer_at("127.0.0.7"));
-    lab.engine.route(set("10.1.7.0/24", address_of(&other))).unwrap();
-    let _flood = Flood::inward(&lab);
-    lab.wait("load", |now| now.get(Count::UdpPackets) > 5_000);
+    rig.engine.route(set("10.1.7.0/24", address_of(&other))).unwrap();
+    let _flood = Flood::inward(&rig);
+    rig.wait("load", |now| now.get(Count::UdpPackets) > 5_000);
     for n in 0..50_u32 {
         host.send_to(&n.to_be_bytes(), (Ipv4Addr::new(10, 1, 7, 1), 9)).unwrap();
         let sent = Instant::now();
         assert_eq!(receive(&other).expect("starved")[28..], n.to_be_bytes());
         assert!(sent.elapsed() < Duration::from_millis(500), "it took {:?}", sent.elapsed());
     }
-    lab.stop();
+    rig.stop();
 }
 
 /// The engine believes in a link of 9000, the path has 1500: nothing is lost.
 fn a_narrow_path_is_learnt(shape: Shape) {
-    let lab = Lab::with(shape, |setup| setup.max_packet = 8972);
-    ip(&format!("link set {} mtu 8972", lab.device));
+    let rig = Rig::with(shape, |setup| setup.max_packet = 8972);
+    ip(&format!("link set {} mtu 8972", rig.device));
     let host = host();
     for round in 0..10 {
         let payloads: Vec<_> = (0..6_u8).map(|n| vec![round * 10 + n; 5000]).collect();
         send_segmented(&host, &payloads.concat(), SocketAddrV4::new(FAR, 4000), 5000);
         for payload in &payloads {
-            assert_eq!(lab.peer_gets()[28..], payload[..]);
+            assert_eq!(rig.peer_gets()[28..], payload[..]);
         }
     }
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     let resent = snapshot.get(Count::Resent);
     assert!((1..=2).contains(&resent), "learnt from the first refusal: {snapshot}");
     assert_eq!(snapshot.dropped(DropReason::SendTooBig), 0);
@@ -257,18 +257,18 @@ fn a_narrow_path_is_learnt(shape: Shape) {
 
 /// Two queues, two sockets on one port: each flow in order, none lost.
 fn two_workers_share_the_load(shape: Shape) {
-    let lab = Lab::start(Shape { workers: 2, tun: TunOffload::Auto, ..shape });
+    let rig = Rig::start(Shape { workers: 2, tun: TunOffload::Auto, ..shape });
     let hosts: Vec<_> = (0..8).map(|_| host()).collect();
     let peers: Vec<_> = (0..8).map(|_| peer_at("127.0.0.9")).collect();
     for n in 0..100_u32 {
         for (host, peer) in hosts.iter().zip(&peers) {
             host.send_to(&n.to_be_bytes(), (FAR, 4000)).unwrap();
-            peer.send_to(&to_host(host, &n.to_be_bytes()), lab.address).unwrap();
+            peer.send_to(&to_host(host, &n.to_be_bytes()), rig.address).unwrap();
         }
     }
     let mut next = std::collections::HashMap::new();
     for _ in 0..800 {
-        let packet = lab.peer_gets();
+        let packet = rig.peer_gets();
         let expected = next.entry(packet[20..22].to_vec()).or_insert(0_u32);
         assert_eq!(packet[28..], expected.to_be_bytes());
         *expected += 1;
@@ -278,22 +278,22 @@ fn two_workers_share_the_load(shape: Shape) {
             assert_eq!(receive(host).unwrap(), n.to_be_bytes());
         }
     }
-    lab.engine.route(RouteCommand::Del { subnet: net("10.1.9.0/24") }).unwrap();
-    lab.wait("both workers", |now| now.get(Count::RouteChanges) == 2);
-    let snapshot = lab.stop();
+    rig.engine.route(RouteCommand::Del { subnet: net("10.1.9.0/24") }).unwrap();
+    rig.wait("both workers", |now| now.get(Count::RouteChanges) == 2);
+    let snapshot = rig.stop();
     assert_eq!((snapshot.get(Count::TunPackets), snapshot.get(Count::UdpPackets)), (800, 800), "{snapshot}");
 }
 
 /// Device, name and port are free as soon as `stop` returns.
 fn twenty_engines_in_a_row_find_name_and_port_free(shape: Shape) {
     for _ in 0..20 {
-        let lab = Lab::start(shape);
-        assert_eq!(lab.device, "flannel0");
+        let rig = Rig::start(shape);
+        assert_eq!(rig.device, "flannel0");
         let host = host();
-        lab.peer_sends(&to_host(&host, b"x"));
+        rig.peer_sends(&to_host(&host, b"x"));
         assert_eq!(receive(&host).unwrap(), b"x");
-        let address = lab.address;
-        lab.stop();
+        let address = rig.address;
+        rig.stop();
         UdpSocket::bind(address).unwrap();
     }
 }

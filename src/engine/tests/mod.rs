@@ -8,10 +8,10 @@ mod drops;
 mod ending;
 mod fallback;
 mod icmp;
-mod lab;
 mod life;
 mod moderation;
 mod refusals;
+mod rig;
 mod routes;
 
 use super::port::{Arrival, MemoryPort, Sent};

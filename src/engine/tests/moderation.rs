@@ -1,6 +1,6 @@
-//! A worker rests where small packets come fast and from one side, and nowhere else.
+//! A worker pauses where small packets come fast and from one side, and nowhere else.
 
-use super::lab::*;
+use super::rig::*;
 use super::*;
 use std::net::UdpSocket;
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ on_both_carriers! {
 /// Packets of one flood: enough to be judged many times.
 const FLOOD: u32 = 50_000;
 /// Floods before a test gives up. A worker that is short of processor time falls behind, never runs dry, and has no
-/// reason to rest.
+/// reason to pause.
 const FLOODS: u32 = 10;
 /// The last number of all.
 const END: u32 = u32::MAX;
@@ -51,11 +51,11 @@ fn witness(peer: &UdpSocket) -> JoinHandle<usize> {
 }
 
 fn a_flood_gathers_and_stays_in_order(shape: Shape) {
-    let lab = Lab::start(shape);
-    let (witness, host) = (witness(&lab.peer), host());
+    let rig = Rig::start(shape);
+    let (witness, host) = (witness(&rig.peer), host());
     for round in 0..FLOODS {
         flood(&host, round * FLOOD);
-        if lab.engine.snapshot().get(Count::Rests) > 100 {
+        if rig.engine.snapshot().get(Count::Pauses) > 100 {
             break;
         }
     }
@@ -64,31 +64,31 @@ fn a_flood_gathers_and_stays_in_order(shape: Shape) {
         std::thread::sleep(Duration::from_millis(1));
     }
     let seen = witness.join().unwrap();
-    let snapshot = lab.stop();
+    let snapshot = rig.stop();
     assert!(seen > 1000, "only {seen} packets came: {snapshot}");
-    assert!(snapshot.get(Count::Rests) > 100, "{snapshot}");
+    assert!(snapshot.get(Count::Pauses) > 100, "{snapshot}");
     assert!(snapshot.get(Count::UdpSends) < snapshot.get(Count::TunPackets) / 2, "short trains: {snapshot}");
 }
 
 fn zero_means_never(shape: Shape) {
-    let lab = Lab::with(shape, |setup| setup.settings.moderation = Duration::ZERO);
+    let rig = Rig::with(shape, |setup| setup.settings.moderation = Duration::ZERO);
     flood(&host(), 0);
-    lab.wait("the flood", |now| now.get(Count::TunPackets) > 1000);
-    let snapshot = lab.stop();
-    assert_eq!(snapshot.get(Count::Rests), 0, "{snapshot}");
+    rig.wait("the flood", |now| now.get(Count::TunPackets) > 1000);
+    let snapshot = rig.stop();
+    assert_eq!(snapshot.get(Count::Pauses), 0, "{snapshot}");
 }
 
 fn requests_and_answers_do_not_wait(shape: Shape) {
-    let lab = Lab::start(shape);
+    let rig = Rig::start(shape);
     let host = host();
     let ports = (4000, address_of(&host).port());
     let answer = Spec { destination: HOST.octets(), ports, ..incoming(4) }.build();
     for _ in 0..3000 {
         host.send_to(b"well?", (FAR, 4000)).unwrap();
-        lab.peer_gets();
-        lab.peer_sends(&answer);
+        rig.peer_gets();
+        rig.peer_sends(&answer);
         assert!(receive(&host).is_some());
     }
-    let snapshot = lab.stop();
-    assert_eq!(snapshot.get(Count::Rests), 0, "{snapshot}");
+    let snapshot = rig.stop();
+    assert_eq!(snapshot.get(Count::Pauses), 0, "{snapshot}");
 }

@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 1, 5, 2);
-/// Behind [`Lab::peer`].
+/// Behind [`Rig::peer`].
 pub(super) const FAR: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 3);
 /// Behind the [`Mirror`].
 pub(super) const MIRRORED: Ipv4Addr = Ipv4Addr::new(10, 1, 8, 3);
@@ -81,7 +81,7 @@ impl Shape {
     }
 }
 
-pub(super) struct Lab {
+pub(super) struct Rig {
     pub(super) engine: Engine,
     /// The TUN device's name.
     pub(super) device: String,
@@ -91,18 +91,18 @@ pub(super) struct Lab {
     pub(super) peer: UdpSocket,
 }
 
-impl Lab {
-    pub(super) fn start(shape: Shape) -> Lab {
-        let lab = Lab::with(shape, |_| ());
-        assert_eq!(lab.engine.carriers(), vec![shape.carrier; shape.workers]);
-        lab
+impl Rig {
+    pub(super) fn start(shape: Shape) -> Rig {
+        let rig = Rig::with(shape, |_| ());
+        assert_eq!(rig.engine.carriers(), vec![shape.carrier; shape.workers]);
+        rig
     }
 
-    pub(super) fn with(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Lab {
-        Lab::attempt(shape, adjust).unwrap()
+    pub(super) fn with(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Rig {
+        Rig::attempt(shape, adjust).unwrap()
     }
 
-    pub(super) fn attempt(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Result<Lab, EngineError> {
+    pub(super) fn attempt(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Result<Rig, EngineError> {
         let device = Device::create("flannel%d", shape.workers, shape.tun).unwrap();
         let name = device.name().to_owned();
         // As on a wire of 1500: a longer datagram is fragmented, a longer segment refused.
@@ -141,7 +141,7 @@ impl Lab {
         };
         adjust(&mut setup);
         let engine = Engine::start(setup)?;
-        Ok(Lab { engine, device: name, address, peer })
+        Ok(Rig { engine, device: name, address, peer })
     }
 
     /// A packet from the peer, as it is.
@@ -266,11 +266,11 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// `joined`: with `UDP_GRO` and `UDP_SEGMENT`; else packet by packet.
-    pub(super) fn start(lab: &Lab, joined: bool) -> Mirror {
+    pub(super) fn start(rig: &Rig, joined: bool) -> Mirror {
         let options =
             SocketOptions { receive_buffer: 8 << 20, send_buffer: 8 << 20, gro: joined, reuse_port: false };
         let socket = Socket::bind("127.0.0.8:0".parse().unwrap(), options).unwrap();
-        lab.engine.route(set("10.1.8.0/24", socket.local_addr().unwrap())).unwrap();
+        rig.engine.route(set("10.1.8.0/24", socket.local_addr().unwrap())).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {

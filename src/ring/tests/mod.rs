@@ -1,5 +1,7 @@
 //! The ring on real descriptors: a socket pair of UDP on loopback, and a pipe in place of the TUN.
 
+pub(crate) mod forbid;
+
 use super::*;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -190,7 +192,7 @@ fn a_read_that_fails_is_told_and_made_again() {
     while ring.take_receive_error() != Some(libc::ECONNREFUSED) {
         ring.turn(SLEEP, |_| {}).unwrap();
     }
-    assert_eq!(ring.tun_error(), None);
+    assert_eq!(ring.tun_error, None);
     UdpSocket::bind(absent).unwrap().send_to(b"here", tun.local_addr().unwrap()).unwrap();
     while ring.frame().is_none() {
         ring.turn(SLEEP, |_| {}).unwrap();
