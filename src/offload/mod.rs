@@ -41,4 +41,4 @@ pub mod coalesce;
 pub mod segment;
 
 #[cfg(test)]
-pub(crate) mod reference;
+pub(crate) mod tests;

@@ -22,6 +22,7 @@
 //! table over the flows of this flush, which a generation number empties at no cost.
 
 mod flow;
+mod index;
 mod item;
 
 #[cfg(test)]
@@ -29,7 +30,8 @@ mod tests;
 
 use crate::packet::ipv4::{Ipv4, decrement_ttl};
 use crate::packet::vnet::VNET_LEN;
-use flow::{Flow, FlowIndex};
+use flow::Flow;
+use index::FlowIndex;
 use item::{Arrival, Item, low32};
 
 /// Most pieces in a frame. With the head they stay far below the 1024 of `IOV_MAX`.

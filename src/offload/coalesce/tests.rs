@@ -3,8 +3,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;
-use crate::offload::reference::{DF, Spec, cut, finish_ip, naive_sum, unfinish, vnet};
 use crate::offload::segment;
+use crate::offload::tests::reference::{DF, Spec, cut, finish_ip, naive_sum, unfinish, vnet};
 use crate::packet::vnet::VnetHeader;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
