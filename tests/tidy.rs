@@ -8,10 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str =
-    "packet,subnet:offload,route,ring,tun,udp,netlink:engine,etcd:lease,masq,iface,status:backend:cli,daemon";
+const RANKS: &str = "packet,bpf,subnet:offload,route,ring,tun,udp,netlink:engine,etcd:lease,masq,iface,status:backend:cli,daemon";
 /// Rooms that may hold `unsafe`.
-const UNSAFE: &[&str] = &["ring", "tun", "udp"];
+const UNSAFE: &[&str] = &["bpf", "ring", "tun", "udp"];
 /// Rooms that may name tokio.
 const TOKIO: &[&str] = &["etcd", "netlink", "status", "daemon"];
 /// The control path, which does not know the engine, but for [`KNOWS_ENGINE`].

@@ -1,6 +1,7 @@
 //! Creating the device and its queues.
 
 use super::TunError;
+use super::error::check;
 use super::steering::steer;
 use std::ffi::CStr;
 use std::fmt;
@@ -103,7 +104,7 @@ impl Device {
             device.queues.push(queue);
         }
         device.offloads = device.set_offloads(want)?;
-        device.steered = queues > 1 && steer(&device.queues[0]).is_ok();
+        device.steered = queues > 1 && steer(device.queues[0].as_fd()).is_ok();
         Ok(device)
     }
 
@@ -233,8 +234,4 @@ fn is_interface_name(name: &str) -> bool {
         && plain != "."
         && plain != ".."
         && !plain.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%'))
-}
-
-pub(super) fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
