@@ -6,6 +6,36 @@
 //! and transport header of its first packet, with the TTL taken down by one), and *pieces*, ranges of the receive
 //! buffers: one `writev`.
 //!
+//! ```text
+//!  the caller's buffers, which are only read
+//!             ┌───┬─────────┬───┬─────────┬───┬─────────┬───┬─────────┐
+//!   buffer 0  │hdr│ data A1 │hdr│ data A2 │hdr│ data B1 │hdr│ data A3 │
+//!             └───┴────▲────┴───┴────▲────┴───┴────▲────┴───┴────▲────┘
+//!                      │ buffer,     │             │             │
+//!                      │ start, len  │             │             │
+//!             ┌────────┴────┬────────┴────┬────────┴────┬────────┴────┐
+//!   arrived   │    0, A1    │    0, A2    │    1, B1    │    0, A3    │  (item, piece), in order of arrival
+//!             └─────────────┴─────────────┴─────────────┴─────────────┘
+//!                   │ sorted by item when the frames are asked for
+//!             ┌────┬▼───┬────┬────┐
+//!   by_frame  │ A1 │ A2 │ A3 │ B1 │
+//!             └─▲──┴────┴────┴─▲──┘
+//!               │ first_piece, │ pieces
+//!             ┌─┴──────────┬───┴────────┐
+//!   items     │ 0: flow A  │ 1: flow B  │  one frame in the making each, in the order of opening
+//!             └─┬─▲────────┴─┬─▲────────┘
+//!               │ │          │ └── last: the item that was touched last
+//!               │ └──────────┼──── index: hash of a flow ──► its newest item
+//!               │ head_start,│ head_len
+//!             ┌─▼──────────┬─▼──────────┬───────────────┐
+//!   heads     │vnet IP TCP │vnet IP UDP │ free …        │  headers of A1 and B1, copied and edited
+//!             └────────────┴────────────▲───────────────┘
+//!                                       └── heads_used
+//! ```
+//!
+//! An item owns nothing: it holds offsets and counts, so that all memory is allocated once and a flush is forgotten by
+//! setting lengths to zero. The frame that is handed out borrows one range of `heads` and one range of `by_frame`.
+//!
 //! A packet can merge if it is plain data of TCP or UDP: no IP options, no fragment, for TCP only ACK, PSH and ECE
 //! among the flags, and some payload. Before that its IP header checksum and its transport checksum are verified, since
 //! a frame written with `NEEDS_CSUM` is believed by the kernel: merging unverified bytes would launder corruption.
