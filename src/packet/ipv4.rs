@@ -138,9 +138,8 @@ impl Ipv4 {
     }
 
     /// Bytes after the header.
-    #[inline]
-    #[must_use]
-    pub fn payload_len(&self) -> usize {
+    #[cfg(test)]
+    fn payload_len(&self) -> usize {
         self.total_len - self.header_len
     }
 }

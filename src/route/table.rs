@@ -145,18 +145,15 @@ impl RouteTable {
     }
 
     /// The number of routes.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
         self.rules.len()
     }
 
     /// Whether there are no routes.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
-    }
-
-    /// The network that the table covers.
-    pub fn network(&self) -> Ipv4Net {
-        self.network
     }
 
     #[cfg(test)]

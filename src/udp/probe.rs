@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Datagrams in one send that every kernel with `UDP_SEGMENT` takes: `UDP_MAX_SEGMENTS` (64 before Linux 6.9) less
 /// one, since kernels before 5.16 count the UDP header as payload.
-pub const MAX_SEGMENTS_SAFE: u16 = 63;
+pub(super) const MAX_SEGMENTS_SAFE: u16 = 63;
 /// The same since Linux 6.9, where the limit is 128.
 const MAX_SEGMENTS: u16 = 127;
 /// Bytes of each datagram of the trial.

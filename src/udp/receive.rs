@@ -1,4 +1,4 @@
-//! Plain receives: one buffer, or a batch by `recvmmsg`.
+//! Plain receives: one buffer, or many by `recvmmsg`.
 
 use super::Socket;
 use super::control::{ControlBuffer, stride};

@@ -1,4 +1,4 @@
-//! Plain sends: one message, or a batch by `sendmmsg`.
+//! Plain sends: one message, or many by `sendmmsg`.
 
 use super::Socket;
 use super::control::SegmentControl;
@@ -95,16 +95,11 @@ impl SendMany {
         let slots = std::iter::repeat_with(Slot::new).take(capacity).collect();
         Self { headers: vec![empty; capacity], slots }
     }
-
-    /// How many messages one call can take.
-    pub fn capacity(&self) -> usize {
-        self.slots.len()
-    }
 }
 
 impl fmt::Debug for SendMany {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendMany").field("capacity", &self.capacity()).finish_non_exhaustive()
+        f.debug_struct("SendMany").field("capacity", &self.slots.len()).finish_non_exhaustive()
     }
 }
 

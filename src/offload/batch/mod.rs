@@ -2,8 +2,9 @@
 //! `UDP_GRO` → packets.
 //!
 //! The kernel cuts a send into datagrams of `segment_size` bytes, of which the last may be shorter (udp(7),
-//! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams (64; 128 since Linux 6.9), each
-//! within the path MTU.
+//! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams, each within the path MTU. That limit
+//! is 64, and 128 since Linux 6.9; kernels before 5.16 count the UDP header as payload, so that a train as large as the
+//! limit is one packet too long for them. The `udp` room tries how many pass.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ const TRAIN_ROOM: usize = 65_535;
 /// What the kernel and the path take in one send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most packets in a train; at least 1 is used. 64 suits every kernel, 128 needs Linux 6.9.
+    /// Most packets in a train; at least 1 is used. 63 suits every kernel with `UDP_SEGMENT`, 127 needs Linux 6.9.
     pub max_segments: u16,
     /// The largest packet, in bytes, that may be part of a train (path MTU − 28). A larger one travels alone and the
     /// kernel fragments it.
@@ -42,20 +43,19 @@ pub struct Train {
 
 impl Train {
     /// An empty train with its buffer.
-    #[must_use]
-    pub fn new(limits: Limits) -> Train {
+    fn new(limits: Limits) -> Train {
         let buffer = vec![0; TRAIN_ROOM].into_boxed_slice();
         Train { buffer, len: 0, segment_size: 0, count: 0, sealed: false, limits }
     }
 
     /// Empties the train; its limits are `limits` from now on.
-    pub fn reset(&mut self, limits: Limits) {
+    fn reset(&mut self, limits: Limits) {
         self.limits = limits;
         self.clear();
     }
 
     /// Empties the train.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.len = 0;
         self.segment_size = 0;
         self.count = 0;
@@ -93,8 +93,7 @@ impl Train {
 
     /// True if a packet of `len` bytes may join. An empty train takes any packet.
     #[inline]
-    #[must_use]
-    pub fn accepts(&self, len: usize) -> bool {
+    fn accepts(&self, len: usize) -> bool {
         if self.is_empty() {
             return len <= TRAIN_ROOM;
         }
@@ -105,18 +104,15 @@ impl Train {
     }
 
     /// The room for the next packet, of `len` bytes; [`Train::commit`] makes it count.
-    ///
-    /// # Panics
-    /// If the buffer has no such room: ask [`Train::accepts`] first.
-    #[inline]
-    pub fn reserve(&mut self, len: usize) -> &mut [u8] {
+    #[cfg(test)]
+    fn reserve(&mut self, len: usize) -> &mut [u8] {
         &mut self.buffer[self.len..self.len + len]
     }
 
-    /// Counts the packet of `len` bytes that was written into the reserved room. A packet shorter than the first
-    /// seals the train, and so does a first one that must travel alone.
+    /// Counts a packet of `len` bytes behind the others. A packet shorter than the first seals the train, and so does
+    /// a first one that must travel alone.
     #[inline]
-    pub fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize) {
         debug_assert!(self.accepts(len), "a packet of {len} bytes does not fit");
         let size = u16::try_from(len).unwrap_or(u16::MAX);
         if self.is_empty() {
@@ -135,7 +131,7 @@ impl Train {
 /// `K` names the peer. A packet joins only the newest train of its key, so packets of one key keep their order as
 /// long as the trains are sent in order.
 #[derive(Debug)]
-pub struct Batcher<K> {
+pub struct Trains<K> {
     limits: Limits,
     /// Keys apart from the trains: the search reads a few cache lines only.
     keys: Vec<K>,
@@ -144,12 +140,12 @@ pub struct Batcher<K> {
     last: usize,
 }
 
-impl<K: Copy + Eq> Batcher<K> {
+impl<K: Copy + Eq> Trains<K> {
     /// Allocates `trains` trains (64 KiB each). The search for a key is linear in the open trains: keep it to some
     /// dozens.
     #[must_use]
-    pub fn new(trains: usize, limits: Limits) -> Batcher<K> {
-        Batcher {
+    pub fn new(trains: usize, limits: Limits) -> Trains<K> {
+        Trains {
             limits,
             keys: Vec::with_capacity(trains),
             open: Vec::with_capacity(trains),
@@ -185,7 +181,7 @@ impl<K: Copy + Eq> Batcher<K> {
         Some(&mut train.buffer[start..start + len])
     }
 
-    /// As [`Batcher::place`], but in a train of its own that nothing can join.
+    /// As [`Trains::place`], but in a train of its own that nothing can join.
     pub fn place_alone(&mut self, key: K, len: usize) -> Option<&mut [u8]> {
         let index = self.open_train(key, len)?;
         self.last = index;
@@ -235,14 +231,14 @@ impl<K: Copy + Eq> Batcher<K> {
     }
 
     /// How many trains wait in the pool.
-    #[must_use]
-    pub fn available(&self) -> usize {
+    #[cfg(test)]
+    fn available(&self) -> usize {
         self.pool.len()
     }
 
     /// True if no train is open.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 }

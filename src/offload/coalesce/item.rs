@@ -98,9 +98,9 @@ pub(super) struct Item {
     pub(super) head_len: usize,
     /// IP and transport header.
     header_len: usize,
-    /// Payload of the first packet.
-    segment_size: usize,
-    /// Payload of all.
+    /// Payload bytes of the first packet; a longer one does not join.
+    first_payload: usize,
+    /// Payload bytes of all packets.
     payload_len: usize,
     next_sequence: u32,
     pub(super) packets: u32,
@@ -124,7 +124,7 @@ impl Item {
             head_start,
             head_len,
             header_len: arrival.header_len,
-            segment_size: payload_len,
+            first_payload: payload_len,
             payload_len,
             next_sequence,
             packets: 1,
@@ -142,7 +142,7 @@ impl Item {
             head_start,
             head_len,
             header_len: 0,
-            segment_size: 0,
+            first_payload: 0,
             payload_len: 0,
             next_sequence: 0,
             packets: 1,
@@ -159,7 +159,7 @@ impl Item {
         let fits = self.open
             && self.kind == arrival.kind
             && self.header_len == arrival.header_len
-            && payload_len <= self.segment_size
+            && payload_len <= self.first_payload
             && self.pieces < MAX_PIECES
             && self.header_len + self.payload_len + payload_len <= MAX_PACKET;
         if !fits {
@@ -202,7 +202,7 @@ impl Item {
         self.payload_len += payload_len;
         self.packets += 1;
         self.next_sequence = self.next_sequence.wrapping_add(low32(payload_len));
-        self.open = !arrival.closes && payload_len == self.segment_size;
+        self.open = !arrival.closes && payload_len == self.first_payload;
         if arrival.closes {
             // Only PSH closes a packet that merges; the kernel puts it on the last segment again.
             heads[self.head_start + VNET_LEN + MIN_HEADER + 13] |= PSH;
@@ -225,7 +225,7 @@ impl Item {
             flags: NEEDS_CSUM,
             gso_type: if merged { gso_type } else { GSO_NONE },
             hdr_len: len16(self.header_len),
-            gso_size: if merged { len16(self.segment_size) } else { 0 },
+            gso_size: if merged { len16(self.first_payload) } else { 0 },
             csum_start: len16(MIN_HEADER),
             csum_offset: len16(checksum),
         };

@@ -105,7 +105,7 @@ pub struct Piece {
 pub struct Frame<'a> {
     /// The 10-byte vnet header, then the IP header and what follows it as far as it was copied.
     pub head: &'a [u8],
-    /// The rest, at most [`MAX_PIECES`].
+    /// The bytes behind the head, at most [`MAX_PIECES`].
     pub pieces: &'a [Piece],
     /// How many packets the frame stands for.
     pub packets: u32,
@@ -157,13 +157,6 @@ impl Coalescer {
             index: FlowIndex::new(settings.frames),
             last: 0,
         }
-    }
-
-    /// Changes what is merged. Call it on an empty coalescer, right after [`Coalescer::clear`]: in the middle of a
-    /// flush a flow could overtake itself.
-    pub fn set_offloads(&mut self, tcp: bool, udp: bool) {
-        self.settings.tcp = tcp;
-        self.settings.udp = udp;
     }
 
     /// Takes the packet that lies at `start` in `buffer`. `packet` is exactly one IPv4 packet and `ip` its header as

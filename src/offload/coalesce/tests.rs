@@ -205,8 +205,7 @@ fn anything_else_of_a_flow_closes_its_frame() {
 fn switches_off() {
     for (tcp, spec) in [(true, Spec::tcp(vec![5; 500])), (false, Spec::udp(vec![5; 500]))] {
         let (packets, _) = tcp_run(&spec, 2);
-        let mut rig = Rig::new(SETTINGS);
-        rig.coalescer.set_offloads(!tcp, tcp);
+        let mut rig = Rig::new(Settings { tcp: !tcp, udp: tcp, ..SETTINGS });
         let plain: Vec<_> =
             packets.iter().map(|packet| ([vec![0; 10], one_hop(packet)].concat(), 1)).collect();
         assert!(packets.iter().all(|packet| rig.push(packet) == Pushed::Alone));

@@ -32,7 +32,7 @@ pub enum SegmentError {
     /// A segmentation type that was never negotiated (the type without its ECN bit).
     #[error("unknown segmentation type {0}")]
     UnknownGsoType(u8),
-    /// A super-packet with `gso_size` 0.
+    /// A super-packet to be cut into segments without payload.
     #[error("segment size 0")]
     ZeroSegmentSize,
     /// The segmentation type and the IP protocol differ, or the super-packet is an IP fragment.
@@ -196,9 +196,9 @@ impl Plan {
         match &self.shape {
             Shape::Whole => out.copy_from_slice(&packet[..self.payload_len]),
             Shape::Unfinished { start, at, zero_is_absent } => {
-                let (head, rest) = out.split_at_mut(*start);
-                head.copy_from_slice(&packet[..*start]);
-                let checksum = copy_and_sum(rest, &packet[*start..self.payload_len]).finish();
+                let (before, summed) = out.split_at_mut(*start);
+                before.copy_from_slice(&packet[..*start]);
+                let checksum = copy_and_sum(summed, &packet[*start..self.payload_len]).finish();
                 put_u16(out, *at, if *zero_is_absent { never_zero(checksum) } else { checksum });
             }
             Shape::Tcp { base, sequence, flags } => {
