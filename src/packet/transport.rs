@@ -15,6 +15,9 @@ pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 
+const _: () = assert!(TCP_MAX_HEADER == 0x0f * 4, "the data offset is four bits that count words");
+const _: () = assert!(TCP_CHECKSUM + 2 <= TCP_MIN_HEADER && UDP_CHECKSUM + 2 <= UDP_HEADER);
+
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
 /// TCP flag: push.

@@ -4,6 +4,8 @@
 /// Bytes of the header: `TUNSETVNETHDRSZ`'s default.
 pub const VNET_LEN: usize = 10;
 
+const _: () = assert!(VNET_LEN == 2 * size_of::<u8>() + 4 * size_of::<u16>(), "the fields fill it");
+
 /// Flag: the checksum at `csum_start + csum_offset` still has to be finished; it holds the pseudo-header's sum.
 pub const NEEDS_CSUM: u8 = 1;
 

@@ -37,6 +37,7 @@ impl SegmentControl {
 
     /// Changes the segment size.
     pub fn set(&mut self, segment_size: u16) {
+        debug_assert!(segment_size > 0, "the kernel takes 0 for no segmentation");
         self.bytes[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&segment_size.to_ne_bytes());
     }
 
@@ -45,6 +46,9 @@ impl SegmentControl {
         &self.bytes
     }
 }
+
+const _: () = assert!(align_of::<SegmentControl>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(align_of::<ControlBuffer>() >= align_of::<libc::cmsghdr>());
 
 /// Room for a received datagram's control messages, aligned as the kernel wants it.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,9 @@ const MAX_SEGMENTS: u16 = 127;
 const SIZE: usize = 100;
 const SIZE_FIELD: u16 = 100;
 
+const _: () = assert!(SIZE_FIELD as usize == SIZE && MAX_SEGMENTS > MAX_SEGMENTS_SAFE);
+const _: () = assert!(MAX_SEGMENTS as usize * SIZE <= 65_507, "the trial fits one send");
+
 /// How many datagrams one send may carry: 127, 63, or `None` where the kernel has no `UDP_SEGMENT`.
 ///
 /// The number is tried on a throw-away pair of loopback sockets. Where loopback is down nothing can be tried,

@@ -142,6 +142,7 @@ impl Socket {
                 &raw mut len,
             )
         };
+        debug_assert!(result != 0 || len as usize == size_of_val(&info), "the kernel gave {len} bytes");
         if result == 0 { Ok(info[8]) } else { Err(io::Error::last_os_error()) }
     }
 

@@ -9,14 +9,21 @@
 #[cfg(test)]
 mod tests;
 
+use crate::packet::ipv4::{MAX_PACKET, MIN_HEADER};
+use crate::packet::transport::UDP_HEADER;
 use std::ops::Range;
 
-/// The largest UDP payload over IPv4: 65 535 − 20 − 8.
+/// The largest UDP payload over IPv4.
 pub const TRAIN_BYTES: usize = 65_507;
+
+const _: () = assert!(TRAIN_BYTES == MAX_PACKET - MIN_HEADER - UDP_HEADER);
 
 /// Room in a train's buffer. More than [`TRAIN_BYTES`], so that any IPv4 packet has a place; a lone packet above that
 /// limit fails in the send, with `EMSGSIZE`.
 const TRAIN_ROOM: usize = 65_535;
+
+const _: () = assert!(TRAIN_ROOM == MAX_PACKET, "any IPv4 packet has a place");
+const _: () = assert!(TRAIN_ROOM <= u16::MAX as usize, "a packet's length fits the segment size");
 
 /// What the kernel and the path take in one send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +130,19 @@ impl Train {
         }
         self.len += len;
         self.count += 1;
+        debug_assert!(self.is_run(), "not a run within its limits: {self:?}");
+    }
+
+    /// True if the kernel, told the segment size, would cut the train into the packets that were placed.
+    fn is_run(&self) -> bool {
+        let size = usize::from(self.segment_size);
+        let before_last = self.count().saturating_sub(1) * size;
+        let last = self.len.saturating_sub(before_last);
+        let only_last_is_shorter = (1..=size).contains(&last) && (last == size || self.sealed);
+        let within_limits = self.count <= self.limits.max_segments
+            && self.segment_size <= self.limits.max_segment_size
+            && self.len <= TRAIN_BYTES;
+        only_last_is_shorter && (self.count == 1 || (self.limits.enabled && within_limits))
     }
 }
 
@@ -195,10 +215,12 @@ impl<K: Copy + Eq> Trains<K> {
     #[inline]
     fn newest(&self, key: K) -> Option<usize> {
         // `last` is where the last packet went, thus the newest train of its own key.
+        let newest = || self.keys.iter().rposition(|open| *open == key);
         if self.keys.get(self.last) == Some(&key) {
+            debug_assert_eq!(Some(self.last), newest(), "a packet would overtake those of a newer train");
             return Some(self.last);
         }
-        self.keys.iter().rposition(|open| *open == key)
+        newest()
     }
 
     fn open_train(&mut self, key: K, len: usize) -> Option<usize> {
@@ -207,8 +229,10 @@ impl<K: Copy + Eq> Trains<K> {
         }
         let mut train = self.pool.pop()?;
         train.reset(self.limits);
+        debug_assert!(self.open.len() < self.open.capacity(), "opening a train would allocate");
         self.open.push(train);
         self.keys.push(key);
+        debug_assert_eq!(self.keys.len(), self.open.len(), "each train has its key");
         Some(self.open.len() - 1)
     }
 
@@ -221,6 +245,7 @@ impl<K: Copy + Eq> Trains<K> {
     pub fn clear(&mut self) {
         self.last = 0;
         self.keys.clear();
+        debug_assert!(self.pool.len() + self.open.len() <= self.pool.capacity(), "the pool would allocate");
         self.pool.append(&mut self.open);
     }
 

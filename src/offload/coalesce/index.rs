@@ -2,7 +2,7 @@
 //! number. It never holds more flows than frames and has twice as many slots, so a search ends soon.
 
 use super::flow::Flow;
-use super::item::Item;
+use super::item::{Item, low32};
 use std::hash::BuildHasher;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,8 +47,9 @@ impl FlowIndex {
     /// Makes `item` the newest of `flow`.
     #[inline]
     pub(super) fn set(&mut self, flow: Flow, item: usize, items: &[Item]) {
+        debug_assert!(items.len() * 2 <= self.slots.len(), "a search would be long, or without end");
         let at = self.find(flow, items);
-        self.slots[at] = Slot { generation: self.generation, item: (item as u64 & 0xffff_ffff) as u32 };
+        self.slots[at] = Slot { generation: self.generation, item: low32(item) };
     }
 
     /// The slot of `flow`, or the empty slot where it would be put.

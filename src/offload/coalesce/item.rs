@@ -1,7 +1,7 @@
 //! One frame in the making, and the rules by which a packet joins it.
 
 use super::flow::Flow;
-use super::{INLINE, MAX_PIECES};
+use super::{INLINE, MAX_PIECES, Piece};
 use crate::packet::checksum::pseudo_header;
 use crate::packet::field::{get_u16, get_u32, len16, put_u16};
 use crate::packet::ipv4::{
@@ -12,6 +12,9 @@ use crate::packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET_LEN,
 
 /// Most datagrams in a UDP super-packet: `UDP_MAX_SEGMENTS` of kernels before 6.9. A frame above the limit is refused.
 const MAX_DATAGRAMS: u32 = 64;
+
+const _: () =
+    assert!(MAX_DATAGRAMS as usize <= MAX_PIECES, "a full UDP super-packet has a piece for each datagram");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -143,12 +146,29 @@ impl Item {
             head_len,
             header_len: 0,
             first_payload: 0,
-            payload_len: 0,
+            payload_len: head_len - VNET_LEN,
             next_sequence: 0,
             packets: 1,
             pieces: 0,
             first_piece: 0,
         }
+    }
+
+    /// True if the kernel takes the frame, and each packet brought the one piece that it may bring: the first one
+    /// brings none if it lies in the head whole.
+    pub(super) fn is_within_limits(&self) -> bool {
+        let later_packets = self.packets as usize - 1;
+        let one_piece_each = self.pieces == later_packets || self.pieces == later_packets + 1;
+        let length_fits = self.header_len + self.payload_len <= MAX_PACKET;
+        let mergeable = self.packets == 1 || self.kind != Kind::Plain;
+        let datagrams_fit = self.kind != Kind::Udp || self.packets <= MAX_DATAGRAMS;
+        one_piece_each && self.pieces <= MAX_PIECES && length_fits && mergeable && datagrams_fit
+    }
+
+    /// True if head and `pieces` together are the frame's headers and all its payload.
+    pub(super) fn has_all_bytes(&self, pieces: &[Piece]) -> bool {
+        let in_pieces: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+        self.head_len + in_pieces == VNET_LEN + self.header_len + self.payload_len
     }
 
     /// True if `packet`, of the same flow, may be appended. `heads` holds this frame's head, whose TTL is already one
@@ -254,5 +274,6 @@ pub(super) fn bytes_to_copy(arrival: &Arrival, packet: &[u8]) -> usize {
 /// A length or index, all of which are far below 2³² here.
 #[inline]
 pub(super) fn low32(len: usize) -> u32 {
+    debug_assert!(u32::try_from(len).is_ok(), "{len} does not fit 32 bits");
     (len as u64 & 0xffff_ffff) as u32
 }

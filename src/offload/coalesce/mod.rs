@@ -58,7 +58,8 @@ mod item;
 #[cfg(test)]
 mod tests;
 
-use crate::packet::ipv4::{Ipv4, decrement_ttl};
+use crate::packet::ipv4::{Ipv4, MAX_HEADER, decrement_ttl};
+use crate::packet::transport::TCP_MAX_HEADER;
 use crate::packet::vnet::VNET_LEN;
 use flow::Flow;
 use index::FlowIndex;
@@ -67,9 +68,13 @@ use item::{Arrival, Item, low32};
 /// Most pieces in a frame. With the head they stay far below the 1024 of `IOV_MAX`.
 pub const MAX_PIECES: usize = 130;
 
+const _: () = assert!(MAX_PIECES < 1024, "head and pieces are one writev");
+
 /// A packet up to this length is copied to its frame's head whole: cheaper than a piece. Also the longest header that
 /// a head holds (60 bytes of IPv4 and 60 of TCP).
 const INLINE: usize = 120;
+
+const _: () = assert!(INLINE >= MAX_HEADER + TCP_MAX_HEADER, "a head may hold more than its room");
 
 /// Header bytes that one more packet can need: `frames × HEAD_ROOM` of [`Settings::header_bytes`] never run out first.
 pub const HEAD_ROOM: usize = VNET_LEN + INLINE;
@@ -171,6 +176,7 @@ impl Coalescer {
         if ip.ttl <= 1 {
             return Pushed::Expired;
         }
+        debug_assert_eq!(packet.len(), ip.total_len, "`ip` belongs to other bytes");
         let arrival = Arrival::classify(packet, ip, self.settings.tcp, self.settings.udp);
         if let Some(newest) = arrival.flow.and_then(|flow| self.newest_open(flow)) {
             let item = &mut self.items[newest];
@@ -178,6 +184,7 @@ impl Coalescer {
             if item.accepts(&arrival, packet, &self.heads) {
                 item.append(&arrival, packet, &mut self.heads);
                 self.add_piece(newest, buffer, start + arrival.header_len, packet.len() - arrival.header_len);
+                debug_assert!(self.holds_together(newest), "{:?}", self.items[newest]);
                 return Pushed::Merged;
             }
             item.open = false;
@@ -185,7 +192,9 @@ impl Coalescer {
         if arrival.later_fragment {
             self.close_all_between(ip);
         }
-        self.open(&arrival, buffer, start, packet)
+        let pushed = self.open(&arrival, buffer, start, packet);
+        debug_assert!(self.holds_together(self.items.len() - 1), "{:?}", self.items.last());
+        pushed
     }
 
     /// Takes a whole packet that this daemon made (an ICMP error). It is copied and becomes a plain frame as it is, TTL
@@ -232,6 +241,8 @@ impl Coalescer {
         self.order_pieces();
         for item in &self.items {
             item.finish(&mut self.heads);
+            let pieces = &self.by_frame[item.first_piece..item.first_piece + item.pieces];
+            debug_assert!(item.has_all_bytes(pieces), "a frame is not as long as its header says: {item:?}");
         }
         let (heads, pieces) = (&self.heads, &self.by_frame);
         self.items.iter().map(move |item| Frame {
@@ -257,6 +268,18 @@ impl Coalescer {
             Some(item) if item.open && item.flow == flow => Some(self.last),
             _ => self.index.get(flow, &self.items).filter(|at| self.items[*at].open),
         }
+    }
+
+    /// What holds for the frame in the making that has just taken a packet.
+    fn holds_together(&self, at: usize) -> bool {
+        let item = &self.items[at];
+        let within_memory = self.items.len() <= self.settings.frames
+            && self.arrived.len() <= self.settings.pieces
+            && item.head_start + item.head_len <= self.heads_used
+            && self.heads_used <= self.heads.len();
+        // A packet joins only the newest frame of its flow: any other one is closed.
+        let open_is_newest = !item.open || self.index.get(item.flow, &self.items) == Some(at);
+        within_memory && open_is_newest && item.is_within_limits()
     }
 
     /// A new frame with `packet` in it.
@@ -316,5 +339,6 @@ impl Coalescer {
             self.by_frame[item.first_piece + item.pieces] = *piece;
             item.pieces += 1;
         }
+        debug_assert_eq!(next, self.arrived.len(), "each piece belongs to one frame");
     }
 }
