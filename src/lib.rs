@@ -28,7 +28,8 @@
 //! | [`ring`] | the kernel's queues: io_uring, provided buffers, in-flight slots, wake-up |
 //! | [`tun`] | the TUN device: open, queues, offloads |
 //! | [`udp`] | the UDP socket: bind, sizes, `UDP_SEGMENT` and `UDP_GRO` |
-//! | [`engine`] | joins the six above: worker, `tun_to_udp`, `udp_to_tun`, port, counters |
+//! | [`bpf`] | programs that the kernel runs: instructions, loader, the steering of TUN queues |
+//! | [`engine`] | joins the rooms above: worker, `tun_to_udp`, `udp_to_tun`, port, counters |
 //! | [`subnet`] | flannel's contract as values: config, lease, allocation, `subnet.env` |
 //! | [`store`] | flannel's contract with a store, and one inside this process |
 //! | [`etcd`] | etcd as a store: v2, v3 |
@@ -46,6 +47,8 @@
 //! Rooms import downward only; `tests/tidy.rs` holds the ranks and proves it.
 
 pub mod backend;
+#[allow(unsafe_code)] // bpf(2)
+pub mod bpf;
 pub mod cli;
 pub mod daemon;
 pub mod engine;

@@ -8,9 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str = "packet,log:subnet:offload,route,ring,tun,udp,netlink,store:engine,etcd,lease:masq,iface,status,membership:backend:cli,daemon";
+const RANKS: &str = "packet,log,bpf,report:subnet:offload,route,ring,tun,udp,netlink,store,cni,handover:engine,etcd,kube,lease:masq,iface,status,membership:backend:daemon:cli";
 /// Rooms that may hold `unsafe`.
-const UNSAFE: &[&str] = &["ring", "tun", "udp"];
+const UNSAFE: &[&str] = &["bpf", "ring", "tun", "udp"];
 /// Rooms that may name tokio.
 const TOKIO: &[&str] = &["etcd", "netlink", "store", "membership", "status", "daemon"];
 /// The control path, which does not know the engine, but for [`KNOWS_ENGINE`].
@@ -418,7 +418,7 @@ mod self_test {
         breaks(rule, "src/tun/mod.rs", "fn f() { crate::engine::go() }");
         breaks(rule, "src/tun/mod.rs", "use super::udp::Socket;");
         breaks(rule, "src/tun/queue.rs", "mod tests { use super::super::super::udp; }");
-        breaks(rule, "src/cli/mod.rs", "use crate::daemon;");
+        breaks(rule, "src/daemon/mod.rs", "use crate::cli;");
         breaks(rule, "src/udp/mod.rs", "use crate::*;");
         breaks(rule, "src/novel/mod.rs", "");
         passes(

@@ -1,6 +1,6 @@
 //! The packet path's pure functions as repeatable operations: what `micro` times and `count` counts.
 
-use flanneld::offload::batch::{Batcher, Limits};
+use flanneld::offload::batch::{Limits, Trains};
 use flanneld::offload::coalesce::{Coalescer, HEAD_ROOM, Settings};
 use flanneld::offload::segment::plan;
 use flanneld::packet::checksum::{Sum, pseudo_header};
@@ -143,7 +143,7 @@ fn segment() -> Op {
 
 fn trains(peers: u16) -> Op {
     let limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
-    let mut batcher = Batcher::new(32, limits);
+    let mut batcher = Trains::new(32, limits);
     let keys: Vec<_> = (0..peers).map(|i| SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 7890 + i)).collect();
     let run = move || {
         for i in 0..SEGMENTS {

@@ -10,7 +10,7 @@ use super::tun_to_udp::TunToUdp;
 use super::udp_to_tun::UdpToTun;
 use super::worker::{Command, Worker};
 use super::{Alive, Engine, EngineError, Handle};
-use crate::offload::batch::{Batcher, Limits};
+use crate::offload::batch::{Limits, Trains};
 use crate::offload::coalesce::{self, Coalescer};
 use crate::ring::{Descriptors, Ring, RingError, Wake};
 use crate::route::{RouteCommand, RouteTable};
@@ -126,7 +126,7 @@ impl Pipeline {
         });
         Worker {
             port,
-            out: Outgoing { batcher: Batcher::new(TRAINS, self.limits), coalescer },
+            out: Outgoing { batcher: Trains::new(TRAINS, self.limits), coalescer },
             tun_to_udp: TunToUdp::new(self.subnet.network()),
             udp_to_tun: UdpToTun::new(self.subnet, settings.peer_filter),
             routes: self.routes,

@@ -12,6 +12,10 @@ const BLOCK: usize = 32;
 /// Independent accumulators, one per 64-bit word of a block.
 const LANES: usize = BLOCK / 8;
 
+const _: () = assert!(BLOCK == LANES * size_of::<u64>(), "each word of a block has a lane");
+const _: () =
+    assert!(BLOCK.is_multiple_of(2), "what follows a block starts at an even offset, as joining asks");
+
 /// A one's-complement partial sum.
 ///
 /// Sums of pieces join with [`Sum::add`] if each piece starts at an even offset of the whole; only the last piece
@@ -62,6 +66,7 @@ impl Sum {
         sum = (sum >> 16) + (sum & 0xffff);
         sum = (sum >> 16) + (sum & 0xffff);
         sum = (sum >> 16) + (sum & 0xffff);
+        debug_assert!(sum <= 0xffff, "a carry is left");
         u16::from_be((sum & 0xffff) as u16)
     }
 
@@ -132,6 +137,7 @@ fn join(lanes: [Sum; LANES]) -> Sum {
 /// The sum of fewer bytes than a block.
 #[inline]
 fn tail(bytes: &[u8]) -> Sum {
+    debug_assert!(bytes.len() < BLOCK, "more bytes belong into the lanes");
     let (words, rest) = bytes.as_chunks::<4>();
     let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     sum += match *rest {

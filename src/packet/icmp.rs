@@ -20,6 +20,8 @@ const TTL: u8 = 8;
 /// Bytes of the longest answer.
 pub const MAX_REPLY: usize = MIN_HEADER + ICMP_HEADER + MAX_HEADER + QUOTE;
 
+const _: () = assert!(MAX_REPLY <= 576, "RFC 1812 section 4.3.2.3: no ICMP error is longer");
+
 /// What is wrong with the offender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -71,6 +73,8 @@ pub fn error_reply(kind: Kind, offender: &[u8], from: Ipv4Addr, out: &mut [u8]) 
     message[ICMP_HEADER..].copy_from_slice(quote);
     let checksum = Sum::of(message).finish();
     put_u16(message, 2, checksum);
+    debug_assert!(len <= MAX_REPLY, "callers offer no more room");
+    debug_assert!(Ipv4::parse(reply).is_ok(), "an answer is a packet itself");
     Some(len)
 }
 

@@ -11,6 +11,9 @@ pub const MAX_HEADER: usize = 60;
 /// Bytes of the longest packet.
 pub const MAX_PACKET: usize = 65_535;
 
+const _: () = assert!(MAX_HEADER == 0x0f * 4, "the header length is four bits that count words");
+const _: () = assert!(MAX_PACKET == u16::MAX as usize, "the total length is a 16-bit field");
+
 /// Protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;
 /// Protocol number of TCP.
@@ -138,9 +141,8 @@ impl Ipv4 {
     }
 
     /// Bytes after the header.
-    #[inline]
-    #[must_use]
-    pub fn payload_len(&self) -> usize {
+    #[cfg(test)]
+    fn payload_len(&self) -> usize {
         self.total_len - self.header_len
     }
 }

@@ -2,10 +2,10 @@
 
 use super::checksum::{Sum, pseudo_header};
 use super::field::{get_u16, get_u32};
-use super::ipv4::{Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use super::ipv4::Ipv4;
 
 /// Bytes of a TCP header without options.
-pub const TCP_MIN_HEADER: usize = 20;
+const TCP_MIN_HEADER: usize = 20;
 /// Bytes of the longest TCP header.
 pub const TCP_MAX_HEADER: usize = 60;
 /// Bytes of a UDP header.
@@ -15,18 +15,15 @@ pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = 6;
 
+const _: () = assert!(TCP_MAX_HEADER == 0x0f * 4, "the data offset is four bits that count words");
+const _: () = assert!(TCP_CHECKSUM + 2 <= TCP_MIN_HEADER && UDP_CHECKSUM + 2 <= UDP_HEADER);
+
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
-/// TCP flag: synchronise sequence numbers.
-pub const SYN: u8 = 0x02;
-/// TCP flag: reset.
-pub const RST: u8 = 0x04;
 /// TCP flag: push.
 pub const PSH: u8 = 0x08;
 /// TCP flag: the acknowledgement field counts.
 pub const ACK: u8 = 0x10;
-/// TCP flag: the urgent pointer counts.
-pub const URG: u8 = 0x20;
 /// TCP flag: ECN echo.
 pub const ECE: u8 = 0x40;
 /// TCP flag: congestion window reduced.
@@ -105,46 +102,6 @@ impl Udp {
     }
 }
 
-/// What a look at a transport checksum tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The checksum is right.
-    Valid,
-    /// The checksum is wrong, or a header is cut short or lies about its length.
-    Invalid,
-    /// UDP without a checksum (field 0).
-    Absent,
-    /// A fragment, or neither TCP nor UDP: nothing to check.
-    NotApplicable,
-}
-
-/// Checks the TCP or UDP checksum of `packet`, of which `ip` is the parsed header.
-#[must_use]
-pub fn verify(ip: &Ipv4, packet: &[u8]) -> Verdict {
-    let Some(segment) = packet.get(ip.header_len..ip.total_len) else {
-        return Verdict::Invalid;
-    };
-    match ip.protocol {
-        _ if ip.is_fragment() => return Verdict::NotApplicable,
-        PROTOCOL_TCP if Tcp::parse(segment).is_some() => {}
-        PROTOCOL_UDP => match Udp::parse(segment) {
-            Some(udp) if udp.length != segment.len() => return Verdict::Invalid,
-            Some(udp) if udp.checksum == 0 => return Verdict::Absent,
-            Some(_) => {}
-            None => return Verdict::Invalid,
-        },
-        PROTOCOL_TCP => return Verdict::Invalid,
-        _ => return Verdict::NotApplicable,
-    }
-    if transport_sum(ip, segment).fold() == 0xffff { Verdict::Valid } else { Verdict::Invalid }
-}
-
-/// True if `packet` carries a TCP or UDP checksum and it is right.
-#[must_use]
-pub fn checksum_ok(ip: &Ipv4, packet: &[u8]) -> bool {
-    verify(ip, packet) == Verdict::Valid
-}
-
 /// Pseudo-header and `segment` (transport header and payload) together.
 #[inline]
 pub(crate) fn transport_sum(ip: &Ipv4, segment: &[u8]) -> Sum {
@@ -156,7 +113,46 @@ pub(crate) fn transport_sum(ip: &Ipv4, segment: &[u8]) -> Sum {
 mod tests {
     use super::*;
     use crate::packet::field::{len16, put_u16};
+    use crate::packet::ipv4::{PROTOCOL_TCP, PROTOCOL_UDP};
     use proptest::prelude::*;
+
+    /// What a look at a transport checksum tells.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Verdict {
+        /// The checksum is right.
+        Valid,
+        /// The checksum is wrong, or a header is cut short or lies about its length.
+        Invalid,
+        /// UDP without a checksum (field 0).
+        Absent,
+        /// A fragment, or neither TCP nor UDP: nothing to check.
+        NotApplicable,
+    }
+
+    /// Checks the TCP or UDP checksum of `packet`, of which `ip` is the parsed header.
+    fn verify(ip: &Ipv4, packet: &[u8]) -> Verdict {
+        let Some(segment) = packet.get(ip.header_len..ip.total_len) else {
+            return Verdict::Invalid;
+        };
+        match ip.protocol {
+            _ if ip.is_fragment() => return Verdict::NotApplicable,
+            PROTOCOL_TCP if Tcp::parse(segment).is_some() => {}
+            PROTOCOL_UDP => match Udp::parse(segment) {
+                Some(udp) if udp.length != segment.len() => return Verdict::Invalid,
+                Some(udp) if udp.checksum == 0 => return Verdict::Absent,
+                Some(_) => {}
+                None => return Verdict::Invalid,
+            },
+            PROTOCOL_TCP => return Verdict::Invalid,
+            _ => return Verdict::NotApplicable,
+        }
+        if transport_sum(ip, segment).fold() == 0xffff { Verdict::Valid } else { Verdict::Invalid }
+    }
+
+    /// True if `packet` carries a TCP or UDP checksum and it is right.
+    fn checksum_ok(ip: &Ipv4, packet: &[u8]) -> bool {
+        verify(ip, packet) == Verdict::Valid
+    }
 
     fn udp_packet(payload: &[u8], checksum: Option<u16>) -> Vec<u8> {
         let mut packet = vec![0u8; 28 + payload.len()];

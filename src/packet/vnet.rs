@@ -4,19 +4,15 @@
 /// Bytes of the header: `TUNSETVNETHDRSZ`'s default.
 pub const VNET_LEN: usize = 10;
 
+const _: () = assert!(VNET_LEN == 2 * size_of::<u8>() + 4 * size_of::<u16>(), "the fields fill it");
+
 /// Flag: the checksum at `csum_start + csum_offset` still has to be finished; it holds the pseudo-header's sum.
 pub const NEEDS_CSUM: u8 = 1;
-/// Flag: the checksum was verified. The TUN driver ignores it on write.
-pub const DATA_VALID: u8 = 2;
 
 /// Segmentation type: none.
 pub const GSO_NONE: u8 = 0;
 /// Segmentation type: TCP over IPv4.
 pub const GSO_TCPV4: u8 = 1;
-/// Segmentation type: UDP fragmentation (UFO), gone from Linux.
-pub const GSO_UDP: u8 = 3;
-/// Segmentation type: TCP over IPv6.
-pub const GSO_TCPV6: u8 = 4;
 /// Segmentation type: UDP datagrams of equal size (USO), Linux 6.2.
 pub const GSO_UDP_L4: u8 = 5;
 /// Bit beside the segmentation type: the TCP super-packet carries CWR.
@@ -25,13 +21,13 @@ pub const GSO_ECN: u8 = 0x80;
 /// The header's fields. All zero describes an ordinary, finished packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
-    /// [`NEEDS_CSUM`], [`DATA_VALID`].
+    /// [`NEEDS_CSUM`], or 2 (`DATA_VALID`: the checksum was verified), which nothing here looks at.
     pub flags: u8,
     /// One of the `GSO_` types, perhaps with [`GSO_ECN`].
     pub gso_type: u8,
     /// Bytes of IP and transport header. Not to be trusted on read: the kernel reports its linear part.
     pub hdr_len: u16,
-    /// Payload bytes in each segment but the last.
+    /// Payload bytes in each segment but the last. The name is the kernel's.
     pub gso_size: u16,
     /// Where the sum starts, in bytes from the start of the IP packet.
     pub csum_start: u16,

@@ -52,6 +52,7 @@ impl Peers {
         };
         self.by_address.insert(address, id);
         *self.hosts.entry(*address.ip()).or_insert(0) += 1;
+        debug_assert!(self.adds_up());
         Some(id)
     }
 
@@ -71,10 +72,19 @@ impl Peers {
                 self.hosts.remove(address.ip());
             }
         }
+        debug_assert!(self.adds_up());
+    }
+
+    /// True if each entry is either free or found by its address, and no host is counted without one.
+    fn adds_up(&self) -> bool {
+        let live = self.by_address.len();
+        live + self.free.len() == self.entries.len() && self.hosts.len() <= live
     }
 
     pub(super) fn address(&self, id: PeerId) -> SocketAddrV4 {
-        self.entries[id.index()].address
+        let entry = &self.entries[id.index()];
+        debug_assert!(entry.rules > 0, "peer {} is no route's any more", id.0);
+        entry.address
     }
 
     pub(super) fn has_host(&self, address: Ipv4Addr) -> bool {

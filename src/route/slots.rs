@@ -15,6 +15,12 @@ const IS_CHUNK: u32 = 1 << 31;
 /// The greatest peer id that a slot can hold beside the chunk bit and the empty value.
 pub(super) const LAST_PEER: u32 = IS_CHUNK - 2;
 
+const _: () =
+    assert!(CHUNK == 1 << (32 - SLOT_PREFIX), "a chunk has a slot for each address of a level 1 slot");
+const _: () = assert!((LAST_PEER + 1) & IS_CHUNK == 0, "an encoded peer would be taken for a chunk");
+const _: () =
+    assert!(2 * CHUNK - 2 <= u16::MAX as usize, "rules of /25 to /32 in one /24 are counted in 16 bits");
+
 /// Empty is zero, so that untouched memory is an empty table; a peer is its id plus one.
 fn encode(peer: Option<PeerId>) -> u32 {
     peer.map_or(0, |id| id.0 + 1)
@@ -95,10 +101,12 @@ impl Slots {
         }
         let index = self.slot_of(net.network().to_bits());
         let entry = self.level1[index];
+        debug_assert!(entry & IS_CHUNK != 0, "{net} was never opened");
         let rules = &mut self.chunk_rules[chunk_number(entry)];
         *rules -= 1;
         if *rules == 0 {
             // No rule cuts this /24 any more, so all its slots are equal.
+            debug_assert!(self.level2[chunk_range(entry)].windows(2).all(|pair| pair[0] == pair[1]));
             self.level1[index] = self.level2[chunk_start(entry)];
             self.free_chunks.push(entry & !IS_CHUNK);
         }
@@ -109,6 +117,7 @@ impl Slots {
         let value = encode(peer);
         let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
         if net.prefix_len() > SLOT_PREFIX {
+            debug_assert!(self.level1[self.slot_of(first)] & IS_CHUNK != 0, "{net} was never opened");
             let start = chunk_start(self.level1[self.slot_of(first)]);
             self.level2[start + last_octet(first)..=start + last_octet(last)].fill(value);
             return;

@@ -109,6 +109,7 @@ impl RouteTable {
             return Err(RouteError::Full { subnet });
         }
         self.repaint(subnet, Some(id));
+        debug_assert!(self.slots_follow_rules(subnet), "{subnet} was set");
         Ok(())
     }
 
@@ -122,6 +123,7 @@ impl RouteTable {
         self.repaint(subnet, self.covering(subnet));
         self.slots.close(subnet);
         self.peers.release(id);
+        debug_assert!(self.slots_follow_rules(subnet), "{subnet} was removed");
         Ok(())
     }
 
@@ -145,18 +147,15 @@ impl RouteTable {
     }
 
     /// The number of routes.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
         self.rules.len()
     }
 
     /// Whether there are no routes.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
-    }
-
-    /// The network that the table covers.
-    pub fn network(&self) -> Ipv4Net {
-        self.network
     }
 
     #[cfg(test)]
@@ -175,6 +174,15 @@ impl RouteTable {
         for (&(address, prefix), &id) in self.rules.range(first..=last) {
             self.slots.paint(Ipv4Net::new_assert(address, prefix), Some(id));
         }
+    }
+
+    /// True if a look-up at both ends of `subnet` gives what the longest matching rule says.
+    fn slots_follow_rules(&self, subnet: Ipv4Net) -> bool {
+        let ruled = |address: Ipv4Addr| {
+            let host = Ipv4Net::from(address);
+            self.rules.get(&key(host)).copied().or_else(|| self.covering(host))
+        };
+        [subnet.network(), subnet.broadcast()].into_iter().all(|end| self.lookup(end) == ruled(end))
     }
 
     /// The owner of the longest rule that covers `subnet` and is shorter than it.

@@ -1,7 +1,10 @@
 //! Creating the device and its queues.
 
 use super::TunError;
+use super::error::check;
 use super::steering::steer;
+use crate::packet::ipv4::MAX_PACKET;
+use crate::packet::vnet::VNET_LEN;
 use std::ffi::CStr;
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -12,11 +15,18 @@ use std::os::unix::fs::OpenOptionsExt;
 /// The kernel's limit of queues to one device (`MAX_TAP_QUEUES`, include/linux/if_tap.h).
 pub const MAX_QUEUES: usize = 256;
 
-/// Bytes that a read must offer lest a packet be cut: virtio-net header and the longest IPv4 packet.
-pub const READ_SIZE: usize = VNET_HEADER_SIZE as usize + 65_535;
+const _: () = assert!(MAX_QUEUES == 256, "the text of TunError::BadQueues names the number");
+
+/// Bytes that a read must offer so that no packet is cut: virtio-net header and the longest IPv4 packet.
+pub const READ_SIZE: usize = VNET_LEN + MAX_PACKET;
 
 /// `struct virtio_net_hdr` without the fields of later forms (include/uapi/linux/virtio_net.h).
 const VNET_HEADER_SIZE: u8 = 10;
+
+const _: () = assert!(VNET_HEADER_SIZE as usize == VNET_LEN, "the packet room decodes another header");
+
+/// Most parts of one vectored write (`UIO_MAXIOV`, include/uapi/linux/uio.h).
+const MAX_PARTS: usize = 1024;
 
 /// Sets of `TUNSETOFFLOAD` bits, largest first. USO4 and USO6 (Linux 6.2) are only taken together.
 const TSO: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
@@ -103,7 +113,7 @@ impl Device {
             device.queues.push(queue);
         }
         device.offloads = device.set_offloads(want)?;
-        device.steered = queues > 1 && steer(&device.queues[0]).is_ok();
+        device.steered = queues > 1 && steer(device.queues[0].as_fd()).is_ok();
         Ok(device)
     }
 
@@ -166,6 +176,7 @@ impl Queue {
     /// [`is_down`](super::is_down) when the device is down, [`is_gone`](super::is_gone) when it was deleted,
     /// EINVAL for a version other than 4 and 6 or a header that does not fit its packet.
     pub fn write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        debug_assert!(parts.len() <= MAX_PARTS, "parts beyond the limit are not written");
         (&self.file).write_vectored(parts)
     }
 
@@ -195,6 +206,7 @@ impl Queue {
             ifr_name: [0; libc::IFNAMSIZ],
             ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags },
         };
+        debug_assert!(name.len() < libc::IFNAMSIZ, "the name would be cut");
         // The last byte stays zero: `create` has checked the length, and the kernel's own names are shorter.
         for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
             *to = libc::c_char::from_ne_bytes([from]);
@@ -233,8 +245,4 @@ fn is_interface_name(name: &str) -> bool {
         && plain != "."
         && plain != ".."
         && !plain.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%'))
-}
-
-pub(super) fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

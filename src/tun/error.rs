@@ -97,3 +97,8 @@ pub fn is_gone(error: &io::Error) -> bool {
 pub fn is_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EIO)
 }
+
+/// The result of a system call, of which a negative one says that `errno` holds the error.
+pub(super) fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

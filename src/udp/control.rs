@@ -9,9 +9,9 @@ const WORD: usize = size_of::<usize>();
 const HEADER_LEN: usize = WORD + 8;
 /// Length of a `UDP_SEGMENT` message with its padding: what `msg_controllen` is to say.
 pub const SEGMENT_CONTROL_LEN: usize = HEADER_LEN + WORD;
-/// Room to offer for a received datagram's control messages: the `UDP_GRO` one takes at most 24 bytes,
-/// the rest is for messages that nobody asked for.
-pub const CONTROL_LEN: usize = 64;
+/// Room to offer for a received datagram's control messages: the `UDP_GRO` one takes at most 24 bytes, and what
+/// remains is for messages that nobody asked for.
+pub(super) const CONTROL_LEN: usize = 64;
 
 const _: () = assert!(HEADER_LEN == size_of::<libc::cmsghdr>());
 const _: () = assert!(CONTROL_LEN >= 2 * SEGMENT_CONTROL_LEN && CONTROL_LEN.is_multiple_of(WORD));
@@ -37,6 +37,7 @@ impl SegmentControl {
 
     /// Changes the segment size.
     pub fn set(&mut self, segment_size: u16) {
+        debug_assert!(segment_size > 0, "the kernel takes 0 for no segmentation");
         self.bytes[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&segment_size.to_ne_bytes());
     }
 
@@ -46,24 +47,21 @@ impl SegmentControl {
     }
 }
 
+const _: () = assert!(align_of::<SegmentControl>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(align_of::<ControlBuffer>() >= align_of::<libc::cmsghdr>());
+
 /// Room for a received datagram's control messages, aligned as the kernel wants it.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
-pub struct ControlBuffer {
+pub(super) struct ControlBuffer {
     /// The room itself.
-    pub bytes: [u8; CONTROL_LEN],
+    pub(super) bytes: [u8; CONTROL_LEN],
 }
 
 impl ControlBuffer {
     /// Empty room.
-    pub const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { bytes: [0; CONTROL_LEN] }
-    }
-}
-
-impl Default for ControlBuffer {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -72,18 +70,18 @@ impl Default for ControlBuffer {
 /// `control` is what the kernel filled (`msg_controllen` bytes), of any alignment. Other messages are passed
 /// over; a length that does not fit ends the walk; a value outside 1 ..= 65535 counts as no message.
 pub fn stride(control: &[u8]) -> Option<u16> {
-    let mut rest = control;
+    let mut unread = control;
     loop {
-        let (length, after) = rest.split_first_chunk::<WORD>()?;
+        let (length, after) = unread.split_first_chunk::<WORD>()?;
         let (level, after) = after.split_first_chunk::<4>()?;
         let (kind, _) = after.split_first_chunk::<4>()?;
         let length = usize::from_ne_bytes(*length);
-        let data = rest.get(HEADER_LEN..length)?;
+        let data = unread.get(HEADER_LEN..length)?;
         if (i32::from_ne_bytes(*level), i32::from_ne_bytes(*kind)) == (libc::SOL_UDP, libc::UDP_GRO) {
             let value = i32::from_ne_bytes(*data.first_chunk::<4>()?);
             return u16::try_from(value).ok().filter(|&stride| stride > 0);
         }
-        rest = rest.get(length.next_multiple_of(WORD)..)?;
+        unread = unread.get(length.next_multiple_of(WORD)..)?;
     }
 }
 

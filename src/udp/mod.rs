@@ -15,8 +15,8 @@
 //! - Coming in, `UDP_GRO` joins datagrams of one source, and a control message gives their *stride*. Without
 //!   one, the buffer holds a single datagram.
 //!
-//! [`control`] knows these two messages as bytes and serves any carrier. The rest are plain calls:
-//! [`Socket::send`] and [`Socket::receive`] for one, [`SendMany`] and [`ReceiveMany`] for a batch. Each call
+//! [`control`] knows these two messages as bytes and serves any carrier. Everything else is plain calls:
+//! [`Socket::send`] and [`Socket::receive`] for one, [`SendMany`] and [`ReceiveMany`] for many. Each call
 //! returns at once (`MSG_DONTWAIT`) and allocates nothing.
 
 pub mod control;
@@ -25,7 +25,7 @@ mod receive;
 mod send;
 mod socket;
 
-pub use probe::{MAX_SEGMENTS_SAFE, max_segments};
+pub use probe::max_segments;
 pub use receive::{ReceiveMany, Received};
 pub use send::{Outgoing, SendMany, is_segmentation_refused};
 pub use socket::{Socket, SocketOptions, UdpError};

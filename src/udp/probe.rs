@@ -6,12 +6,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Datagrams in one send that every kernel with `UDP_SEGMENT` takes: `UDP_MAX_SEGMENTS` (64 before Linux 6.9) less
 /// one, since kernels before 5.16 count the UDP header as payload.
-pub const MAX_SEGMENTS_SAFE: u16 = 63;
+pub(super) const MAX_SEGMENTS_SAFE: u16 = 63;
 /// The same since Linux 6.9, where the limit is 128.
 const MAX_SEGMENTS: u16 = 127;
 /// Bytes of each datagram of the trial.
 const SIZE: usize = 100;
 const SIZE_FIELD: u16 = 100;
+
+const _: () = assert!(SIZE_FIELD as usize == SIZE && MAX_SEGMENTS > MAX_SEGMENTS_SAFE);
+const _: () = assert!(MAX_SEGMENTS as usize * SIZE <= 65_507, "the trial fits one send");
 
 /// How many datagrams one send may carry: 127, 63, or `None` where the kernel has no `UDP_SEGMENT`.
 ///

@@ -1,4 +1,4 @@
-//! Plain receives: one buffer, or a batch by `recvmmsg`.
+//! Plain receives: one buffer, or many by `recvmmsg`.
 
 use super::Socket;
 use super::control::{ControlBuffer, stride};
@@ -60,6 +60,7 @@ impl Socket {
         if offered == 0 {
             return Ok(0);
         }
+        debug_assert!(offered <= many.headers.len(), "each slot has its header");
         let count = libc::c_uint::try_from(offered).unwrap_or(libc::c_uint::MAX);
         let headers = many.headers.as_mut_ptr();
         // SAFETY: `headers` has at least `offered` entries, all set above in this call. Each points at its slot's
@@ -69,6 +70,7 @@ impl Socket {
             libc::recvmmsg(self.inner.as_raw_fd(), headers, count, libc::MSG_DONTWAIT as _, ptr::null_mut())
         };
         let filled = usize::try_from(filled).map_err(|_| io::Error::last_os_error())?;
+        debug_assert!(filled <= offered && filled <= many.received.capacity(), "{filled} of {offered}");
         for (header, slot) in many.headers.iter().zip(&many.slots).take(filled) {
             many.received.push(slot.take(&header.msg_hdr, header.msg_len as usize));
         }
@@ -141,6 +143,7 @@ impl Slot {
 
     /// Reads what the kernel wrote into this slot and its `header`.
     fn take(&self, header: &libc::msghdr, len: usize) -> Received {
+        debug_assert!(len <= self.part.iov_len, "the kernel counts only what it stored, not {len} bytes");
         let known = header.msg_namelen == ADDRESS_LEN;
         let ip = Ipv4Addr::from_bits(u32::from_be(self.address.sin_addr.s_addr));
         let from = SocketAddrV4::new(ip, u16::from_be(self.address.sin_port));

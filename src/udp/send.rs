@@ -1,4 +1,4 @@
-//! Plain sends: one message, or a batch by `sendmmsg`.
+//! Plain sends: one message, or many by `sendmmsg`.
 
 use super::Socket;
 use super::control::SegmentControl;
@@ -66,7 +66,9 @@ impl Socket {
         // since), and its iovec at bytes borrowed for 'a, which outlives this call. The kernel reads through
         // all of them and writes only `msg_len` of the headers.
         let sent = unsafe { libc::sendmmsg(self.inner.as_raw_fd(), headers, count, libc::MSG_DONTWAIT) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        debug_assert!((1..=filled).contains(&sent), "{sent} of {filled}: the caller would wait for ever");
+        Ok(sent)
     }
 }
 
@@ -95,16 +97,11 @@ impl SendMany {
         let slots = std::iter::repeat_with(Slot::new).take(capacity).collect();
         Self { headers: vec![empty; capacity], slots }
     }
-
-    /// How many messages one call can take.
-    pub fn capacity(&self) -> usize {
-        self.slots.len()
-    }
 }
 
 impl fmt::Debug for SendMany {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendMany").field("capacity", &self.capacity()).finish_non_exhaustive()
+        f.debug_struct("SendMany").field("capacity", &self.slots.len()).finish_non_exhaustive()
     }
 }
 
@@ -138,6 +135,8 @@ impl Slot {
 /// Length of an IPv4 socket address.
 #[expect(clippy::cast_possible_truncation, reason = "16 bytes")]
 pub(super) const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+
+const _: () = assert!(ADDRESS_LEN == 16, "the kernel's struct sockaddr_in has 16 bytes");
 
 #[expect(clippy::cast_possible_truncation, reason = "AF_INET is 2")]
 pub(super) fn empty_address() -> libc::sockaddr_in {

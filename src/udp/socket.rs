@@ -1,6 +1,5 @@
 //! Binding the socket.
 
-use super::max_segments;
 use socket2::{Domain, Protocol, SockAddr, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -103,12 +102,6 @@ impl Socket {
         self.gro
     }
 
-    /// Whether the kernel cuts sends by `UDP_SEGMENT` (Linux 4.18); tried once, at start, away from this
-    /// socket. See [`max_segments`] for how many.
-    pub fn probe_segmentation(&self) -> bool {
-        max_segments().is_some()
-    }
-
     /// Where the socket is bound.
     ///
     /// # Errors
@@ -119,18 +112,14 @@ impl Socket {
     }
 
     /// Bytes of receive buffer, as the kernel counts them (twice what was asked for).
-    ///
-    /// # Errors
-    /// What `getsockopt` says.
-    pub fn receive_buffer(&self) -> io::Result<usize> {
+    #[cfg(test)]
+    pub(super) fn receive_buffer(&self) -> io::Result<usize> {
         self.inner.recv_buffer_size()
     }
 
     /// Bytes of send buffer, as the kernel counts them (twice what was asked for).
-    ///
-    /// # Errors
-    /// What `getsockopt` says.
-    pub fn send_buffer(&self) -> io::Result<usize> {
+    #[cfg(test)]
+    pub(super) fn send_buffer(&self) -> io::Result<usize> {
         self.inner.send_buffer_size()
     }
 
@@ -153,6 +142,7 @@ impl Socket {
                 &raw mut len,
             )
         };
+        debug_assert!(result != 0 || len as usize == size_of_val(&info), "the kernel gave {len} bytes");
         if result == 0 { Ok(info[8]) } else { Err(io::Error::last_os_error()) }
     }
 

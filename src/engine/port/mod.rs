@@ -13,7 +13,7 @@ pub use memory::{Arrival, MemoryPort, Sent};
 pub use poll::{PollPort, PollSizes};
 pub use uring::UringPort;
 
-use crate::offload::batch::Batcher;
+use crate::offload::batch::Trains;
 use crate::offload::coalesce::Coalescer;
 use crate::tun::Queue;
 use crate::udp::Socket;
@@ -36,7 +36,7 @@ pub struct Link {
 #[derive(Debug)]
 pub struct Outgoing {
     /// Packets to peers, by the peer's address.
-    pub batcher: Batcher<SocketAddrV4>,
+    pub batcher: Trains<SocketAddrV4>,
     /// Packets for the TUN; their pieces lie in the port's receive buffers.
     pub coalescer: Coalescer,
 }

@@ -5,7 +5,7 @@
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
-use crate::offload::batch::{Batcher, TRAIN_BYTES};
+use crate::offload::batch::{TRAIN_BYTES, Trains};
 use crate::offload::coalesce::{Coalescer, MAX_PIECES};
 use crate::ring::Wake;
 use crate::tun::is_gone;
@@ -87,7 +87,7 @@ impl PollPort {
         }
     }
 
-    fn send_all(&mut self, batcher: &Batcher<SocketAddrV4>) {
+    fn send_all(&mut self, batcher: &Trains<SocketAddrV4>) {
         let mut done = 0;
         while done < batcher.open() {
             let unsent = batcher.trains().skip(done).map(|(to, train)| {

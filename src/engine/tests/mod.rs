@@ -20,7 +20,7 @@ use super::start::Pipeline;
 use super::worker::{Command, Worker};
 use super::{Count, Counters, DropReason, Snapshot};
 use crate::offload::batch::Limits;
-use crate::offload::reference::{Spec, cut, frame as super_frame, ramp};
+use crate::offload::tests::reference::{Spec, cut, frame as super_frame, ramp};
 use crate::route::{Peer, RouteCommand, RouteTable};
 use crate::tun::Offloads;
 use crossbeam::channel::{Sender, bounded};

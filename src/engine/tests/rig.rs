@@ -251,7 +251,7 @@ pub(super) fn assert_sound(packet: &[u8]) {
         17 if packet[ip.header_len + 6..][..2] == [0, 0] => {}
         _ => {
             let mut again = packet.to_vec();
-            crate::offload::reference::finish(&mut again);
+            crate::offload::tests::reference::finish(&mut again);
             assert!(again == packet, "transport checksum of {} bytes", packet.len());
         }
     }

@@ -2,25 +2,33 @@
 //! `UDP_GRO` → packets.
 //!
 //! The kernel cuts a send into datagrams of `segment_size` bytes, of which the last may be shorter (udp(7),
-//! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams (64; 128 since Linux 6.9), each
-//! within the path MTU.
+//! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams, each within the path MTU. That limit
+//! is 64, and 128 since Linux 6.9; kernels before 5.16 count the UDP header as payload, so that a train as large as the
+//! limit is one packet too long for them. The `udp` room tries how many pass.
 
 #[cfg(test)]
 mod tests;
 
+use crate::packet::ipv4::{MAX_PACKET, MIN_HEADER};
+use crate::packet::transport::UDP_HEADER;
 use std::ops::Range;
 
-/// The largest UDP payload over IPv4: 65 535 − 20 − 8.
+/// The largest UDP payload over IPv4.
 pub const TRAIN_BYTES: usize = 65_507;
+
+const _: () = assert!(TRAIN_BYTES == MAX_PACKET - MIN_HEADER - UDP_HEADER);
 
 /// Room in a train's buffer. More than [`TRAIN_BYTES`], so that any IPv4 packet has a place; a lone packet above that
 /// limit fails in the send, with `EMSGSIZE`.
 const TRAIN_ROOM: usize = 65_535;
 
+const _: () = assert!(TRAIN_ROOM == MAX_PACKET, "any IPv4 packet has a place");
+const _: () = assert!(TRAIN_ROOM <= u16::MAX as usize, "a packet's length fits the segment size");
+
 /// What the kernel and the path take in one send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most packets in a train; at least 1 is used. 64 suits every kernel, 128 needs Linux 6.9.
+    /// Most packets in a train; at least 1 is used. 63 suits every kernel with `UDP_SEGMENT`, 127 needs Linux 6.9.
     pub max_segments: u16,
     /// The largest packet, in bytes, that may be part of a train (path MTU − 28). A larger one travels alone and the
     /// kernel fragments it.
@@ -42,20 +50,19 @@ pub struct Train {
 
 impl Train {
     /// An empty train with its buffer.
-    #[must_use]
-    pub fn new(limits: Limits) -> Train {
+    fn new(limits: Limits) -> Train {
         let buffer = vec![0; TRAIN_ROOM].into_boxed_slice();
         Train { buffer, len: 0, segment_size: 0, count: 0, sealed: false, limits }
     }
 
     /// Empties the train; its limits are `limits` from now on.
-    pub fn reset(&mut self, limits: Limits) {
+    fn reset(&mut self, limits: Limits) {
         self.limits = limits;
         self.clear();
     }
 
     /// Empties the train.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.len = 0;
         self.segment_size = 0;
         self.count = 0;
@@ -93,8 +100,7 @@ impl Train {
 
     /// True if a packet of `len` bytes may join. An empty train takes any packet.
     #[inline]
-    #[must_use]
-    pub fn accepts(&self, len: usize) -> bool {
+    fn accepts(&self, len: usize) -> bool {
         if self.is_empty() {
             return len <= TRAIN_ROOM;
         }
@@ -105,18 +111,15 @@ impl Train {
     }
 
     /// The room for the next packet, of `len` bytes; [`Train::commit`] makes it count.
-    ///
-    /// # Panics
-    /// If the buffer has no such room: ask [`Train::accepts`] first.
-    #[inline]
-    pub fn reserve(&mut self, len: usize) -> &mut [u8] {
+    #[cfg(test)]
+    fn reserve(&mut self, len: usize) -> &mut [u8] {
         &mut self.buffer[self.len..self.len + len]
     }
 
-    /// Counts the packet of `len` bytes that was written into the reserved room. A packet shorter than the first
-    /// seals the train, and so does a first one that must travel alone.
+    /// Counts a packet of `len` bytes behind the others. A packet shorter than the first seals the train, and so does
+    /// a first one that must travel alone.
     #[inline]
-    pub fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize) {
         debug_assert!(self.accepts(len), "a packet of {len} bytes does not fit");
         let size = u16::try_from(len).unwrap_or(u16::MAX);
         if self.is_empty() {
@@ -127,6 +130,19 @@ impl Train {
         }
         self.len += len;
         self.count += 1;
+        debug_assert!(self.is_run(), "not a run within its limits: {self:?}");
+    }
+
+    /// True if the kernel, told the segment size, would cut the train into the packets that were placed.
+    fn is_run(&self) -> bool {
+        let size = usize::from(self.segment_size);
+        let before_last = self.count().saturating_sub(1) * size;
+        let last = self.len.saturating_sub(before_last);
+        let only_last_is_shorter = (1..=size).contains(&last) && (last == size || self.sealed);
+        let within_limits = self.count <= self.limits.max_segments
+            && self.segment_size <= self.limits.max_segment_size
+            && self.len <= TRAIN_BYTES;
+        only_last_is_shorter && (self.count == 1 || (self.limits.enabled && within_limits))
     }
 }
 
@@ -135,7 +151,7 @@ impl Train {
 /// `K` names the peer. A packet joins only the newest train of its key, so packets of one key keep their order as
 /// long as the trains are sent in order.
 #[derive(Debug)]
-pub struct Batcher<K> {
+pub struct Trains<K> {
     limits: Limits,
     /// Keys apart from the trains: the search reads a few cache lines only.
     keys: Vec<K>,
@@ -144,12 +160,12 @@ pub struct Batcher<K> {
     last: usize,
 }
 
-impl<K: Copy + Eq> Batcher<K> {
+impl<K: Copy + Eq> Trains<K> {
     /// Allocates `trains` trains (64 KiB each). The search for a key is linear in the open trains: keep it to some
     /// dozens.
     #[must_use]
-    pub fn new(trains: usize, limits: Limits) -> Batcher<K> {
-        Batcher {
+    pub fn new(trains: usize, limits: Limits) -> Trains<K> {
+        Trains {
             limits,
             keys: Vec::with_capacity(trains),
             open: Vec::with_capacity(trains),
@@ -185,7 +201,7 @@ impl<K: Copy + Eq> Batcher<K> {
         Some(&mut train.buffer[start..start + len])
     }
 
-    /// As [`Batcher::place`], but in a train of its own that nothing can join.
+    /// As [`Trains::place`], but in a train of its own that nothing can join.
     pub fn place_alone(&mut self, key: K, len: usize) -> Option<&mut [u8]> {
         let index = self.open_train(key, len)?;
         self.last = index;
@@ -199,10 +215,12 @@ impl<K: Copy + Eq> Batcher<K> {
     #[inline]
     fn newest(&self, key: K) -> Option<usize> {
         // `last` is where the last packet went, thus the newest train of its own key.
+        let newest = || self.keys.iter().rposition(|open| *open == key);
         if self.keys.get(self.last) == Some(&key) {
+            debug_assert_eq!(Some(self.last), newest(), "a packet would overtake those of a newer train");
             return Some(self.last);
         }
-        self.keys.iter().rposition(|open| *open == key)
+        newest()
     }
 
     fn open_train(&mut self, key: K, len: usize) -> Option<usize> {
@@ -211,8 +229,10 @@ impl<K: Copy + Eq> Batcher<K> {
         }
         let mut train = self.pool.pop()?;
         train.reset(self.limits);
+        debug_assert!(self.open.len() < self.open.capacity(), "opening a train would allocate");
         self.open.push(train);
         self.keys.push(key);
+        debug_assert_eq!(self.keys.len(), self.open.len(), "each train has its key");
         Some(self.open.len() - 1)
     }
 
@@ -225,6 +245,7 @@ impl<K: Copy + Eq> Batcher<K> {
     pub fn clear(&mut self) {
         self.last = 0;
         self.keys.clear();
+        debug_assert!(self.pool.len() + self.open.len() <= self.pool.capacity(), "the pool would allocate");
         self.pool.append(&mut self.open);
     }
 
@@ -235,14 +256,14 @@ impl<K: Copy + Eq> Batcher<K> {
     }
 
     /// How many trains wait in the pool.
-    #[must_use]
-    pub fn available(&self) -> usize {
+    #[cfg(test)]
+    fn available(&self) -> usize {
         self.pool.len()
     }
 
     /// True if no train is open.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 }

@@ -10,7 +10,7 @@ const LIMITS: Limits = Limits { max_segments: 64, max_segment_size: 1472, enable
 
 /// Places packets of the given lengths for one key; (segment size, count, bytes) of each train.
 fn trains(limits: Limits, lengths: &[usize]) -> Vec<(u16, usize, usize)> {
-    let mut batcher = Batcher::new(lengths.len(), limits);
+    let mut batcher = Trains::new(lengths.len(), limits);
     for len in lengths {
         batcher.place(1u8, *len).unwrap().fill(1);
     }
@@ -36,7 +36,7 @@ fn limits_hold() {
 
 #[test]
 fn trains_come_home() {
-    let mut batcher = Batcher::new(2, LIMITS);
+    let mut batcher = Trains::new(2, LIMITS);
     assert!(batcher.place(1u8, 20).is_some());
     assert!(batcher.place(2, 20).is_some());
     assert!(batcher.place(3, 20).is_none(), "both are used");
@@ -55,7 +55,7 @@ fn trains_come_home() {
 
 #[test]
 fn a_packet_placed_alone_stays_alone() {
-    let mut batcher = Batcher::new(3, LIMITS);
+    let mut batcher = Trains::new(3, LIMITS);
     batcher.place(1u8, 100).unwrap().fill(1);
     batcher.place_alone(1, 100).unwrap().fill(2);
     batcher.place(1, 100).unwrap().fill(3);
@@ -100,10 +100,10 @@ proptest! {
         pool in 1usize..12, max_segments in 1u16..70, max_segment_size in 60u16..1500, enabled in any::<bool>(),
     ) {
         let limits = Limits { max_segments, max_segment_size, enabled };
-        let mut batcher = Batcher::new(pool, limits);
+        let mut batcher = Trains::new(pool, limits);
         let mut expected: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
         let mut sent: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
-        let mut flush = |batcher: &mut Batcher<u8>| {
+        let mut flush = |batcher: &mut Trains<u8>| {
             for (key, train) in batcher.trains() {
                 let size = usize::from(train.segment_size());
                 assert!(train.count() == 1 || enabled && size <= usize::from(max_segment_size));

@@ -1,107 +1,32 @@
-//! Which frame is the newest of a flow: an open-addressed hash table of frame numbers, emptied by a generation
-//! number. It never holds more flows than frames and has twice as many slots, so a search ends soon.
+//! What makes packets one flow: the same hosts, ports and protocol.
 
-use super::item::Item;
 use crate::packet::ipv4::Ipv4;
-use std::hash::BuildHasher;
 
 /// Addresses, ports and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flow {
-    addresses: u64,
-    /// Ports above, protocol in the low byte.
-    rest: u64,
+    /// Source address in the high half, destination address in the low half.
+    pub(super) addresses: u64,
+    /// Both ports above, the protocol in the low byte.
+    pub(super) ports_and_protocol: u64,
 }
 
 impl Flow {
     /// No flow: protocol 0 is neither TCP nor UDP.
-    pub(super) const NONE: Flow = Flow { addresses: 0, rest: 0 };
+    pub(super) const NONE: Flow = Flow { addresses: 0, ports_and_protocol: 0 };
 
     /// `ports` are source and destination port as they stand in the transport header.
     #[inline]
     pub(super) fn new(ip: &Ipv4, ports: u32) -> Flow {
         Flow {
             addresses: u64::from(ip.source.to_bits()) << 32 | u64::from(ip.destination.to_bits()),
-            rest: u64::from(ports) << 8 | u64::from(ip.protocol),
+            ports_and_protocol: u64::from(ports) << 8 | u64::from(ip.protocol),
         }
     }
 
     /// True if `self` has the hosts and the protocol of `ip`, over any ports.
     pub(super) fn is_between(self, ip: &Ipv4) -> bool {
         let other = Flow::new(ip, 0);
-        self.addresses == other.addresses && self.rest & 0xff == other.rest
+        self.addresses == other.addresses && self.ports_and_protocol & 0xff == other.ports_and_protocol
     }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    generation: u32,
-    item: u32,
-}
-
-#[derive(Debug)]
-pub(super) struct FlowIndex {
-    slots: Box<[Slot]>,
-    /// Slots of other generations are empty. Starts at 1, so that zeroed slots are.
-    generation: u32,
-    /// Secret, so that no peer can choose flows that collide.
-    seed: u64,
-}
-
-impl FlowIndex {
-    pub(super) fn new(frames: usize) -> FlowIndex {
-        let slots = vec![Slot::default(); (frames * 2).next_power_of_two().max(2)];
-        let seed = std::hash::RandomState::new().hash_one(0u8);
-        FlowIndex { slots: slots.into_boxed_slice(), generation: 1, seed }
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.generation = match self.generation.checked_add(1) {
-            Some(generation) => generation,
-            None => {
-                self.slots.fill(Slot::default());
-                1
-            }
-        };
-    }
-
-    /// The item last set for `flow`.
-    #[inline]
-    pub(super) fn get(&self, flow: Flow, items: &[Item]) -> Option<usize> {
-        let slot = self.slots[self.find(flow, items)];
-        (slot.generation == self.generation).then_some(slot.item as usize)
-    }
-
-    /// Makes `item` the newest of `flow`.
-    #[inline]
-    pub(super) fn set(&mut self, flow: Flow, item: usize, items: &[Item]) {
-        let at = self.find(flow, items);
-        self.slots[at] = Slot { generation: self.generation, item: (item as u64 & 0xffff_ffff) as u32 };
-    }
-
-    /// The slot of `flow`, or the empty slot where it would be put.
-    #[inline]
-    fn find(&self, flow: Flow, items: &[Item]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut at = self.hash(flow) & mask;
-        while self.slots[at].generation == self.generation && items[self.slots[at].item as usize].flow != flow
-        {
-            at = (at + 1) & mask;
-        }
-        at
-    }
-
-    #[inline]
-    fn hash(&self, flow: Flow) -> usize {
-        let hash = fold_multiply(fold_multiply(self.seed ^ flow.addresses) ^ flow.rest);
-        usize::try_from(hash & 0xffff_ffff).unwrap_or(0)
-    }
-}
-
-/// Multiplies and folds 128 bits to 64: the core of wyhash.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "both halves of the product are used")]
-fn fold_multiply(value: u64) -> u64 {
-    let product = u128::from(value) * 0x9e37_79b9_7f4a_7c15;
-    (product >> 64) as u64 ^ product as u64
 }

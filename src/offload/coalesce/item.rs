@@ -1,7 +1,7 @@
 //! One frame in the making, and the rules by which a packet joins it.
 
 use super::flow::Flow;
-use super::{INLINE, MAX_PIECES};
+use super::{INLINE, MAX_PIECES, Piece};
 use crate::packet::checksum::pseudo_header;
 use crate::packet::field::{get_u16, get_u32, len16, put_u16};
 use crate::packet::ipv4::{
@@ -12,6 +12,9 @@ use crate::packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET_LEN,
 
 /// Most datagrams in a UDP super-packet: `UDP_MAX_SEGMENTS` of kernels before 6.9. A frame above the limit is refused.
 const MAX_DATAGRAMS: u32 = 64;
+
+const _: () =
+    assert!(MAX_DATAGRAMS as usize <= MAX_PIECES, "a full UDP super-packet has a piece for each datagram");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -98,9 +101,9 @@ pub(super) struct Item {
     pub(super) head_len: usize,
     /// IP and transport header.
     header_len: usize,
-    /// Payload of the first packet.
-    segment_size: usize,
-    /// Payload of all.
+    /// Payload bytes of the first packet; a longer one does not join.
+    first_payload: usize,
+    /// Payload bytes of all packets.
     payload_len: usize,
     next_sequence: u32,
     pub(super) packets: u32,
@@ -124,7 +127,7 @@ impl Item {
             head_start,
             head_len,
             header_len: arrival.header_len,
-            segment_size: payload_len,
+            first_payload: payload_len,
             payload_len,
             next_sequence,
             packets: 1,
@@ -142,13 +145,30 @@ impl Item {
             head_start,
             head_len,
             header_len: 0,
-            segment_size: 0,
-            payload_len: 0,
+            first_payload: 0,
+            payload_len: head_len - VNET_LEN,
             next_sequence: 0,
             packets: 1,
             pieces: 0,
             first_piece: 0,
         }
+    }
+
+    /// True if the kernel takes the frame, and each packet brought the one piece that it may bring: the first one
+    /// brings none if it lies in the head whole.
+    pub(super) fn is_within_limits(&self) -> bool {
+        let later_packets = self.packets as usize - 1;
+        let one_piece_each = self.pieces == later_packets || self.pieces == later_packets + 1;
+        let length_fits = self.header_len + self.payload_len <= MAX_PACKET;
+        let mergeable = self.packets == 1 || self.kind != Kind::Plain;
+        let datagrams_fit = self.kind != Kind::Udp || self.packets <= MAX_DATAGRAMS;
+        one_piece_each && self.pieces <= MAX_PIECES && length_fits && mergeable && datagrams_fit
+    }
+
+    /// True if head and `pieces` together are the frame's headers and all its payload.
+    pub(super) fn has_all_bytes(&self, pieces: &[Piece]) -> bool {
+        let in_pieces: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+        self.head_len + in_pieces == VNET_LEN + self.header_len + self.payload_len
     }
 
     /// True if `packet`, of the same flow, may be appended. `heads` holds this frame's head, whose TTL is already one
@@ -159,7 +179,7 @@ impl Item {
         let fits = self.open
             && self.kind == arrival.kind
             && self.header_len == arrival.header_len
-            && payload_len <= self.segment_size
+            && payload_len <= self.first_payload
             && self.pieces < MAX_PIECES
             && self.header_len + self.payload_len + payload_len <= MAX_PACKET;
         if !fits {
@@ -202,7 +222,7 @@ impl Item {
         self.payload_len += payload_len;
         self.packets += 1;
         self.next_sequence = self.next_sequence.wrapping_add(low32(payload_len));
-        self.open = !arrival.closes && payload_len == self.segment_size;
+        self.open = !arrival.closes && payload_len == self.first_payload;
         if arrival.closes {
             // Only PSH closes a packet that merges; the kernel puts it on the last segment again.
             heads[self.head_start + VNET_LEN + MIN_HEADER + 13] |= PSH;
@@ -225,7 +245,7 @@ impl Item {
             flags: NEEDS_CSUM,
             gso_type: if merged { gso_type } else { GSO_NONE },
             hdr_len: len16(self.header_len),
-            gso_size: if merged { len16(self.segment_size) } else { 0 },
+            gso_size: if merged { len16(self.first_payload) } else { 0 },
             csum_start: len16(MIN_HEADER),
             csum_offset: len16(checksum),
         };
@@ -254,5 +274,6 @@ pub(super) fn bytes_to_copy(arrival: &Arrival, packet: &[u8]) -> usize {
 /// A length or index, all of which are far below 2³² here.
 #[inline]
 pub(super) fn low32(len: usize) -> u32 {
+    debug_assert!(u32::try_from(len).is_ok(), "{len} does not fit 32 bits");
     (len as u64 & 0xffff_ffff) as u32
 }

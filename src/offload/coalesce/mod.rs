@@ -6,6 +6,36 @@
 //! and transport header of its first packet, with the TTL taken down by one), and *pieces*, ranges of the receive
 //! buffers: one `writev`.
 //!
+//! ```text
+//!  the caller's buffers, which are only read
+//!             ┌───┬─────────┬───┬─────────┬───┬─────────┬───┬─────────┐
+//!   buffer 0  │hdr│ data A1 │hdr│ data A2 │hdr│ data B1 │hdr│ data A3 │
+//!             └───┴────▲────┴───┴────▲────┴───┴────▲────┴───┴────▲────┘
+//!                      │ buffer,     │             │             │
+//!                      │ start, len  │             │             │
+//!             ┌────────┴────┬────────┴────┬────────┴────┬────────┴────┐
+//!   arrived   │    0, A1    │    0, A2    │    1, B1    │    0, A3    │  (item, piece), in order of arrival
+//!             └─────────────┴─────────────┴─────────────┴─────────────┘
+//!                   │ sorted by item when the frames are asked for
+//!             ┌────┬▼───┬────┬────┐
+//!   by_frame  │ A1 │ A2 │ A3 │ B1 │
+//!             └─▲──┴────┴────┴─▲──┘
+//!               │ first_piece, │ pieces
+//!             ┌─┴──────────┬───┴────────┐
+//!   items     │ 0: flow A  │ 1: flow B  │  one frame in the making each, in the order of opening
+//!             └─┬─▲────────┴─┬─▲────────┘
+//!               │ │          │ └── last: the item that was touched last
+//!               │ └──────────┼──── index: hash of a flow ──► its newest item
+//!               │ head_start,│ head_len
+//!             ┌─▼──────────┬─▼──────────┬───────────────┐
+//!   heads     │vnet IP TCP │vnet IP UDP │ free …        │  headers of A1 and B1, copied and edited
+//!             └────────────┴────────────▲───────────────┘
+//!                                       └── heads_used
+//! ```
+//!
+//! An item owns nothing: it holds offsets and counts, so that all memory is allocated once and a flush is forgotten by
+//! setting lengths to zero. The frame that is handed out borrows one range of `heads` and one range of `by_frame`.
+//!
 //! A packet can merge if it is plain data of TCP or UDP: no IP options, no fragment, for TCP only ACK, PSH and ECE
 //! among the flags, and some payload. Before that its IP header checksum and its transport checksum are verified, since
 //! a frame written with `NEEDS_CSUM` is believed by the kernel: merging unverified bytes would launder corruption.
@@ -22,22 +52,29 @@
 //! table over the flows of this flush, which a generation number empties at no cost.
 
 mod flow;
+mod index;
 mod item;
 
 #[cfg(test)]
 mod tests;
 
-use crate::packet::ipv4::{Ipv4, decrement_ttl};
+use crate::packet::ipv4::{Ipv4, MAX_HEADER, decrement_ttl};
+use crate::packet::transport::TCP_MAX_HEADER;
 use crate::packet::vnet::VNET_LEN;
-use flow::{Flow, FlowIndex};
+use flow::Flow;
+use index::FlowIndex;
 use item::{Arrival, Item, low32};
 
 /// Most pieces in a frame. With the head they stay far below the 1024 of `IOV_MAX`.
 pub const MAX_PIECES: usize = 130;
 
+const _: () = assert!(MAX_PIECES < 1024, "head and pieces are one writev");
+
 /// A packet up to this length is copied to its frame's head whole: cheaper than a piece. Also the longest header that
 /// a head holds (60 bytes of IPv4 and 60 of TCP).
 const INLINE: usize = 120;
+
+const _: () = assert!(INLINE >= MAX_HEADER + TCP_MAX_HEADER, "a head may hold more than its room");
 
 /// Header bytes that one more packet can need: `frames × HEAD_ROOM` of [`Settings::header_bytes`] never run out first.
 pub const HEAD_ROOM: usize = VNET_LEN + INLINE;
@@ -73,7 +110,7 @@ pub struct Piece {
 pub struct Frame<'a> {
     /// The 10-byte vnet header, then the IP header and what follows it as far as it was copied.
     pub head: &'a [u8],
-    /// The rest, at most [`MAX_PIECES`].
+    /// The bytes behind the head, at most [`MAX_PIECES`].
     pub pieces: &'a [Piece],
     /// How many packets the frame stands for.
     pub packets: u32,
@@ -127,13 +164,6 @@ impl Coalescer {
         }
     }
 
-    /// Changes what is merged. Call it on an empty coalescer, right after [`Coalescer::clear`]: in the middle of a
-    /// flush a flow could overtake itself.
-    pub fn set_offloads(&mut self, tcp: bool, udp: bool) {
-        self.settings.tcp = tcp;
-        self.settings.udp = udp;
-    }
-
     /// Takes the packet that lies at `start` in `buffer`. `packet` is exactly one IPv4 packet and `ip` its header as
     /// [`Ipv4::parse`] gives it. The buffer must stay as it is until the frames are written.
     ///
@@ -146,6 +176,7 @@ impl Coalescer {
         if ip.ttl <= 1 {
             return Pushed::Expired;
         }
+        debug_assert_eq!(packet.len(), ip.total_len, "`ip` belongs to other bytes");
         let arrival = Arrival::classify(packet, ip, self.settings.tcp, self.settings.udp);
         if let Some(newest) = arrival.flow.and_then(|flow| self.newest_open(flow)) {
             let item = &mut self.items[newest];
@@ -153,6 +184,7 @@ impl Coalescer {
             if item.accepts(&arrival, packet, &self.heads) {
                 item.append(&arrival, packet, &mut self.heads);
                 self.add_piece(newest, buffer, start + arrival.header_len, packet.len() - arrival.header_len);
+                debug_assert!(self.holds_together(newest), "{:?}", self.items[newest]);
                 return Pushed::Merged;
             }
             item.open = false;
@@ -160,7 +192,9 @@ impl Coalescer {
         if arrival.later_fragment {
             self.close_all_between(ip);
         }
-        self.open(&arrival, buffer, start, packet)
+        let pushed = self.open(&arrival, buffer, start, packet);
+        debug_assert!(self.holds_together(self.items.len() - 1), "{:?}", self.items.last());
+        pushed
     }
 
     /// Takes a whole packet that this daemon made (an ICMP error). It is copied and becomes a plain frame as it is, TTL
@@ -207,6 +241,8 @@ impl Coalescer {
         self.order_pieces();
         for item in &self.items {
             item.finish(&mut self.heads);
+            let pieces = &self.by_frame[item.first_piece..item.first_piece + item.pieces];
+            debug_assert!(item.has_all_bytes(pieces), "a frame is not as long as its header says: {item:?}");
         }
         let (heads, pieces) = (&self.heads, &self.by_frame);
         self.items.iter().map(move |item| Frame {
@@ -232,6 +268,18 @@ impl Coalescer {
             Some(item) if item.open && item.flow == flow => Some(self.last),
             _ => self.index.get(flow, &self.items).filter(|at| self.items[*at].open),
         }
+    }
+
+    /// What holds for the frame in the making that has just taken a packet.
+    fn holds_together(&self, at: usize) -> bool {
+        let item = &self.items[at];
+        let within_memory = self.items.len() <= self.settings.frames
+            && self.arrived.len() <= self.settings.pieces
+            && item.head_start + item.head_len <= self.heads_used
+            && self.heads_used <= self.heads.len();
+        // A packet joins only the newest frame of its flow: any other one is closed.
+        let open_is_newest = !item.open || self.index.get(item.flow, &self.items) == Some(at);
+        within_memory && open_is_newest && item.is_within_limits()
     }
 
     /// A new frame with `packet` in it.
@@ -291,5 +339,6 @@ impl Coalescer {
             self.by_frame[item.first_piece + item.pieces] = *piece;
             item.pieces += 1;
         }
+        debug_assert_eq!(next, self.arrived.len(), "each piece belongs to one frame");
     }
 }

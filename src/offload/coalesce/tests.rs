@@ -3,8 +3,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;
-use crate::offload::reference::{DF, Spec, cut, finish_ip, naive_sum, unfinish, vnet};
 use crate::offload::segment;
+use crate::offload::tests::reference::{DF, Spec, cut, finish_ip, naive_sum, unfinish, vnet};
 use crate::packet::vnet::VnetHeader;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -205,8 +205,7 @@ fn anything_else_of_a_flow_closes_its_frame() {
 fn switches_off() {
     for (tcp, spec) in [(true, Spec::tcp(vec![5; 500])), (false, Spec::udp(vec![5; 500]))] {
         let (packets, _) = tcp_run(&spec, 2);
-        let mut rig = Rig::new(SETTINGS);
-        rig.coalescer.set_offloads(!tcp, tcp);
+        let mut rig = Rig::new(Settings { tcp: !tcp, udp: tcp, ..SETTINGS });
         let plain: Vec<_> =
             packets.iter().map(|packet| ([vec![0; 10], one_hop(packet)].concat(), 1)).collect();
         assert!(packets.iter().all(|packet| rig.push(packet) == Pushed::Alone));

@@ -17,7 +17,7 @@ mod tests;
 
 use crate::packet::checksum::{Sum, copy_and_sum, pseudo_header};
 use crate::packet::field::{len16, put_u16, put_u32};
-use crate::packet::ipv4::{Ipv4, MAX_HEADER, Malformed, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::packet::ipv4::{Ipv4, MAX_HEADER, MAX_PACKET, Malformed, PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::packet::transport::{
     CWR, FIN, PSH, TCP_CHECKSUM, TCP_MAX_HEADER, Tcp, UDP_CHECKSUM, UDP_HEADER, Udp,
 };
@@ -32,7 +32,7 @@ pub enum SegmentError {
     /// A segmentation type that was never negotiated (the type without its ECN bit).
     #[error("unknown segmentation type {0}")]
     UnknownGsoType(u8),
-    /// A super-packet with `gso_size` 0.
+    /// A super-packet to be cut into segments without payload.
     #[error("segment size 0")]
     ZeroSegmentSize,
     /// The segmentation type and the IP protocol differ, or the super-packet is an IP fragment.
@@ -88,12 +88,14 @@ struct Base {
 /// See [`SegmentError`]. Any number of segments is accepted; a super-packet that fits one segment is one packet.
 pub fn plan(vnet: &VnetHeader, packet: &[u8]) -> Result<Plan, SegmentError> {
     let ip = Ipv4::parse(packet)?;
-    match vnet.gso_kind() {
+    let plan = match vnet.gso_kind() {
         GSO_NONE => plan_single(vnet, &ip, packet),
         GSO_TCPV4 => plan_tcp(vnet, &ip, packet),
         GSO_UDP_L4 => plan_udp(vnet, &ip, packet),
         other => Err(SegmentError::UnknownGsoType(other)),
-    }
+    }?;
+    debug_assert!(plan.covers(packet.len()), "bytes would be lost or read beyond the packet: {plan:?}");
+    Ok(plan)
 }
 
 fn plan_single(vnet: &VnetHeader, ip: &Ipv4, packet: &[u8]) -> Result<Plan, SegmentError> {
@@ -167,6 +169,7 @@ fn cut(shape: Shape, header_len: usize, vnet: &VnetHeader, packet: &[u8]) -> Pla
     let segment_size = usize::from(vnet.gso_size);
     let payload_len = packet.len() - header_len;
     let count = payload_len.div_ceil(segment_size).max(1);
+    debug_assert!(header_len.is_multiple_of(2), "the sums of header and payload join at an even offset");
     Plan { shape, header_len, segment_size, payload_len, count }
 }
 
@@ -188,17 +191,26 @@ impl Plan {
         self.header_len + self.segment_size.min(self.payload_len - i * self.segment_size)
     }
 
+    /// True if the packets carry all `planned` bytes, payload in each unless there is none, none of them too long.
+    fn covers(&self, planned: usize) -> bool {
+        let before_last = (self.count - 1) * self.segment_size;
+        let last = self.payload_len.saturating_sub(before_last);
+        let last_is_filled = (1..=self.segment_size).contains(&last) || (self.count == 1 && last == 0);
+        last_is_filled && self.header_len + self.payload_len == planned && planned <= MAX_PACKET
+    }
+
     /// Writes packet `i` with finished checksums to `out`. `packet` is the slice that was planned.
     ///
     /// # Panics
     /// If `i ≥ count`, if `out.len() != packet_len(i)`, or if `packet` is shorter than the planned one.
     pub fn write(&self, packet: &[u8], i: usize, out: &mut [u8]) {
+        debug_assert_eq!(packet.len(), self.header_len + self.payload_len, "another packet was planned");
         match &self.shape {
             Shape::Whole => out.copy_from_slice(&packet[..self.payload_len]),
             Shape::Unfinished { start, at, zero_is_absent } => {
-                let (head, rest) = out.split_at_mut(*start);
-                head.copy_from_slice(&packet[..*start]);
-                let checksum = copy_and_sum(rest, &packet[*start..self.payload_len]).finish();
+                let (before, summed) = out.split_at_mut(*start);
+                before.copy_from_slice(&packet[..*start]);
+                let checksum = copy_and_sum(summed, &packet[*start..self.payload_len]).finish();
                 put_u16(out, *at, if *zero_is_absent { never_zero(checksum) } else { checksum });
             }
             Shape::Tcp { base, sequence, flags } => {

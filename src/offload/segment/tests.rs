@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "lengths of test packets fit their fields")]
 
 use super::*;
-use crate::offload::reference::{Spec, cut, frame, ramp};
+use crate::offload::tests::reference::{Spec, cut, frame, ramp};
 use proptest::prelude::*;
 
 fn packets(frame: &[u8]) -> Result<Vec<Vec<u8>>, SegmentError> {
