@@ -22,6 +22,7 @@
 //! | room | what it knows |
 //! |---|---|
 //! | [`log`] | what may be said, and how often |
+//! | [`report`] | how the daemon is, as plain values |
 //! | [`packet`] | what the bytes mean: IPv4, TCP, UDP, ICMP, checksum, virtio-net header |
 //! | [`offload`] | shapes of many packets: segment, coalesce, batch |
 //! | [`route`] | which peer owns an address |
@@ -61,6 +62,7 @@ pub mod membership;
 pub mod netlink;
 pub mod offload;
 pub mod packet;
+pub mod report;
 #[allow(unsafe_code)] // system calls and memory that the kernel writes
 pub mod ring;
 pub mod route;

@@ -6,7 +6,7 @@
 mod documents;
 
 use documents::rules::{RULES, log_lines_exist};
-use documents::{Page, Truth, defined, engine_counters, help, metric_names, pages, read};
+use documents::{Page, Truth, defined, engine_counters, help, metric_names, metric_rows, pages, read};
 use regex::Regex;
 use std::collections::BTreeSet;
 
@@ -144,6 +144,10 @@ fn every_counter_and_metric_is_in_the_docs() {
     assert!(names.len() > 45, "{names:?}");
     assert_eq!(unnamed(&names, &read("docs/flags.md")), Vec::<String>::new());
     assert_eq!(unnamed(&["a_b".to_owned(), "a".to_owned()], "`a_b` a"), ["a"]);
+    let page = read("docs/flags.md");
+    let missing: Vec<_> =
+        metric_rows().into_iter().filter(|row| !page.lines().any(|line| line == row)).collect();
+    assert_eq!(missing, Vec::<String>::new(), "rows of the table of metrics");
 }
 
 #[test]

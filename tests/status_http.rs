@@ -3,7 +3,8 @@
 
 mod lab;
 
-use flanneld::status::{self, Ask, Network};
+use flanneld::report::{State, metric};
+use flanneld::status::{self, Ask};
 use lab::{Api, Daemon, Lab, TUTORIAL, eventually, ms, secs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -42,13 +43,13 @@ fn server(mut answer: impl FnMut(Ask) + Send + 'static) -> SocketAddr {
     address
 }
 
-fn good() -> Network {
-    Network { alive: true, ready: true, ..Network::default() }
+fn good() -> State {
+    State { alive: true, ready: true, ..State::default() }
 }
 
 #[test]
 fn the_answers_follow_the_control_loop() {
-    let bad = |change: fn(&mut Network)| {
+    let bad = |change: fn(&mut State)| {
         let mut network = good();
         change(&mut network);
         network
@@ -174,6 +175,23 @@ fn answers(lab: &Lab, path: &str, code: &str, body: &str) {
     assert_eq!(got, (code.to_owned(), body.to_owned()), "{path}");
 }
 
+/// A udp daemon shows every metric but those of other backends, and none that the table does not hold.
+fn every_metric_is_there(scrape: &BTreeMap<String, f64>) {
+    let of_others = [
+        &metric::UNUSABLE_LEASES,
+        &metric::REFUSED_ENTRIES,
+        &metric::OFF_LINK_PEERS,
+        &metric::FAILED_COMMANDS,
+    ];
+    let seen: BTreeSet<&str> = scrape.keys().map(|name| name.split('{').next().unwrap()).collect();
+    let mut known = BTreeSet::new();
+    for metric in metric::ALL.iter().filter(|metric| !of_others.contains(metric)) {
+        known.insert(metric.name);
+        known.extend(metric.formerly);
+    }
+    assert_eq!(seen, known);
+}
+
 #[test]
 fn a_daemon_is_running_then_ready_and_counts() {
     let Some(mut lab) = Lab::start(2) else { return };
@@ -204,6 +222,7 @@ fn a_daemon_is_running_then_ready_and_counts() {
         - std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((86_300.0..86_410.0).contains(&day), "{day}");
     assert!(after["process_resident_memory_bytes"] > 1e6 && after["process_cpu_seconds_total"] > 0.0);
+    every_metric_is_there(&after);
 
     // A daemon without etcd is healthy.
     lab.stop_etcd();

@@ -2,6 +2,7 @@
 
 use super::{Backend, BackendError, Network, Setup};
 use crate::netlink::Netlink;
+use crate::report::DataPath;
 use crate::subnet::{Event, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
@@ -50,7 +51,7 @@ struct Nothing;
 impl Network for Nothing {
     fn apply(&mut self, _events: &[Event]) {}
 
-    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
-        ready(String::new()).boxed_local()
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
+        ready(None).boxed_local()
     }
 }

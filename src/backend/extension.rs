@@ -8,13 +8,13 @@
 use super::command::Command;
 use super::{Backend, BackendError, Network, Setup};
 use crate::netlink::Netlink;
+use crate::report::{DataPath, Sample, metric};
 use crate::subnet::{Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -173,13 +173,13 @@ impl Network for Commands {
         }
     }
 
-    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
-        let mut text = String::new();
-        let _ = writeln!(text, "peers {}", self.peers.len());
-        let _ = writeln!(text, "count foreign_leases {}", self.foreign);
-        let _ = writeln!(text, "count unusable_leases {}", self.unusable);
-        let _ = writeln!(text, "count failed_commands {}", self.failures.load(Ordering::Relaxed));
-        ready(text).boxed_local()
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
+        let samples = vec![
+            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),
+            Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
+            Sample::new(&metric::FAILED_COMMANDS, "failed_commands", self.failures.load(Ordering::Relaxed)),
+        ];
+        ready(Some(DataPath { workers: Vec::new(), peers: self.peers.len(), samples })).boxed_local()
     }
 }
 

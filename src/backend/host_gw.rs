@@ -7,6 +7,7 @@ use super::upkeep::Upkeep;
 use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
+use crate::report::{DataPath, Sample, metric};
 use crate::subnet::{Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
@@ -162,10 +163,10 @@ impl Network for Routes {
         self.compare(netlink).boxed_local()
     }
 
-    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
-        let text =
-            format!("{}count off_link_peers {}\n", self.upkeep.report(self.peers.len()), self.off_link);
-        ready(text).boxed_local()
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
+        let mut path = self.upkeep.report(self.peers.len());
+        path.samples.push(Sample::new(&metric::OFF_LINK_PEERS, "off_link_peers", self.off_link as u64));
+        ready(Some(path)).boxed_local()
     }
 }
 

@@ -28,6 +28,7 @@ pub use udp::EngineSettings;
 
 use crate::iface::External;
 use crate::netlink::{self, Netlink};
+use crate::report::DataPath;
 use crate::subnet::{Config, ConfigError, Event, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -227,8 +228,8 @@ pub trait Network: fmt::Debug {
         Poll::Pending
     }
 
-    /// A few lines for the operator: counters and peers; empty for a network without a data path.
-    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, String>;
+    /// Counters and peers; `None` for a network without a data path.
+    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>>;
 }
 
 #[cfg(test)]

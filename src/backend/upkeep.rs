@@ -9,6 +9,7 @@
 use super::repairs::Repairs;
 use crate::log::Complaint;
 use crate::netlink::{Changes, Error, Outcome, Stale};
+use crate::report::{DataPath, Sample, metric};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -146,15 +147,15 @@ impl Upkeep {
         self.repairs.pause(Instant::now())
     }
 
-    /// Lines for the operator.
-    pub(super) fn report(&self, peers: usize) -> String {
-        let mut text = String::new();
-        let _ = writeln!(text, "peers {peers}");
-        let _ = writeln!(text, "count foreign_leases {}", self.foreign);
-        let _ = writeln!(text, "count unusable_leases {}", self.unusable);
-        let _ = writeln!(text, "count repairs {}", self.repairs.total());
-        let _ = writeln!(text, "count refused_entries {}", self.refused);
-        text
+    /// What there is to report of `peers` peers.
+    pub(super) fn report(&self, peers: usize) -> DataPath {
+        let samples = vec![
+            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),
+            Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
+            Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
+            Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", self.refused as u64),
+        ];
+        DataPath { workers: Vec::new(), peers, samples }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::iface::External;
 use crate::netlink::{
     Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
 };
+use crate::report::DataPath;
 use crate::subnet::{ConfigError, Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
@@ -322,8 +323,8 @@ impl Network for Tunnel {
         self.compare(netlink).boxed_local()
     }
 
-    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
-        ready(self.upkeep.report(self.peers.len())).boxed_local()
+    fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
+        ready(Some(self.upkeep.report(self.peers.len()))).boxed_local()
     }
 }
 

@@ -14,7 +14,8 @@ use crate::etcd::{self, Store};
 use crate::iface;
 use crate::log::Complaint;
 use crate::netlink::Netlink;
-use crate::status::{Ask, Network, PATIENCE};
+use crate::report::State;
+use crate::status::{Ask, PATIENCE};
 use crate::store::Backoff;
 use crate::store::Registry;
 use futures_util::FutureExt;
@@ -58,23 +59,23 @@ pub(super) async fn run(
     // What waiting cannot mend is said at start, as with one network.
     iface::choose(&Netlink::new()?, &settings.iface).await?;
     let store = etcd::connect(&settings.etcd)?;
-    let mut running = Running { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
+    let mut supervisor = Supervisor { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
     let mut listing = Listing::new(&store)?;
     let stopped_by = loop {
         tokio::select! {
             biased;
             order = orders.next() => match order {
                 Order::Stop(name) => break name,
-                Order::Report => running.each(|| Order::Report),
-                Order::Ask(ask) => running.answer(ask),
-                Order::Watchdog => running.watchdog(),
+                Order::Report => supervisor.each(|| Order::Report),
+                Order::Ask(ask) => supervisor.answer(ask),
+                Order::Watchdog => supervisor.watchdog(),
             },
-            names = listing.next() => running.follow(names).await,
+            names = listing.next() => supervisor.follow(names).await,
         }
     };
     info!("{stopped_by}: stopping; the leases stay");
     Notifier::OPEN.stopping();
-    let (tasks, patience) = (std::mem::take(&mut running.tasks), running.patience());
+    let (tasks, patience) = (std::mem::take(&mut supervisor.tasks), supervisor.patience());
     join_all(tasks.into_values().map(|task| task.stop(stopped_by, patience))).await;
     Ok(())
 }
@@ -126,7 +127,8 @@ impl<'a> Listing<'a> {
     }
 }
 
-struct Running {
+/// The networks at work.
+struct Supervisor {
     settings: Settings,
     networks: Networks,
     tasks: BTreeMap<String, Task>,
@@ -140,7 +142,7 @@ struct Task {
     handle: JoinHandle<()>,
 }
 
-impl Running {
+impl Supervisor {
     /// Starts and stops networks until they are those of the store.
     async fn follow(&mut self, present: BTreeSet<String>) {
         let wanted = &self.networks.names;
@@ -196,7 +198,7 @@ impl Running {
     }
 
     /// Asks every network how it is.
-    fn health(&self) -> impl Future<Output = Vec<Network>> + use<> {
+    fn health(&self) -> impl Future<Output = Vec<State>> + use<> {
         let answers: Vec<_> = self
             .tasks
             .values()

@@ -2,7 +2,8 @@
 
 use super::notify::{self, Notifier};
 use super::signals::Signals;
-use crate::status::{self, Ask};
+use crate::report::State;
+use crate::status::Ask;
 use std::future::pending;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -74,8 +75,8 @@ impl Orders {
 }
 
 /// A network that has not come up yet.
-pub(super) fn waiting(name: &str) -> status::Network {
-    status::Network { name: name.to_owned(), alive: true, ..status::Network::default() }
+pub(super) fn waiting(name: &str) -> State {
+    State { network: name.to_owned(), alive: true, ..State::default() }
 }
 
 /// Never, if there is nothing to wait for.

@@ -28,6 +28,8 @@ pub(super) struct HostRules {
     pending: Option<Answer>,
     /// Masquerade rules were asked for and are not there yet.
     withheld: bool,
+    /// Whether the keeper's last answer was that the rules are in.
+    in_place: bool,
     installed: bool,
     check_at: Instant,
 }
@@ -57,6 +59,7 @@ impl HostRules {
             subnet: older.map(|file| file.subnet),
             pending: None,
             withheld: settings.masq.masquerade,
+            in_place: false,
             installed: false,
             check_at: Instant::now() + NEVER,
         })
@@ -85,6 +88,11 @@ impl HostRules {
         self.withheld
     }
 
+    /// Whether the rules were installed; `None` if there should be none.
+    pub(super) fn in_place(&self) -> Option<bool> {
+        (self.settings.masquerade || self.settings.forward).then_some(self.in_place)
+    }
+
     /// The next thing to see to. Cancel-safe.
     pub(super) async fn due(&mut self) -> Due {
         let check_at = self.check_at;
@@ -99,6 +107,7 @@ impl HostRules {
     /// # Errors
     /// Masquerading is wanted and the first try failed. Anything later is logged and tried again.
     pub(super) fn settle(&mut self, result: Result<(), masq::Error>) -> Result<(), DaemonError> {
+        self.in_place = result.is_ok();
         match result {
             Err(error) if self.withheld => return Err(error.into()),
             Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),

@@ -5,17 +5,17 @@
 use super::changes::Changes;
 use super::external::Watch;
 use super::notify::Notifier;
-use super::orders::{self, Order, Orders};
+use super::orders::{Order, Orders};
 use super::publish::SubnetFile;
 use super::rules::{Due, HostRules};
 use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
-use crate::lease::{Notice, Status};
+use crate::lease::{Counters, Notice, Status};
 use crate::log::Complaint;
 use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
-use crate::status;
+use crate::report::{self, Lines, Sample, State, metric};
 use crate::subnet::{Config, EnvFile};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -131,7 +131,7 @@ impl Running {
                 order = orders.next() => match order {
                     Order::Stop(name) => break End::Signal(name),
                     Order::Report => self.report().await,
-                    Order::Ask(ask) => ask.answer(vec![self.health().await]),
+                    Order::Ask(ask) => ask.answer(vec![self.state().await]),
                     Order::Watchdog => self.watchdog(),
                 },
                 // What concerns a network that is only coming up waits for it.
@@ -295,23 +295,27 @@ impl Running {
         Ok(())
     }
 
-    /// For monitors.
-    async fn health(&mut self) -> status::Network {
-        let lease = *self.lease.borrow();
-        let report = match &self.network {
+    /// How this network is.
+    async fn state(&self) -> State {
+        let status = *self.lease.borrow();
+        let data_path = match &self.network {
             Some((_, network)) => network.report(&self.netlink).await,
-            None => String::new(),
+            None => None,
         };
-        let left = lease.and_then(|lease| lease.deadline).map(|at| at.saturating_sub(self.clock.now()));
-        status::Network {
+        let left = status.and_then(|status| status.deadline).map(|at| at.saturating_sub(self.clock.now()));
+        State {
+            network: self.name.clone(),
             alive: self.is_alive(),
             ready: self.is_ready(),
             backend: self.config.backend.kind.clone(),
-            leased: lease.is_some_and(|lease| lease.subnet.is_some()),
-            lease_expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
-            etcd_up: lease.is_some_and(|lease| !lease.store_out),
-            report,
-            ..orders::waiting(&self.name)
+            store_up: status.is_some_and(|status| !status.store_out),
+            lease: report::Lease {
+                held: status.is_some_and(|status| status.subnet.is_some()),
+                expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
+                samples: status.map(|status| samples(status.counters)).unwrap_or_default(),
+            },
+            rules_in_place: self.rules.in_place(),
+            data_path,
         }
     }
 
@@ -328,12 +332,22 @@ impl Running {
 
     /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
     async fn report(&self) {
-        if let Some((_, network)) = &self.network {
-            let name = if self.name.is_empty() { String::new() } else { format!("network {}\n", self.name) };
-            let text = format!("{name}{}", network.report(&self.netlink).await);
+        if self.network.is_some() {
+            let text = Lines(&self.state().await).to_string();
             let _ = std::io::stderr().write_all(text.as_bytes());
         }
     }
+}
+
+/// What the lease machine counts, as values of the report.
+fn samples(counters: Counters) -> Vec<Sample> {
+    let Counters { skipped, rejected, repairs, withheld } = counters;
+    vec![
+        Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
+        Sample::new(&metric::REJECTED_LEASES, "rejected_leases", rejected),
+        Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
+        Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
+    ]
 }
 
 /// Registers the backend, with some patience for a port that another daemon is about to let go.

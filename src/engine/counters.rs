@@ -1,5 +1,6 @@
 //! Counters: the only thing that comes up from a worker. One writer each, relaxed, a cache line of their own.
 
+use crate::report::{Sample, metric};
 use crossbeam::utils::CachePadded;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -305,17 +306,54 @@ impl std::ops::AddAssign for Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Every counter as a value of the report; zeros are included.
+    pub fn samples(&self) -> impl Iterator<Item = Sample> + '_ {
+        let counts = Count::ALL.into_iter().map(|count| count.sample(self.get(count)));
+        counts.chain(DropReason::ALL.into_iter().map(|reason| reason.sample(self.dropped(reason))))
+    }
+}
+
+/// A line for each counter.
 impl fmt::Display for Snapshot {
-    /// A line per counter: `count <name> <n>`, then `drop <reason> <n>`; zeros included, so that a reader
-    /// need not know which exist.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for count in Count::ALL {
-            writeln!(f, "count {} {}", count.name(), self.get(count))?;
+        self.samples().try_for_each(|sample| writeln!(f, "{sample}"))
+    }
+}
+
+impl Count {
+    /// A value of this count. A count without a metric does not compile.
+    fn sample(self, value: u64) -> Sample {
+        let name = self.name();
+        let of = |metric| Sample::new(metric, name, value);
+        let to_udp = |metric| Sample::labelled(metric, name, ("dir", "tun_to_udp"), value);
+        let to_tun = |metric| Sample::labelled(metric, name, ("dir", "udp_to_tun"), value);
+        match self {
+            Count::TunReads => of(&metric::TUN_READS),
+            Count::TunPackets => to_udp(&metric::RX_PACKETS),
+            Count::TunBytes => to_udp(&metric::RX_BYTES),
+            Count::UdpSends => of(&metric::UDP_SENDS),
+            Count::UdpReceives => of(&metric::UDP_RECEIVES),
+            Count::UdpPackets => to_tun(&metric::RX_PACKETS),
+            Count::UdpBytes => to_tun(&metric::RX_BYTES),
+            Count::TunWrites => of(&metric::TUN_WRITES),
+            Count::IcmpSent => of(&metric::ICMP_SENT),
+            Count::IcmpLimited => of(&metric::ICMP_LIMITED),
+            Count::Resent => of(&metric::RESENT),
+            Count::SegmentationOff => of(&metric::SEGMENTATION_OFF),
+            Count::Turns => of(&metric::TURNS),
+            Count::Pauses => of(&metric::PAUSES),
+            Count::Starved => of(&metric::STARVED),
+            Count::ReceiveErrors => of(&metric::RECEIVE_ERRORS),
+            Count::RouteChanges => of(&metric::ROUTE_CHANGES),
+            Count::RouteErrors => of(&metric::ROUTE_ERRORS),
         }
-        for reason in DropReason::ALL {
-            writeln!(f, "drop {} {}", reason.name(), self.dropped(reason))?;
-        }
-        Ok(())
+    }
+}
+
+impl DropReason {
+    fn sample(self, value: u64) -> Sample {
+        Sample::labelled(&metric::DROPPED_PACKETS, self.name(), ("reason", self.name()), value)
     }
 }
 

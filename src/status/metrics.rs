@@ -1,15 +1,15 @@
 //! The Prometheus text format (prometheus.io, "Exposition formats", text version 0.0.4).
 
-use super::Network;
+use crate::report::{DataPath, Kind, Lease, Metric, Sample, State, Worker, metric};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::time::UNIX_EPOCH;
 
 /// All metrics of all networks.
-pub(super) fn text(networks: &[Network]) -> String {
+pub(super) fn text(networks: &[State]) -> String {
     let mut families = Families::default();
-    families.add("build_info", &[("version", env!("CARGO_PKG_VERSION"))], "1");
+    families.add(&metric::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))], "1");
     families.process();
     for network in networks {
         families.network(network);
@@ -17,18 +17,38 @@ pub(super) fn text(networks: &[Network]) -> String {
     families.text()
 }
 
-/// Samples by family: the format wants those of one family together.
+/// The samples of one name, which the format wants together.
+#[derive(Debug)]
+struct Family {
+    kind: Kind,
+    help: &'static str,
+    samples: Vec<String>,
+}
+
+/// Families by name.
 #[derive(Debug, Default)]
-struct Families(BTreeMap<String, Vec<String>>);
+struct Families(BTreeMap<&'static str, Family>);
 
 impl Families {
-    /// A sample of the family `flanneld_<name>`.
-    fn add(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
-        self.add_whole(&format!("flanneld_{name}"), labels, value);
+    /// A sample of `metric`, also under the name that it had before.
+    fn add(&mut self, metric: &'static Metric, labels: &[(&str, &str)], value: &str) {
+        self.add_named(metric.name, metric.kind, metric.help, labels, value);
+        if let Some(old) = metric.formerly {
+            // Readers of the old name expect the kind that it says.
+            let kind = if old.ends_with("_total") { Kind::Counter } else { Kind::Gauge };
+            self.add_named(old, kind, metric.help, labels, value);
+        }
     }
 
-    fn add_whole(&mut self, family: &str, labels: &[(&str, &str)], value: &str) {
-        let mut sample = family.to_owned();
+    fn add_named(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        value: &str,
+    ) {
+        let mut sample = name.to_owned();
         let labels: Vec<String> = labels
             .iter()
             .filter(|(_, value)| !value.is_empty())
@@ -38,54 +58,54 @@ impl Families {
             let _ = write!(sample, "{{{}}}", labels.join(","));
         }
         let _ = write!(sample, " {value}");
-        self.0.entry(family.to_owned()).or_default().push(sample);
+        let family = self.0.entry(name).or_insert_with(|| Family { kind, help, samples: Vec::new() });
+        family.samples.push(sample);
     }
 
-    fn network(&mut self, network: &Network) {
-        let of = ("network", network.name.as_str());
-        self.add("ready", &[of], flag(network.ready));
-        self.add("workers_alive", &[of], flag(network.alive));
-        self.add("etcd_up", &[of], flag(network.etcd_up));
-        for (state, value) in [("held", network.leased), ("none", !network.leased)] {
-            self.add("lease_state", &[of, ("state", state)], flag(value));
+    /// Every field is named, so that a new one cannot be forgotten.
+    fn network(&mut self, state: &State) {
+        let State { network, alive, ready, backend, store_up, lease, rules_in_place, data_path } = state;
+        let of = ("network", network.as_str());
+        self.add(&metric::READY, &[of], flag(*ready));
+        self.add(&metric::WORKERS_ALIVE, &[of], flag(*alive));
+        self.add(&metric::STORE_UP, &[of], flag(*store_up));
+        if let Some(in_place) = rules_in_place {
+            self.add(&metric::RULES_IN_PLACE, &[of], flag(*in_place));
         }
-        if let Some(since) = network.lease_expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
-            self.add("lease_expiry_timestamp_seconds", &[of], &since.as_secs().to_string());
+        if !backend.is_empty() {
+            self.add(&metric::BACKEND_INFO, &[of, ("backend", backend)], "1");
         }
-        if !network.backend.is_empty() {
-            self.add("backend_info", &[of, ("backend", &network.backend)], "1");
-        }
-        for line in network.report.lines() {
-            self.line(of, line);
+        self.lease(of, lease);
+        if let Some(data_path) = data_path {
+            self.data_path(of, data_path);
         }
     }
 
-    /// A line of the daemon's report, if it is one that we know the form of.
-    fn line(&mut self, of: (&str, &str), line: &str) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            ["peers", n] if is_number(n) => self.add("peers", &[of], n),
-            ["worker", worker, carrier] if is_number(worker) => {
-                self.add("worker_info", &[of, ("worker", worker), ("engine", carrier)], "1");
-            }
-            ["drop", reason, n] if is_number(n) => {
-                self.add("dropped_packets_total", &[of, ("reason", reason)], n);
-            }
-            ["kernel", queue, n] if is_number(n) => {
-                self.add("kernel_dropped_packets_total", &[of, ("reason", queue)], n);
-            }
-            ["count", name, n] if is_number(n) && is_name(name) => {
-                let (name, labels): (&str, &[(&str, &str)]) = match *name {
-                    "tun_packets" => ("rx_packets", &[of, ("dir", "tun_to_udp")]),
-                    "tun_bytes" => ("rx_bytes", &[of, ("dir", "tun_to_udp")]),
-                    "udp_packets" => ("rx_packets", &[of, ("dir", "udp_to_tun")]),
-                    "udp_bytes" => ("rx_bytes", &[of, ("dir", "udp_to_tun")]),
-                    "repairs" => ("reconcile_repairs", &[of]),
-                    other => (other, &[of]),
-                };
-                self.add(&format!("{name}_total"), labels, n);
-            }
-            _ => {}
+    fn lease(&mut self, of: (&str, &str), lease: &Lease) {
+        let Lease { held, expiry, samples } = lease;
+        for (state, value) in [("held", *held), ("none", !*held)] {
+            self.add(&metric::LEASE_STATE, &[of, ("state", state)], flag(value));
+        }
+        if let Some(since) = expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
+            self.add(&metric::LEASE_EXPIRY, &[of], &since.as_secs().to_string());
+        }
+        self.samples(of, samples);
+    }
+
+    fn data_path(&mut self, of: (&str, &str), data_path: &DataPath) {
+        let DataPath { workers, peers, samples } = data_path;
+        self.add(&metric::PEERS, &[of], &peers.to_string());
+        for (index, Worker { carrier }) in workers.iter().enumerate() {
+            let labels = [of, ("worker", &index.to_string()), ("engine", carrier)];
+            self.add(&metric::WORKER_INFO, &labels, "1");
+        }
+        self.samples(of, samples);
+    }
+
+    fn samples(&mut self, of: (&str, &str), samples: &[Sample]) {
+        for Sample { metric, name: _, label, value } in samples {
+            let labels: Vec<(&str, &str)> = std::iter::once(of).chain(*label).collect();
+            self.add(metric, &labels, &value.to_string());
         }
     }
 
@@ -100,23 +120,20 @@ impl Families {
             let ticks = rustix::param::clock_ticks_per_second().max(1);
             let hundredths = (user + system) * 100 / ticks;
             let seconds = format!("{}.{:02}", hundredths / 100, hundredths % 100);
-            self.add_whole("process_cpu_seconds_total", &[], &seconds);
+            self.add(&metric::PROCESS_CPU, &[], &seconds);
             let resident = pages * rustix::param::page_size() as u64;
-            self.add_whole("process_resident_memory_bytes", &[], &resident.to_string());
+            self.add(&metric::PROCESS_MEMORY, &[], &resident.to_string());
         }
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            self.add_whole("process_open_fds", &[], &open.count().to_string());
+            self.add(&metric::PROCESS_FDS, &[], &open.count().to_string());
         }
     }
 
     fn text(&self) -> String {
         let mut text = String::new();
-        for (family, samples) in &self.0 {
-            if let Some((_, help)) = HELP.iter().find(|(name, _)| *name == family) {
-                let _ = writeln!(text, "# HELP {family} {help}");
-            }
-            let kind = if family.ends_with("_total") { "counter" } else { "gauge" };
-            let _ = writeln!(text, "# TYPE {family} {kind}");
+        for (name, Family { kind, help, samples }) in &self.0 {
+            let _ = writeln!(text, "# HELP {name} {help}");
+            let _ = writeln!(text, "# TYPE {name} {kind}");
             for sample in samples {
                 let _ = writeln!(text, "{sample}");
             }
@@ -125,39 +142,8 @@ impl Families {
     }
 }
 
-/// What the names do not say.
-const HELP: &[(&str, &str)] = &[
-    ("flanneld_build_info", "Always 1; the version is a label."),
-    ("flanneld_dropped_packets_total", "Packets lost in this daemon, by reason."),
-    ("flanneld_etcd_up", "Whether the last call to etcd was answered."),
-    ("flanneld_kernel_dropped_packets_total", "Packets lost in the kernel's queues before this daemon."),
-    (
-        "flanneld_lease_expiry_timestamp_seconds",
-        "When the lease ends unless renewed; absent for a reservation.",
-    ),
-    ("flanneld_lease_state", "1 for the state that the lease is in."),
-    ("flanneld_peers", "Other nodes whose subnets are routed."),
-    ("flanneld_ready", "Whether the subnet is up and the subnet file written."),
-    (
-        "flanneld_reconcile_repairs_total",
-        "Times that a device, address or route was missing and was put back.",
-    ),
-    ("flanneld_rx_bytes_total", "Bytes of the packets of flanneld_rx_packets_total, IPv4 headers included."),
-    ("flanneld_rx_packets_total", "Packets read and passed on, by direction."),
-    ("flanneld_worker_info", "Always 1; how the worker makes its system calls is a label."),
-    ("flanneld_workers_alive", "0 if a worker has ended by itself."),
-];
-
 fn flag(value: bool) -> &'static str {
     if value { "1" } else { "0" }
-}
-
-fn is_number(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn is_name(word: &str) -> bool {
-    word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// A label's value as the format writes it.
@@ -170,15 +156,31 @@ mod tests {
     use super::*;
     use std::time::{Duration, SystemTime};
 
-    fn network(name: &str, report: &str) -> Network {
-        Network { name: name.to_owned(), alive: true, report: report.to_owned(), ..Network::default() }
+    fn network(name: &str, data_path: DataPath) -> State {
+        State { network: name.to_owned(), alive: true, data_path: Some(data_path), ..State::default() }
+    }
+
+    fn peers(peers: usize) -> DataPath {
+        DataPath { peers, ..DataPath::default() }
     }
 
     #[test]
-    fn lines_of_the_report_become_samples() {
-        let report = "worker 0 uring\npeers 3\ncount tun_packets 7\ncount turns 9\ndrop ttl 2\nkernel socket_overflow 4\nodd line\n\
-                      count bad-name 1\ncount turns x\n";
-        let text = text(&[network("", report)]);
+    fn values_become_samples() {
+        let data_path = DataPath {
+            workers: vec![Worker { carrier: "uring".to_owned() }],
+            peers: 3,
+            samples: vec![
+                Sample::labelled(&metric::RX_PACKETS, "tun_packets", ("dir", "tun_to_udp"), 7),
+                Sample::new(&metric::TURNS, "turns", 9),
+                Sample::labelled(&metric::DROPPED_PACKETS, "ttl", ("reason", "ttl"), 2),
+                Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, "x", ("reason", "socket_overflow"), 4),
+                Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", 5),
+            ],
+        };
+        let mut state = network("", data_path);
+        state.rules_in_place = Some(true);
+        state.lease.samples = vec![Sample::new(&metric::LOST_EVENTS, "lost_events", 6)];
+        let text = text(&[state]);
         for line in [
             "flanneld_worker_info{worker=\"0\",engine=\"uring\"} 1",
             "flanneld_peers 3",
@@ -188,18 +190,36 @@ mod tests {
             "flanneld_kernel_dropped_packets_total{reason=\"socket_overflow\"} 4",
             "# TYPE flanneld_ready gauge\nflanneld_ready 0",
             "flanneld_lease_state{state=\"none\"} 1",
+            "flanneld_lost_events_total 6",
+            "flanneld_rules_in_place 1",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}:\n{text}");
         }
-        assert!(!text.contains("bad-name") && !text.contains("odd"), "{text}");
         assert!(text.contains("process_cpu_seconds_total ") && text.contains("process_open_fds "), "{text}");
     }
 
     #[test]
+    fn a_name_that_has_changed_is_there_beside_the_new_one() {
+        let data_path = DataPath {
+            samples: vec![Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", 5)],
+            ..DataPath::default()
+        };
+        let text = text(&[State { store_up: true, ..network("", data_path) }]);
+        for line in [
+            "# TYPE flanneld_store_up gauge\nflanneld_store_up 1",
+            "# TYPE flanneld_etcd_up gauge\nflanneld_etcd_up 1",
+            "# TYPE flanneld_refused_entries gauge\nflanneld_refused_entries 5",
+            "# TYPE flanneld_refused_entries_total counter\nflanneld_refused_entries_total 5",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}:\n{text}");
+        }
+    }
+
+    #[test]
     fn networks_are_told_apart_and_families_stay_together() {
-        let mut second = network("b\"\\\n", "peers 2\n");
-        second.lease_expiry = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60));
-        let text = text(&[network("a", "peers 1\n"), second]);
+        let mut second = network("b\"\\\n", peers(2));
+        second.lease.expiry = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60));
+        let text = text(&[network("a", peers(1)), second]);
         let together = "# TYPE flanneld_peers gauge\nflanneld_peers{network=\"a\"} 1\n\
                         flanneld_peers{network=\"b\\\"\\\\\\n\"} 2\n";
         assert!(text.contains(together), "{text}");

@@ -1,6 +1,7 @@
 //! The HTTP server: one request for each connection, bounded in number, size and time.
 
-use super::{Ask, Network, PATIENCE, metrics};
+use super::{Ask, PATIENCE, metrics};
+use crate::report::State;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -101,7 +102,7 @@ async fn answer(path: String, asks: &mpsc::Sender<Ask>) -> Result<Response<Full<
 /// Why `/healthz` fails when the control loop does not answer.
 const SILENT: &str = "flanneld's control loop does not answer";
 
-fn healthz(networks: Option<&[Network]>) -> Response<Full<Bytes>> {
+fn healthz(networks: Option<&[State]>) -> Response<Full<Bytes>> {
     match networks {
         Some(networks) if networks.iter().all(|network| network.alive) => {
             plain(StatusCode::OK, "flanneld is running")
@@ -111,7 +112,7 @@ fn healthz(networks: Option<&[Network]>) -> Response<Full<Bytes>> {
     }
 }
 
-fn readyz(networks: Option<&[Network]>) -> Response<Full<Bytes>> {
+fn readyz(networks: Option<&[State]>) -> Response<Full<Bytes>> {
     let networks = networks.unwrap_or_default();
     if !networks.is_empty() && networks.iter().all(|network| network.ready) {
         plain(StatusCode::OK, "flanneld is ready")
@@ -121,7 +122,7 @@ fn readyz(networks: Option<&[Network]>) -> Response<Full<Bytes>> {
 }
 
 /// The control loop's answer, if it comes in time.
-async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Vec<Network>> {
+async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Vec<State>> {
     let (ask, answer) = Ask::new();
     let exchange = async {
         asks.send(ask).await.ok()?;

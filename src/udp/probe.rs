@@ -19,7 +19,7 @@ const _: () = assert!(MAX_SEGMENTS as usize * SIZE <= 65_507, "the trial fits on
 /// How many datagrams one send may carry: 127, 63, or `None` where the kernel has no `UDP_SEGMENT`.
 ///
 /// The number is tried on a throw-away pair of loopback sockets. Where loopback is down nothing can be tried,
-/// and it is taken to be [`MAX_SEGMENTS_SAFE`].
+/// and it is taken to be `MAX_SEGMENTS_SAFE`.
 pub fn max_segments() -> Option<u16> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     let sender = Socket::bind(any, SocketOptions::default()).ok()?;

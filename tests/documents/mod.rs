@@ -3,13 +3,14 @@
 
 pub mod rules;
 
+use flanneld::report::metric;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Where names of counters and metrics are written down, as string literals.
-const METRIC_SOURCES: &[&str] = &["src/report", "src/engine", "src/backend", "src/status"];
+/// Where the names in the report's lines are written down, as string literals.
+const METRIC_SOURCES: &[&str] = &["src/engine", "src/backend", "src/daemon"];
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -147,13 +148,18 @@ impl Truth {
     }
 }
 
-/// Names of counters and metrics: string literals that are one name, and what follows a kind in a line of the report.
+/// Names of metrics, now and one release ago, and of counters as the report's lines show them.
 pub fn metric_names() -> BTreeSet<String> {
-    let name = Regex::new(r#""([a-z][a-z0-9_]*)"|\b(?:count|kernel|drop) ([a-z][a-z0-9_]*) \{"#).unwrap();
+    let literal = Regex::new(r#""([a-z][a-z0-9_]*)""#).unwrap();
     let text: String = METRIC_SOURCES.iter().flat_map(|dir| files(dir)).map(|file| read(&file)).collect();
-    name.captures_iter(&text)
-        .map(|found| found.iter().flatten().last().unwrap().as_str().to_owned())
-        .collect()
+    let metrics = metric::ALL.iter().flat_map(|metric| [Some(metric.name), metric.formerly]).flatten();
+    literal.captures_iter(&text).map(|found| found[1].to_owned()).chain(metrics.map(str::to_owned)).collect()
+}
+
+/// Every metric as a row of the table in the documents.
+pub fn metric_rows() -> Vec<String> {
+    let row = |m: &&metric::Metric| format!("| `{}` | {} | {} | {} |", m.name, m.kind, m.unit, m.help);
+    metric::ALL.iter().map(row).collect()
 }
 
 /// The flags that the usage defines, each with its default if it shows one.

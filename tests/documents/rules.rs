@@ -20,8 +20,6 @@ const SYSTEM_PATHS: &[&str] = &[
 ];
 /// Names with a slash that are no files: keys of the store, and what a script writes.
 const NOT_FILES: &[&str] = &["subnets/", "perf/out/"];
-/// Rooms that docs/design.md describes and that are allowed to be absent.
-const ROOMS_TO_COME: &[&str] = &["log/", "report/", "bpf/", "store/", "membership/"];
 /// Flags of other programs.
 const FOREIGN_FLAGS: &[&str] =
     &["enable-v2", "flag", "security-opt", "ulimit", "C", "P", "u", "b", "l", "c", "h"];
@@ -126,7 +124,6 @@ fn is_room(span: &str) -> bool {
 
 fn has_room(room: &str, truth: &Truth) -> bool {
     NOT_FILES.contains(&room)
-        || ROOMS_TO_COME.contains(&room)
         || truth.files.iter().any(|file| file.starts_with(room) || file.starts_with(&format!("src/{room}")))
 }
 

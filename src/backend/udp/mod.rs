@@ -23,6 +23,7 @@ use super::{BackendError, Network};
 use crate::engine::Snapshot;
 use crate::log::Complaint;
 use crate::netlink::{Change, Changes, Netlink, Route};
+use crate::report::{DataPath, Sample, Worker, metric};
 use crate::subnet::Event;
 use crate::udp::Socket;
 use device::Device;
@@ -30,7 +31,6 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
 use peers::Peers;
-use std::fmt::Write as _;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -163,25 +163,26 @@ impl Overlay {
         true
     }
 
-    async fn lines(&self, netlink: &Netlink) -> String {
+    /// Workers, peers and counters; those of the kernel count packets that it dropped before we saw them.
+    async fn gather(&self, netlink: &Netlink) -> DataPath {
         let mut sum = self.past;
-        let mut text = String::new();
-        let mut queue_full = 0;
+        let (mut workers, mut queue_full) = (Vec::new(), 0);
         if let Some(device) = &self.device {
             sum += device.engine().snapshot();
-            for (worker, carrier) in device.engine().carriers().iter().enumerate() {
-                let _ = writeln!(text, "worker {worker} {carrier}");
-            }
+            let carriers = device.engine().carriers().iter();
+            workers = carriers.map(|carrier| Worker { carrier: carrier.to_string() }).collect();
             queue_full = netlink.dropped_on_send(device.index()).await.ok().flatten().unwrap_or(0);
         }
-        let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0)));
-        let _ = writeln!(text, "peers {}", self.peers.len());
-        let _ = writeln!(text, "count foreign_leases {}", self.peers.foreign());
-        let _ = writeln!(text, "count repairs {}", self.repairs.total());
-        let _ = write!(text, "{sum}");
-        let _ = writeln!(text, "kernel tun_queue_full {queue_full}");
-        let _ = writeln!(text, "kernel socket_overflow {}", overflows.sum::<u64>());
-        text
+        let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0))).sum();
+        let kernel =
+            |queue, value| Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, queue, ("reason", queue), value);
+        let mut samples = vec![
+            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.peers.foreign()),
+            Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
+        ];
+        samples.extend(sum.samples());
+        samples.extend([kernel("tun_queue_full", queue_full), kernel("socket_overflow", overflows)]);
+        DataPath { workers, peers: self.peers.len(), samples }
     }
 }
 
@@ -229,9 +230,7 @@ impl Network for Overlay {
         self.device.as_ref().map_or(Poll::Pending, |device| device.poll_ended(context))
     }
 
-    /// Counters: `worker`, `peers`, `count` and `drop` lines, then `kernel` lines for packets that the kernel
-    /// dropped before we saw them.
-    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, String> {
-        self.lines(netlink).boxed_local()
+    fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
+        self.gather(netlink).map(Some).boxed_local()
     }
 }

@@ -1,0 +1,69 @@
+//! The lines that the daemon prints on SIGUSR1 and at its end.
+
+use super::{DataPath, Lease, State, Worker};
+use std::fmt;
+
+/// A state as lines: `worker N CARRIER`, `peers N`, and a line for each sample; zeros are included, so that a reader
+/// need not know which exist. What has no line is shown in the log as it changes.
+#[derive(Debug)]
+pub struct Lines<'a>(pub &'a State);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let State {
+            network,
+            alive: _,
+            ready: _,
+            backend: _,
+            store_up: _,
+            lease: Lease { held: _, expiry: _, samples: of_lease },
+            rules_in_place: _,
+            data_path,
+        } = self.0;
+        if !network.is_empty() {
+            writeln!(f, "network {network}")?;
+        }
+        if let Some(DataPath { workers, peers, samples }) = data_path {
+            for (index, Worker { carrier }) in workers.iter().enumerate() {
+                writeln!(f, "worker {index} {carrier}")?;
+            }
+            writeln!(f, "peers {peers}")?;
+            for sample in samples {
+                writeln!(f, "{sample}")?;
+            }
+        }
+        for sample in of_lease {
+            writeln!(f, "{sample}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Sample, metric};
+
+    #[test]
+    fn a_state_is_a_line_for_each_value() {
+        let data_path = DataPath {
+            workers: vec![Worker { carrier: "uring".to_owned() }],
+            peers: 3,
+            samples: vec![
+                Sample::new(&metric::TURNS, "turns", 9),
+                Sample::labelled(&metric::DROPPED_PACKETS, "ttl", ("reason", "ttl"), 2),
+                Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, "tun_queue_full", ("reason", "q"), 4),
+            ],
+        };
+        let samples = vec![Sample::new(&metric::LOST_EVENTS, "lost_events", 1)];
+        let mut state = State {
+            lease: Lease { samples, ..Lease::default() },
+            data_path: Some(data_path),
+            ..State::default()
+        };
+        let lines = "worker 0 uring\npeers 3\ncount turns 9\ndrop ttl 2\nkernel tun_queue_full 4\ncount lost_events 1\n";
+        assert_eq!(Lines(&state).to_string(), lines);
+        state.network = "blue".to_owned();
+        assert_eq!(Lines(&state).to_string(), format!("network blue\n{lines}"));
+    }
+}

@@ -1,0 +1,23 @@
+//! How the daemon is, as plain values.
+//!
+//! Theory of operation. Whoever counts or knows something says so with a [`Sample`] of a [`Metric`], which has a
+//! name, a kind, a unit and a help text. The control loop gathers the samples of one network in a [`State`]. What
+//! people and monitors see are renderings of it: the lines on SIGUSR1 ([`Lines`]), `/metrics`, `/healthz` and
+//! `/readyz` (the room `status`). Nothing is ever read back from a rendering.
+//!
+//! A new counter is a row of the table in `metric.rs` and a sample where it is counted. A rendering takes a state
+//! apart field by field, so a field that a rendering does not know fails to compile.
+//!
+//! | file | |
+//! |---|---|
+//! | [`metric`] | every metric: name, kind, unit, help |
+//! | `state` | one network at one moment |
+//! | `lines` | the lines on SIGUSR1 |
+
+mod lines;
+pub mod metric;
+mod state;
+
+pub use lines::Lines;
+pub use metric::{Kind, Metric};
+pub use state::{DataPath, Lease, Sample, State, Worker};

@@ -1,0 +1,94 @@
+//! One network of the daemon at one moment.
+
+use super::Metric;
+use std::fmt;
+use std::time::SystemTime;
+
+/// One network of the daemon at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The network's name; empty in the usual mode of one network, whose metrics then have no such label.
+    pub network: String,
+    /// No worker has ended by itself.
+    pub alive: bool,
+    /// It has a subnet, and the subnet file says so.
+    pub ready: bool,
+    /// The backend's type; empty before the network config is known.
+    pub backend: String,
+    /// Whether the store of the leases answered last time.
+    pub store_up: bool,
+    /// This host's lease.
+    pub lease: Lease,
+    /// Whether masquerade and forward rules are as they should be; `None` if there should be none.
+    pub rules_in_place: Option<bool>,
+    /// What carries the packets; `None` before the subnet is up, and if somebody else carries them.
+    pub data_path: Option<DataPath>,
+}
+
+/// This host's lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Whether we hold it at this moment.
+    pub held: bool,
+    /// When it ends, unless renewed; `None` without a lease and for a reservation.
+    pub expiry: Option<SystemTime>,
+    /// What the lease machine has counted.
+    pub samples: Vec<Sample>,
+}
+
+/// What carries the packets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DataPath {
+    /// The engine's workers, in their order; none if the kernel carries the packets.
+    pub workers: Vec<Worker>,
+    /// Peers whose subnets are routed.
+    pub peers: usize,
+    /// Counters of backend and engine, in the order in which they are shown.
+    pub samples: Vec<Sample>,
+}
+
+/// One worker of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// How it makes its system calls: `uring` or `poll`.
+    pub carrier: String,
+}
+
+/// One value of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// What the value is of.
+    pub metric: &'static Metric,
+    /// The name in the lines on SIGUSR1. It tells apart samples of one metric.
+    pub name: &'static str,
+    /// The label and its value, where the metric has samples of several kinds.
+    pub label: Option<(&'static str, &'static str)>,
+    /// The value, in the metric's unit.
+    pub value: u64,
+}
+
+impl Sample {
+    /// The one sample of `metric`, shown as `name` in the lines.
+    #[must_use]
+    pub fn new(metric: &'static Metric, name: &'static str, value: u64) -> Sample {
+        Sample { metric, name, label: None, value }
+    }
+
+    /// One of several samples of `metric`, told apart by `label`.
+    #[must_use]
+    pub fn labelled(
+        metric: &'static Metric,
+        name: &'static str,
+        label: (&'static str, &'static str),
+        value: u64,
+    ) -> Sample {
+        Sample { metric, name, label: Some(label), value }
+    }
+}
+
+/// The sample as a line on SIGUSR1: `count turns 7`, `drop ttl 2`.
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.metric.word, self.name, self.value)
+    }
+}
