@@ -80,7 +80,7 @@ impl Auto {
     async fn choose(&self) -> Result<(), Error> {
         let api = match self.v3.config().await {
             Ok(_) => self.choose_with_v3_config().await?,
-            Err(Error::NotFound(key)) => match self.v2_has_config().await {
+            Err(Error::NotFound(key)) => match self.v2.has_config().await {
                 Ok(true) => Api::V2,
                 Ok(false) => return Err(Error::NotFound(key)),
                 Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
@@ -99,16 +99,6 @@ impl Auto {
         Ok(())
     }
 
-    /// Whether v2 holds a config; a server without the keys API holds none.
-    async fn v2_has_config(&self) -> Result<bool, Error> {
-        match self.v2.config().await {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound(_)) => Ok(false),
-            Err(error) if V2::is_absent(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Whether the server says that it is older than etcd 3, so that v3's silence is its absence.
     async fn is_before_v3(&self) -> bool {
         self.v2.server_major().await.is_ok_and(|major| major < 3)
@@ -116,7 +106,7 @@ impl Auto {
 
     /// v3 has a config. If v2 has one too, the nodes are where the leases are.
     async fn choose_with_v3_config(&self) -> Result<Api, Error> {
-        match self.v2_has_config().await {
+        match self.v2.has_config().await {
             Ok(true) => {}
             Ok(false) => return Ok(Api::V3),
             // A refusal lasts, and who is refused has no leases there.
@@ -143,9 +133,8 @@ impl Auto {
             }
             Err(error) => return Err(unsure(error, "v3 does not tell which networks it holds")),
         };
-        match self.v2.networks().await {
-            Ok(more) => names.extend(more),
-            Err(error) if V2::is_absent(&error) => {}
+        match self.v2.networks_if_served().await {
+            Ok(more) => names.extend(more.unwrap_or_default()),
             Err(error) => return Err(unsure(error, "v2 does not tell which networks it holds")),
         }
         names.sort();

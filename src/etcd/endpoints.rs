@@ -1,7 +1,7 @@
 //! Several endpoints: which one to ask, and when to ask the next.
 
 use super::Settings;
-
+use super::refusal::is_refusal;
 use crate::log::quote;
 use crate::store::Error;
 use std::cell::Cell;
@@ -174,14 +174,12 @@ pub(super) fn causes(mut text: String, mut source: Option<&(dyn std::error::Erro
     text
 }
 
-/// The failure of a connection. A certificate that one side does not accept is a refusal, not silence.
-pub(super) fn unreached(reason: String) -> Failure {
-    let lower = reason.to_lowercase();
-    let refused = ["certificate", "unknownca", "unknownissuer", "alert: handshakefailure"];
-    if refused.iter().any(|word| lower.contains(word)) {
-        Failure::Unreached(Error::Denied(reason))
-    } else {
-        Failure::Unreached(Error::Unavailable(reason))
+/// The failure of a connection, with what is said about it. A certificate that one side does not accept is a
+/// refusal, anything else is silence.
+pub(super) fn unreached(reason: String, cause: Option<&(dyn std::error::Error + 'static)>) -> Failure {
+    match cause {
+        Some(cause) if is_refusal(cause) => Failure::Unreached(Error::Denied(reason)),
+        _ => Failure::Unreached(Error::Unavailable(reason)),
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod auto;
 mod endpoints;
+mod refusal;
 mod tls;
 mod v2;
 mod v3;

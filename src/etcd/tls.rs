@@ -1,9 +1,11 @@
 //! Certificates and keys, as the files hold them at this moment, and the HTTP client that uses them.
 
 use super::Settings;
-use super::endpoints::chain;
+use super::endpoints::{Failure, chain, unreached};
 use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,6 +33,19 @@ impl Pem {
             _ => return Err(Error::Invalid("etcd client certificate and key go together".to_owned())),
         };
         Ok(Self { ca, identity })
+    }
+
+    /// Refuses files whose certificates cannot be read. The gRPC library would refuse them in the same words, but
+    /// by a type that only it can name.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let certificates = self.ca.iter().chain(self.identity.iter().map(|(certificate, _)| certificate));
+        for pem in certificates {
+            if CertificateDer::pem_slice_iter(pem).any(|certificate| certificate.is_err()) {
+                let reason = "transport error: Error parsing TLS certificate.".to_owned();
+                return Err(Failure::Unreached(Error::Denied(reason)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -68,4 +83,27 @@ pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
 /// The error with its causes; the URL is said elsewhere.
 pub(super) fn text(error: reqwest::Error) -> String {
     chain(&error.without_url())
+}
+
+/// What an error of the HTTP client means for the attempt that met it.
+pub(super) fn failure(error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    unreached(chain(&error), Some(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_is_refused() {
+        let check = |text: &str| Pem { ca: Some(text.as_bytes().to_vec()), identity: None }.check();
+        let (begin, end) = ("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n");
+        for text in ["", "no PEM at all", &format!("{begin}AAAA\n{end}")] {
+            assert_eq!(check(text), Ok(()), "{text}");
+        }
+        for text in [format!("{begin}!!!!\n{end}"), format!("{begin}AAAA\n")] {
+            assert!(matches!(check(&text), Err(Failure::Unreached(Error::Denied(_)))), "{text}");
+        }
+    }
 }

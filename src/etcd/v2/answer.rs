@@ -14,8 +14,8 @@ pub(super) mod fault {
     pub(in crate::etcd::v2) const INDEX_CLEARED: u32 = 401;
 }
 
-/// A server without the keys API answers 404 without an error code.
-pub(in crate::etcd) const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
+/// What is said of a server without the keys API.
+const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
     and 3.5 need --enable-v2=true";
 
 /// A key with what it holds.
@@ -73,8 +73,26 @@ pub(super) enum Answer {
     Failed(Fault),
 }
 
+/// Why nothing can be made of an answer.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// The server has no keys API: it answers 404 without an error code.
+    NoKeysApi,
+    /// Any other reason.
+    Failed(Error),
+}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::NoKeysApi => Self::Invalid(NO_KEYS_API.to_owned()),
+            Unusable::Failed(error) => error,
+        }
+    }
+}
+
 /// Reads an answer's body; `index` is its `X-Etcd-Index`.
-pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> Result<Answer, Error> {
+pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> Result<Answer, Unusable> {
     #[derive(Deserialize)]
     struct Done {
         action: String,
@@ -86,7 +104,8 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
     }
     if status.is_success() {
         let Done { action, node } = serde_json::from_slice(body).map_err(|error| {
-            Error::Invalid(format!("an answer that is not the keys API's: {}", quote(&error.to_string())))
+            let reason = quote(&error.to_string());
+            Unusable::Failed(Error::Invalid(format!("an answer that is not the keys API's: {reason}")))
         })?;
         return Ok(Answer::Done { action, node, index });
     }
@@ -98,12 +117,12 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
         // A proxy's page, as likely as not.
         Err(_) => quote(&String::from_utf8_lossy(&body[..body.len().min(1000)])),
     };
-    Err(match status {
+    Err(Unusable::Failed(match status {
+        StatusCode::NOT_FOUND => return Err(Unusable::NoKeysApi),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied(format!("{status}: {text}")),
-        StatusCode::NOT_FOUND => Error::Invalid(NO_KEYS_API.to_owned()),
         status if status.is_server_error() => Error::Unavailable(format!("{status}: {text}")),
         status => Error::Invalid(format!("{status}: {text}")),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -123,7 +142,7 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let read = |status, body: &str| read(status, None, body.as_bytes());
+        let read = |status, body: &str| read(status, None, body.as_bytes()).map_err(Error::from);
         let gone = read(StatusCode::BAD_REQUEST, r#"{"errorCode":401,"message":"m","cause":"c","index":2}"#);
         assert!(matches!(gone, Ok(Answer::Failed(Fault { code: fault::INDEX_CLEARED, index: 2, .. }))));
         let auth = read(StatusCode::UNAUTHORIZED, r#"{"message":"Insufficient credentials"}"#);
@@ -146,7 +165,7 @@ mod tests {
             for status in [StatusCode::OK, StatusCode::FORBIDDEN, StatusCode::BAD_GATEWAY] {
                 let text = match read(status, None, body.as_bytes()) {
                     Ok(Answer::Failed(fault)) => Error::from(fault).to_string(),
-                    other => other.unwrap_err().to_string(),
+                    other => Error::from(other.unwrap_err()).to_string(),
                 };
                 assert!(!text.contains(char::is_control) && text.len() < 600, "{text:.600}");
             }

@@ -1,9 +1,9 @@
 //! Requests of the keys API: URLs, authentication, TLS, fail-over.
 
-use super::answer::{self, Answer, Fault};
+use super::answer::{self, Answer, Fault, Unusable};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, unreached};
-use crate::etcd::tls::{self, text};
+use crate::etcd::tls;
 use crate::store::{Error, Revision};
 use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
@@ -86,9 +86,14 @@ impl Http {
         self.endpoints.patience()
     }
 
-    /// Sends a request to the first endpoint that answers.
-    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+    /// Sends a request to the first endpoint that answers. `None`: the server has no keys API.
+    pub(super) async fn ask(&self, request: &Request) -> Result<Option<Answer>, Error> {
         self.endpoints.ask(async |attempt| whole(self.start(request, attempt).await?).await).await
+    }
+
+    /// Sends a request to the first endpoint that answers, which must have the keys API.
+    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        self.ask(request).await?.ok_or_else(|| Unusable::NoKeysApi.into())
     }
 
     /// Starts a long poll; the body comes later. A refusal comes at once.
@@ -100,8 +105,9 @@ impl Http {
                     return Ok(Ok(response));
                 }
                 match whole(response).await? {
-                    Answer::Failed(fault) => Ok(Err(fault)),
-                    Answer::Done { .. } => Err(unreached("a watch without an answer".to_owned())),
+                    Some(Answer::Failed(fault)) => Ok(Err(fault)),
+                    None => Err(Failure::Answered(Unusable::NoKeysApi.into())),
+                    Some(Answer::Done { .. }) => Err(unreached("a watch without an answer".to_owned(), None)),
                 }
             })
             .await
@@ -116,7 +122,7 @@ impl Http {
             .endpoints
             .ask(async |attempt| {
                 let request = self.client()?.get(format!("{}/version", attempt.url));
-                let response = request.send().await.map_err(|error| unreached(text(error)))?;
+                let response = request.send().await.map_err(tls::failure)?;
                 body(response).await
             })
             .await?;
@@ -143,7 +149,7 @@ impl Http {
             if error.is_connect() {
                 attempt.write_undone();
             }
-            unreached(text(error))
+            tls::failure(error)
         })
     }
 
@@ -173,7 +179,8 @@ fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-async fn whole(response: Response) -> Result<Answer, Failure> {
+/// Reads the whole answer. `None`: the server has no keys API.
+async fn whole(response: Response) -> Result<Option<Answer>, Failure> {
     let status = response.status();
     let index = index(&response);
     let body = body(response).await?;
@@ -181,9 +188,10 @@ async fn whole(response: Response) -> Result<Answer, Failure> {
         Ok(Answer::Failed(fault)) if status.is_server_error() => {
             Err(Failure::Unreached(Error::Unavailable(Error::from(fault).to_string())))
         }
-        Ok(answer) => Ok(answer),
-        Err(error @ Error::Unavailable(_)) => Err(Failure::Unreached(error)),
-        Err(error) => Err(Failure::Answered(error)),
+        Ok(answer) => Ok(Some(answer)),
+        Err(Unusable::NoKeysApi) => Ok(None),
+        Err(Unusable::Failed(error @ Error::Unavailable(_))) => Err(Failure::Unreached(error)),
+        Err(Unusable::Failed(error)) => Err(Failure::Answered(error)),
     }
 }
 
@@ -194,7 +202,7 @@ pub(super) fn index(response: &Response) -> Option<Revision> {
 
 async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreached(text(error)))? {
+    while let Some(chunk) = response.chunk().await.map_err(tls::failure)? {
         append(&mut body, &chunk).map_err(Failure::Answered)?;
     }
     Ok(body)

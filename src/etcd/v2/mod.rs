@@ -23,7 +23,7 @@ use super::endpoints::seconds;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
-use answer::{Answer, Fault, Node, fault};
+use answer::{Answer, Fault, Node, Unusable, fault};
 use http::{Http, Request};
 use std::rc::Rc;
 use std::time::Duration;
@@ -50,9 +50,35 @@ impl V2 {
         self.http.server_major().await
     }
 
-    /// Whether an error says that the server has no keys API, and so nothing in it.
-    pub(super) fn is_absent(error: &Error) -> bool {
-        matches!(error, Error::Invalid(text) if text == answer::NO_KEYS_API)
+    /// Whether the network has a config here. A server without the keys API holds none.
+    pub(super) async fn has_config(&self) -> Result<bool, Error> {
+        match self.http.ask(&Request::get(self.keys.config(), false)).await? {
+            Some(Answer::Done { .. }) => Ok(true),
+            None | Some(Answer::Failed(Fault { code: fault::NO_KEY, .. })) => Ok(false),
+            Some(Answer::Failed(other)) => Err(other.into()),
+        }
+    }
+
+    /// The networks as [`Registry::networks`] tells them; `None`: the server has no keys API.
+    pub(super) async fn networks_if_served(&self) -> Result<Option<Vec<String>>, Error> {
+        let children = match self.http.ask(&Request::get(self.keys.root().to_owned(), false)).await? {
+            Some(Answer::Done { node, .. }) => node.nodes,
+            Some(Answer::Failed(Fault { code: fault::NO_KEY, .. })) => return Ok(Some(Vec::new())),
+            Some(Answer::Failed(other)) => return Err(other.into()),
+            None => return Ok(None),
+        };
+        let mut names = Vec::new();
+        for child in children.into_iter().filter(|child| child.dir) {
+            let name = child.key.rsplit('/').next().unwrap_or_default();
+            match self.http.ask(&Request::get(self.keys.config_of(name), false)).await? {
+                Some(Answer::Done { node, .. }) if !node.dir => names.push(name.to_owned()),
+                Some(Answer::Done { .. } | Answer::Failed(Fault { code: fault::NO_KEY, .. })) => {}
+                Some(Answer::Failed(other)) => return Err(other.into()),
+                None => return Ok(None),
+            }
+        }
+        names.sort();
+        Ok(Some(names))
     }
 
     async fn put(
@@ -89,22 +115,7 @@ impl Registry for V2 {
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {
-        let children = match self.http.send(&Request::get(self.keys.root().to_owned(), false)).await? {
-            Answer::Done { node, .. } => node.nodes,
-            Answer::Failed(Fault { code: fault::NO_KEY, .. }) => return Ok(Vec::new()),
-            Answer::Failed(other) => return Err(other.into()),
-        };
-        let mut names = Vec::new();
-        for child in children.into_iter().filter(|child| child.dir) {
-            let name = child.key.rsplit('/').next().unwrap_or_default();
-            match self.http.send(&Request::get(self.keys.config_of(name), false)).await? {
-                Answer::Done { node, .. } if !node.dir => names.push(name.to_owned()),
-                Answer::Done { .. } | Answer::Failed(Fault { code: fault::NO_KEY, .. }) => {}
-                Answer::Failed(other) => return Err(other.into()),
-            }
-        }
-        names.sort();
-        Ok(names)
+        self.networks_if_served().await?.ok_or_else(|| Unusable::NoKeysApi.into())
     }
 
     async fn list(&self) -> Result<Listing, Error> {

@@ -134,7 +134,7 @@ impl Connection {
         }
         let client = tls::http_client(&self.settings).ok()?;
         let error = client.get(format!("{url}/version")).send().await.err()?;
-        Some(unreached(tls::text(error)))
+        Some(tls::failure(error))
     }
 }
 
@@ -147,6 +147,7 @@ async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
         .with_require_leader(true);
     if url.starts_with("https://") {
         let pem = Pem::read(settings).map_err(Failure::Unreached)?;
+        pem.check()?;
         options = options.with_tls(tls_options(pem));
     }
     let Some(credentials) = &settings.credentials else {
@@ -198,15 +199,18 @@ pub(super) fn failure(error: ClientError) -> Failure {
                 // The lease has gone between grant and put: nothing was written.
                 code::NOT_FOUND => Failure::Answered(Error::Unavailable(text)),
                 // Not the status' own text, which holds its source as the programmer sees it.
-                _ => unreached(causes(format!("{text} ({:?})", status.code()), status.source())),
+                _ => {
+                    let cause = status.source();
+                    unreached(causes(format!("{text} ({:?})", status.code()), cause), cause)
+                }
             }
         }
         ClientError::WatchError(text) if text.contains("permission denied") || text.contains("auth") => {
             Failure::Answered(Error::Denied(quote(text)))
         }
         ClientError::InvalidArgs(text) => Failure::Answered(Error::Invalid(quote(text))),
-        ClientError::TransportError(error) => unreached(chain(error)),
-        other => unreached(quote(&other.to_string())),
+        ClientError::TransportError(error) => unreached(chain(error), Some(error)),
+        other => unreached(quote(&other.to_string()), None),
     }
 }
 
