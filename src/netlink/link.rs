@@ -138,7 +138,7 @@ impl Netlink {
     }
 
     /// Deletes the link; false if it was gone already.
-    pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
+    pub(super) async fn delete_link(&self, index: u32) -> Result<bool, Error> {
         match self.handle.link().del(index).execute().await {
             Ok(()) => Ok(true),
             Err(e) => match Error::request(format!("delete link {index}"), e) {

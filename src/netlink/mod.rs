@@ -17,8 +17,6 @@ mod blackhole;
 mod bulk;
 mod link;
 mod monitor;
-#[cfg(test)]
-pub(crate) mod namespace;
 mod neigh;
 mod route;
 mod route_set;
@@ -34,6 +32,9 @@ pub use neigh::{Mac, MacError};
 pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
 pub use route_set::Territory;
 pub use vxlan::{DEFAULT_VXLAN_PORT, Vxlan};
+
+#[cfg(test)]
+pub(crate) use tests::namespace;
 
 use std::fmt;
 use std::io;
@@ -90,7 +91,7 @@ impl Error {
     }
 
     /// True if the link, address or route does not exist (any more).
-    pub fn is_not_found(&self) -> bool {
+    fn is_not_found(&self) -> bool {
         matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ENXIO | libc::ESRCH))
     }
 }

@@ -1,6 +1,9 @@
 //! The lab's etcd and what is in it, through curl (v2) and etcdctl (v3).
 
-use super::{Lab, Proc, eventually, secs, words};
+#[path = "../support/etcd.rs"]
+mod etcd;
+
+use super::{Lab, Proc, eventually, secs};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -27,17 +30,14 @@ impl Api {
 impl Lab {
     /// Starts etcd; a second start finds the data of the first.
     pub fn start_etcd(&mut self) {
-        let line = format!(
-            "etcd --name lab --data-dir {} --enable-v2=true --listen-client-urls {URL} --advertise-client-urls {URL} \
-             --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
-             --initial-cluster lab=http://127.0.0.1:2380 --heartbeat-interval 20 --election-timeout 200",
-            self.path("etcd").display()
-        );
+        let line = etcd::command_line(URL, "http://127.0.0.1:2380", &self.path("etcd"));
+        let mut line: Vec<&str> = line.iter().map(String::as_str).collect();
+        line.extend(["--heartbeat-interval=20", "--election-timeout=200"]);
         let log = self.path("etcd.log");
-        self.etcd = Some(Proc::start(&self.ns("sw"), &words(&line), &[], &log));
+        self.etcd = Some(Proc::start(&self.ns("sw"), &line, &[], &log));
         eventually(secs(20), "etcd", || {
             let health = self.try_run(&self.ns("sw"), &["curl", "-fsSm2", &format!("{URL}/health")]);
-            (health.status.success() && health.stdout.windows(4).any(|w| w == b"true")).then_some(())
+            (health.status.success() && etcd::serves(&String::from_utf8_lossy(&health.stdout))).then_some(())
         });
     }
 

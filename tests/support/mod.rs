@@ -1,6 +1,8 @@
 //! A real etcd for one test: random loopback ports, its own directory, ended when it is dropped.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+mod etcd;
+
 use flanneld::etcd::{Api, Settings, Store, connect};
 use flanneld::store::{Change, Error, Registry, Watch};
 use flanneld::subnet::{LeaseAttrs, SubnetKey};
@@ -55,13 +57,10 @@ impl Etcd {
     pub(crate) fn run(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
-        let child = Command::new("etcd")
-            .args(["--name", "one", "--enable-v2=true", "--logger=zap", "--log-level=error"])
-            .args(["--listen-client-urls", &self.url(), "--advertise-client-urls", &self.url()])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
-            .arg("--data-dir")
-            .arg(self.directory.path().join("data"))
+        let line = etcd::command_line(&self.url(), &peer, &self.directory.path().join("data"));
+        let child = Command::new(&line[0])
+            .args(&line[1..])
+            .args(["--logger=zap", "--log-level=error"])
             .args(&self.options.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -80,7 +79,7 @@ impl Etcd {
         let output = self.curl_command("/health").output();
         let output = output.expect("curl does not start: install the Debian package curl");
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        if text.contains("\"true\"") { Ok(()) } else { Err(text) }
+        if etcd::serves(&text) { Ok(()) } else { Err(text) }
     }
 
     fn curl_command(&self, path: &str) -> Command {

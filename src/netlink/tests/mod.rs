@@ -1,8 +1,10 @@
 //! Against the real kernel, each test in a network namespace of its own.
 
-use super::namespace::{ip, ip_shows, run};
+pub(crate) mod namespace;
+
 use super::*;
 use ipnet::Ipv4Net;
+use namespace::{ip, ip_shows, run};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
