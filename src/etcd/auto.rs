@@ -1,7 +1,7 @@
 //! The store of the daemon: whichever API the settings name, or whichever holds the config.
 
 use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
-use crate::store::{Change, Entry, Error, Listing, Memory, MemoryWatch, Registry, Revision, Watch};
+use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Watch};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::cell::Cell;
 use std::time::Duration;
@@ -15,8 +15,6 @@ pub enum Store {
     V3(V3),
     /// Undecided between the two until one of them shows a config.
     Auto(Auto),
-    /// In this process.
-    Memory(Memory),
 }
 
 /// Checks the settings and makes the store they describe. Nobody is contacted before the first call.
@@ -160,7 +158,6 @@ macro_rules! each {
         match $self {
             Store::V2($store) => $call,
             Store::V3($store) => $call,
-            Store::Memory($store) => $call,
             Store::Auto(auto) => match auto.store().await? {
                 Chosen::V2($store) => $call,
                 Chosen::V3($store) => $call,
@@ -180,7 +177,6 @@ impl Registry for Store {
         match self {
             Store::V2(store) => store.networks().await,
             Store::V3(store) => store.networks().await,
-            Store::Memory(store) => store.networks().await,
             Store::Auto(auto) => auto.networks().await,
         }
     }
@@ -213,8 +209,6 @@ pub enum StoreWatch {
     V2(V2Watch),
     /// gRPC.
     V3(V3Watch),
-    /// In this process.
-    Memory(MemoryWatch),
 }
 
 impl From<V2Watch> for StoreWatch {
@@ -229,18 +223,11 @@ impl From<V3Watch> for StoreWatch {
     }
 }
 
-impl From<MemoryWatch> for StoreWatch {
-    fn from(watch: MemoryWatch) -> Self {
-        Self::Memory(watch)
-    }
-}
-
 impl Watch for StoreWatch {
     async fn next(&mut self) -> Result<Vec<Change>, Error> {
         match self {
             Self::V2(watch) => watch.next().await,
             Self::V3(watch) => watch.next().await,
-            Self::Memory(watch) => watch.next().await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The last stop of a log line: one event is one line, whatever the store, a config or a name in it holds.
 
-use super::quote_most;
+use super::quote::quote_most;
 use std::borrow::Cow;
 use std::io::{self, Write};
 

@@ -17,4 +17,4 @@ mod quote;
 
 pub use complaint::{Complaint, Time};
 pub use lines::LogLines;
-pub use quote::{quote, quote_most};
+pub use quote::quote;

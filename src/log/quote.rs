@@ -10,7 +10,7 @@ pub fn quote(text: &str) -> String {
 }
 
 /// The same with another limit, in characters of `text`, and blanks left where they are.
-pub fn quote_most(text: &str, most: usize) -> String {
+pub(super) fn quote_most(text: &str, most: usize) -> String {
     let mut line = String::new();
     for (at, c) in text.chars().enumerate() {
         if at == most {

@@ -1,4 +1,4 @@
-//! A store inside this process: for tests, and for a host that is alone.
+//! A store inside this process, for tests.
 //!
 //! It keeps the whole contract of the others (revisions, conditional writes, TTLs, a bounded history
 //! that a watch can fall out of), on a clock that stands still until [`Memory::advance`] moves it.

@@ -10,7 +10,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 /// flannel's bag: so many candidates at most.
-pub const MAX_CANDIDATES: usize = 100;
+const MAX_CANDIDATES: usize = 100;
 
 /// No subnet is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +22,7 @@ pub struct OutOfSubnets {
     pub pool: u64,
 }
 
-/// One of the first [`MAX_CANDIDATES`] free subnets of `config`, all equally likely.
+/// One of the first hundred free subnets of `config`, all equally likely.
 ///
 /// # Errors
 /// `taken` leaves none.
@@ -34,7 +34,7 @@ pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ip
 /// The first [`MAX_CANDIDATES`] subnets from `SubnetMin` on that overlap nothing in `taken`.
 ///
 /// One sort and one pass: a run of leases is stepped over at once, however short the subnets are.
-pub fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
+fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut spans: Vec<(u64, u64)> =
         taken.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
     spans.sort_unstable();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use std::net::Ipv4Addr;
 
 /// The port of flannel's udp backend.
-pub const DEFAULT_UDP_PORT: u16 = 8285;
+const DEFAULT_UDP_PORT: u16 = 8285;
 
 /// flannel leases /24 subnets wherever the network has room for four of them.
 const DEFAULT_SUBNET_LEN: u8 = 24;
@@ -112,7 +112,7 @@ impl Config {
     }
 
     /// Addresses in one subnet.
-    pub fn subnet_size(&self) -> u64 {
+    pub(super) fn subnet_size(&self) -> u64 {
         1 << (32 - u32::from(self.subnet_len))
     }
 

@@ -95,7 +95,7 @@ impl EnvFile {
     /// The four values from a dotenv text: `KEY=value` lines, with or without `export` and quotes; the
     /// last of several wins; comments and other keys are ignored. `None` unless all four are good. A
     /// comma list, which dual-stack tools write, is not.
-    pub fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let value = |name| text.lines().rev().find_map(|line| assignment(line, name));
         let network: Ipv4Net = value("FLANNEL_NETWORK")?.parse().ok()?;
         let subnet: Ipv4Net = value("FLANNEL_SUBNET")?.parse().ok()?;

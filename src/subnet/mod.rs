@@ -9,15 +9,15 @@
 //!
 //! | file | text | value |
 //! |---|---|---|
-//! | [`config`] | `<prefix>/config` | [`Config`] |
+//! | `config` | `<prefix>/config` | [`Config`] |
 //! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
-//! | [`env_file`] | `/run/flannel/subnet.env` | [`EnvFile`] |
+//! | `env_file` | `/run/flannel/subnet.env` | [`EnvFile`] |
 
 pub mod allocate;
-pub mod config;
-pub mod env_file;
+mod config;
+mod env_file;
 mod event;
 mod go_json;
 pub mod lease;

@@ -40,7 +40,7 @@ impl V2 {
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let http = Rc::new(Http::new(settings.clone())?);
         Ok(Self { http, keys: Keyspace::new(&settings.prefix) })
     }

@@ -43,7 +43,7 @@ impl V3 {
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let keys = Keyspace::new(&settings.prefix);
         let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
         Ok(Self { connection, keys, loose: LooseLeases::default() })
