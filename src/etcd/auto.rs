@@ -66,16 +66,18 @@ impl Auto {
     }
 
     async fn store(&self) -> Result<Chosen<'_>, Error> {
-        if self.chosen.get().is_none() {
-            self.choose().await?;
-        }
-        Ok(match self.chosen.get() {
-            Some(Api::V2) => Chosen::V2(&self.v2),
-            _ => Chosen::V3(&self.v3),
+        let api = match self.chosen.get() {
+            Some(api) => api,
+            None => self.choose().await?,
+        };
+        debug_assert_ne!(api, Api::Auto, "a choice is one of the two");
+        Ok(match api {
+            Api::V2 => Chosen::V2(&self.v2),
+            Api::V3 | Api::Auto => Chosen::V3(&self.v3),
         })
     }
 
-    async fn choose(&self) -> Result<(), Error> {
+    async fn choose(&self) -> Result<Api, Error> {
         let api = match self.v3.config().await {
             Ok(_) => self.choose_with_v3_config().await?,
             Err(Error::NotFound(key)) => match self.v2.has_config().await {
@@ -94,7 +96,7 @@ impl Auto {
         };
         tracing::info!(?api, "the network config is here; this etcd API is used from now on");
         self.chosen.set(Some(api));
-        Ok(())
+        Ok(api)
     }
 
     /// Whether the server says that it is older than etcd 3, so that v3's silence is its absence.

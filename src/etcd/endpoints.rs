@@ -9,6 +9,11 @@ use std::time::Duration;
 
 /// The longest silence of a watch.
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
+/// A watch may be silent for so many deadlines.
+const PATIENCE: u32 = 6;
+/// The seconds of silence that the default deadline gives a watch. A dead connection is noticed earlier.
+pub(super) const DEFAULT_PATIENCE: u64 = Settings::TIMEOUT.as_secs() * PATIENCE as u64;
+const _: () = assert!(DEFAULT_PATIENCE <= MOST_PATIENCE.as_secs());
 
 /// The endpoints of one store. Calls stay with the one that answered last.
 #[derive(Debug)]
@@ -75,7 +80,7 @@ impl Endpoints {
     /// the default deadline, and a minute at most. A long deadline is for a slow store; a watch that has died
     /// unnoticed hides every peer that joins meanwhile.
     pub(super) fn patience(&self) -> Duration {
-        self.timeout.saturating_mul(6).min(MOST_PATIENCE)
+        self.timeout.saturating_mul(PATIENCE).min(MOST_PATIENCE)
     }
 
     /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
@@ -88,6 +93,7 @@ impl Endpoints {
     pub(super) fn turn(&self) {
         self.current.set((self.current.get() + 1) % self.urls.len());
         self.generation.set(self.generation.get().wrapping_add(1));
+        debug_assert!(self.current.get() < self.urls.len());
     }
 
     /// Tries one endpoint after the other, each once and within the time limit, until one answers.
@@ -118,6 +124,7 @@ impl Endpoints {
 
 /// One error that names every endpoint's. A refusal outweighs silence: it is what can be mended.
 fn combined(failures: &[(&String, Error)]) -> Error {
+    debug_assert!(!failures.is_empty(), "there is at least one endpoint, and each that was asked failed");
     let reason = |error: &Error| match error {
         Error::Unavailable(reason) | Error::Denied(reason) | Error::Invalid(reason) => reason.clone(),
         other => other.to_string(),
@@ -150,10 +157,14 @@ fn normalised(endpoint: &str) -> Result<String, Error> {
 
 /// The largest answer taken: some 10^5 leases.
 pub(super) const MOST_BYTES: usize = 64 << 20;
+const _: () =
+    assert!(MOST_BYTES / 100_000 >= 512, "a lease with its attributes and its JSON takes half a kB");
 
 /// A TTL in whole seconds; never 0, which would make a permanent key.
 pub(super) fn seconds(ttl: Duration) -> u64 {
-    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
+    let whole = (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1);
+    debug_assert!(Duration::from_secs(whole) >= ttl, "a key never ends before its TTL");
+    whole
 }
 
 /// An error and what caused it, in one line. Each may repeat what the server sent, so each is quoted.

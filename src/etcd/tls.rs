@@ -1,7 +1,7 @@
 //! Certificates and keys, as the files hold them at this moment, and the HTTP client that uses them.
 
 use super::Settings;
-use super::endpoints::{Failure, chain, unreached};
+use super::endpoints::{DEFAULT_PATIENCE, Failure, chain, unreached};
 use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
 use rustls::pki_types::CertificateDer;
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// TCP keep-alive of a long poll: first probe, spacing, count.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
+const _: () =
+    assert!(KEEP_ALIVE.0.as_secs() + KEEP_ALIVE.1.as_secs() * (KEEP_ALIVE.2 as u64) < DEFAULT_PATIENCE);
 
 /// The PEM text of the files in [`Settings`]. It is read again for every new connection, so that
 /// replaced files take effect without a restart.

@@ -100,6 +100,7 @@ impl Snapshot {
             } else {
                 self.named(choice)?
             };
+        debug_assert!(link.up && link.mtu > 0, "only a usable link is chosen");
         Ok(External {
             index: link.index,
             name: link.name.clone(),
@@ -205,6 +206,7 @@ impl Snapshot {
             .filter(|a| a.link_index == link.index && !a.deprecated && is_unicast(a.address))
             .collect();
         found.sort_by_key(|a| (a.address.is_link_local(), !a.permanent));
+        debug_assert!(found.is_sorted_by_key(|a| a.address.is_link_local()));
         found.iter().map(|a| a.address).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! The last stop of a log line: one event is one line, whatever the store, a config or a name in it holds.
 
-use super::quote::quote_most;
+use super::quote::{self, quote_most};
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 /// Characters of a line that are written: several endpoints' errors fit, a page does not.
 const MOST: usize = 4096;
+const _: () = assert!(MOST >= 16 * quote::MOST);
 
 /// Writes lines to `W`, one a call: escaped where they hold control characters, and cut where they are too long.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Text that others wrote, made fit to stand in a line of ours.
 
 /// Characters of such a text that are shown: enough for an error, too little for a page.
-const MOST: usize = 200;
+pub(super) const MOST: usize = 200;
 
 /// The beginning of `text`, on one line: what is no printable character is escaped, so that a server can neither
 /// begin a line of its own in our log nor steer the terminal that shows it.
@@ -22,6 +22,7 @@ pub(super) fn quote_most(text: &str, most: usize) -> String {
             _ => line.extend(c.escape_debug()),
         }
     }
+    debug_assert!(!line.contains(char::is_control));
     line
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const SYSTEM_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// More than a host with many thousands of rules and a contended lock needs.
-const TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a program wrote and how it ended.
 #[derive(Debug)]
@@ -44,7 +44,10 @@ impl Output {
 /// The path of a program, by `path` (the variable `PATH`) and the system's directories.
 pub(super) fn find(name: &str, path: Option<&str>) -> Option<PathBuf> {
     let dirs = path.into_iter().flat_map(|path| path.split(':')).chain(SYSTEM_DIRS);
-    dirs.filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name)).find(|file| file.is_file())
+    let mut files = dirs.filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name));
+    let found = files.find(|file| file.is_file());
+    debug_assert!(found.as_deref().is_none_or(Path::is_absolute), "never by the current directory");
+    found
 }
 
 /// Runs a program with `input` on stdin, for at most [`TIMEOUT`].

@@ -8,7 +8,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// How long, in seconds, to wait for the lock that other writers hold.
-const WAIT: &str = "5";
+const WAIT: u64 = 5;
+const _: () = assert!(WAIT < command::TIMEOUT.as_secs());
 /// The first iptables whose restore takes `--wait` and whose MASQUERADE takes `--random-fully`.
 const MODERN: (u32, u32, u32) = (1, 6, 2);
 
@@ -163,6 +164,10 @@ pub(super) fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<St
     let networks: Vec<Ipv4Net> = [&[rules.network], older].concat();
     let mut text = String::new();
     for group in groups(rules) {
+        let is_known = |spec: &String| {
+            Line { table: group.table, chain: group.chain, spec }.is_of(group.comment, &networks)
+        };
+        debug_assert!(group.body.iter().all(is_known), "a rule that we write is known as ours");
         let commands = commands(&listing, &group, &networks);
         if !commands.is_empty() {
             let _ = write!(text, "*{}\n{commands}COMMIT\n", group.table);
@@ -182,6 +187,7 @@ fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> Strin
     let is_head = |line: &Line<'_>| group.head.as_ref().is_some_and(|head| line.is(head));
     let heads: Vec<_> = inside.iter().filter(|line| is_head(line)).collect();
     let ours: Vec<_> = inside.iter().filter(|line| line.is_of(group.comment, networks)).collect();
+    debug_assert!(!ours.iter().any(|line| is_head(line)), "the head names no network");
     let exists = listing.has_chain(group.table, chain);
     let mut text = String::new();
     let mut command = |operation: &str, chain: &str, spec: &str| {
@@ -253,7 +259,8 @@ impl Iptables {
         // Of all tables: naming one would load its module.
         let present = command::run(&self.save, &[], "")?.text()?;
         let Some(script) = restore(&present, rules, older) else { return Ok(false) };
-        let args: &[&str] = if self.is_modern() { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
+        let wait = WAIT.to_string();
+        let args: &[&str] = if self.is_modern() { &["--noflush", "-w", &wait] } else { &["--noflush"] };
         command::run(&self.restore, args, &script)?.text()?;
         Ok(true)
     }

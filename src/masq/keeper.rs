@@ -168,6 +168,7 @@ impl Worker {
     }
 
     fn set(&mut self, subnet: Ipv4Net) -> Result<(), Error> {
+        debug_assert!(!self.older.contains(&self.network), "an older network is another one");
         let rules = Rules::new(self.network, subnet, &self.settings);
         if let Some(mut unused) = self.unused.take() {
             match unused.ensure(&rules.none(), &self.older) {

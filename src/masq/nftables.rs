@@ -13,6 +13,7 @@ use std::path::PathBuf;
 const TABLE: &str = "flannel-ipv4";
 /// Others may write while we do; more than this often they do not.
 const TRIES: usize = 3;
+const _: () = assert!(TRIES > 1, "the first one may find that the table is another daemon's");
 
 /// The name of a table beside another daemon's.
 fn named(network: Ipv4Net) -> String {
@@ -59,7 +60,9 @@ fn script(rules: &Rules, table: &str) -> String {
 \t}}\n"
         );
     }
-    text + "}\n"
+    text.push_str("}\n");
+    debug_assert!(!is_anothers(&text, &[network]), "a table that we write is known as ours");
+    text
 }
 
 /// The program, and what it showed after our last transaction: how it prints a rule depends on its version.

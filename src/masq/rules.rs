@@ -22,6 +22,7 @@ impl Rules {
     /// The rules of `settings` for this subnet.
     #[must_use]
     pub fn new(network: Ipv4Net, subnet: Ipv4Net, settings: &Settings) -> Rules {
+        debug_assert!(network.contains(&subnet), "{subnet} is no part of {network}");
         Rules {
             network: network.trunc(),
             subnet: subnet.trunc(),

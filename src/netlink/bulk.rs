@@ -11,6 +11,7 @@ use std::future::Future;
 /// Requests under way at a time. An answer takes less than 1 kB of a buffer of 208 kB
 /// (`net.core.rmem_default`).
 const UNDER_WAY: usize = 32;
+const _: () = assert!(UNDER_WAY * 1024 <= 208 * 1024 / 2, "the answers fit with room to spare");
 
 /// What to do with entries of ours that are not wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,7 @@ impl Outcome {
     where
         W: Future<Output = Result<(), Error>>,
     {
+        let all = writes.len();
         let mut results = futures_util::stream::iter(writes).buffer_unordered(UNDER_WAY);
         let mut succeeded = 0;
         while let Some(result) = results.next().await {
@@ -79,6 +81,7 @@ impl Outcome {
                 Err(error) => self.failures.push(error),
             }
         }
+        debug_assert!(succeeded <= all);
         succeeded
     }
 }

@@ -113,6 +113,7 @@ impl Netlink {
             self.set_link(request.build(), &what).await?;
             changes.push(what);
         }
+        debug_assert!(changes.writes() <= 2);
         Ok(changes)
     }
 

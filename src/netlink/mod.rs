@@ -106,6 +106,7 @@ pub struct Changes {
 impl Changes {
     /// True if nothing was written.
     pub fn is_empty(&self) -> bool {
+        debug_assert_eq!(self.writes == 0, self.sentences.is_empty());
         self.writes == 0
     }
 
@@ -126,6 +127,7 @@ impl Changes {
 
     /// One sentence for so many writes.
     fn push_many(&mut self, what: impl Into<String>, writes: usize) {
+        debug_assert!(writes > 0, "a sentence tells of a write");
         self.sentences.push(what.into());
         self.writes += writes;
     }

@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 /// user programs; neither the kernel's `rtnetlink.h` nor iproute2's `rt_protos` names 78.
 /// `ip route show proto 78` lists what we installed.
 pub const ROUTE_PROTOCOL: u8 = 78;
+const _: () = assert!(ROUTE_PROTOCOL > 4, "not a number of the kernel's own");
 
 /// A route that we want, in the main table, with global scope and no metric (as flannel sets it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +182,7 @@ impl Netlink {
 
 impl Route {
     pub(super) fn message(&self) -> RouteMessage {
+        debug_assert!(!self.onlink || self.gateway.is_some(), "only a next hop can be on-link");
         let destination = self.destination.trunc();
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())

@@ -54,6 +54,7 @@ impl Netlink {
         territory: Territory,
         stale: Stale,
     ) -> Result<Outcome, Error> {
+        debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
         let present = self.routes().await?;
         let mut rivals: BTreeMap<Ipv4Net, Vec<&Present>> = BTreeMap::new();
         for route in present.iter().filter(|route| route.main_table) {
@@ -71,7 +72,10 @@ impl Netlink {
             }
         }
         let unwanted = |route: &&Present| territory.holds(route) && !wanted.contains_key(&route.destination);
-        let remove = present.iter().filter(unwanted).map(|route| self.delete_route(*route)).collect();
+        let remove: Vec<&Present> = present.iter().filter(unwanted).collect();
+        let is_wanted = |route: &&Present| wanted.contains_key(&route.destination);
+        debug_assert!(!remove.iter().any(is_wanted), "no route is both set and removed");
+        let remove = remove.into_iter().map(|route| self.delete_route(*route)).collect();
         let what = format!("routes into {}", territory.network);
         outcome.write(&what, set, remove, stale).await;
         Ok(outcome)

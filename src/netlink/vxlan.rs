@@ -148,6 +148,7 @@ impl Netlink {
 
 impl Vxlan {
     fn message(&self) -> LinkMessage {
+        debug_assert!(self.vni < 1 << 24 && self.name.len() <= 15 && self.mac.is_unicast());
         let mut builder = LinkVxlan::new(&self.name, self.vni)
             .dev(self.link_index)
             .local(self.local)

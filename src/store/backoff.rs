@@ -28,7 +28,9 @@ impl Backoff {
     pub fn next(&mut self, rng: &mut impl Rng) -> Duration {
         let full = FIRST.saturating_mul(1 << self.failures.min(20)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
-        jitter(full, rng)
+        let delay = jitter(full, rng);
+        debug_assert!(delay <= self.limit, "{delay:?} is over the limit {:?}", self.limit);
+        delay
     }
 }
 

@@ -19,6 +19,7 @@ impl Keyspace {
             clean.push('/');
             clean.push_str(element);
         }
+        debug_assert!(clean.is_empty() || (clean.starts_with('/') && !clean.ends_with('/')));
         Self { prefix: clean }
     }
 
@@ -44,7 +45,13 @@ impl Keyspace {
 
     /// The key of one lease.
     pub fn lease(&self, key: &SubnetKey) -> String {
-        format!("{}/subnets/{key}", self.prefix)
+        let full = format!("{}/subnets/{key}", self.prefix);
+        debug_assert_eq!(
+            self.name(&full).map(subnet),
+            Some(Ok(*key)),
+            "a key that we write can be read back"
+        );
+        full
     }
 
     /// What follows `<prefix>/subnets/`; `None` for any other key.

@@ -136,10 +136,13 @@ impl State {
     }
 
     fn remember(&mut self, name: &str, stored: Option<Stored>) {
+        let newest = self.history.back().map_or(self.forgotten, |event| event.revision);
+        debug_assert!(newest < self.revision, "every write has a revision of its own");
         self.history.push_back(Event { revision: self.revision, name: name.to_owned(), stored });
         if let Some(oldest) = self.history.front().filter(|_| self.history.len() > HISTORY) {
             self.forget(oldest.revision);
         }
+        debug_assert!(self.history.len() <= HISTORY);
     }
 
     fn forget(&mut self, revision: Revision) {
@@ -159,6 +162,8 @@ impl State {
         for (_, name) in due {
             self.remove(&name);
         }
+        let is_due = |stored: &Stored| stored.lease.is_some_and(|(_, at)| at <= self.now);
+        debug_assert!(!self.keys.values().any(is_due));
     }
 
     /// The key, if it is still as held.
@@ -201,6 +206,7 @@ impl Registry for Memory {
                 Err(skipped) => listing.skipped.push(skipped),
             }
         }
+        debug_assert!(listing.entries.iter().all(|entry| entry.revision <= listing.revision));
         Ok(listing)
     }
 
@@ -266,6 +272,7 @@ impl MemoryWatch {
                     .map(|key| Change::Gone { key, revision: event.revision }),
             })
             .collect();
+        debug_assert!(state.forgotten <= state.revision);
         // A store that was made anew counts from 0 again; the watch then waits until it is past that.
         self.seen = self.seen.max(state.revision);
         Ok(changes)

@@ -4,7 +4,7 @@
 //! overlap no lease, take one of them at random. A small bag keeps a network's leases together; the
 //! random pick keeps hosts that start at once from all wanting the same one.
 
-use super::Config;
+use super::{Config, overlap};
 use ipnet::Ipv4Net;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -28,7 +28,10 @@ pub struct OutOfSubnets {
 /// `taken` leaves none.
 pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ipv4Net, OutOfSubnets> {
     let free = candidates(config, taken);
-    free.choose(rng).copied().ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })
+    let picked = *free.choose(rng).ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })?;
+    debug_assert!(config.fits(picked), "{picked} is not one of the config's subnets");
+    debug_assert!(!taken.iter().any(|net| overlap(*net, picked)), "{picked} is taken");
+    Ok(picked)
 }
 
 /// The first [`MAX_CANDIDATES`] subnets from `SubnetMin` on that overlap nothing in `taken`.
@@ -54,6 +57,7 @@ fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
             }
         }
     }
+    debug_assert!(free.len() <= MAX_CANDIDATES && free.is_sorted());
     free
 }
 

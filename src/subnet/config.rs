@@ -17,6 +17,8 @@ const DEFAULT_SUBNET_LEN: u8 = 24;
 const MAX_SUBNET_LEN: u8 = 30;
 /// Every network must hold at least four subnets: two bits.
 const SUBNET_BITS: u8 = 2;
+const _: () = assert!(SUBNET_BITS < DEFAULT_SUBNET_LEN && DEFAULT_SUBNET_LEN <= MAX_SUBNET_LEN);
+const _: () = assert!(MAX_SUBNET_LEN < 32, "a subnet has a size of more than one address");
 
 /// A network config, checked, with every default worked out.
 ///
@@ -188,6 +190,7 @@ fn bounds(object: &Object, network: Ipv4Net, len: u8) -> Result<(Ipv4Addr, Ipv4A
     let last = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
     let min = bound(object, "SubnetMin", network, size)?.unwrap_or(first);
     let max = bound(object, "SubnetMax", network, size)?.unwrap_or(last);
+    debug_assert!(network.contains(&min) && network.contains(&max));
     if min > max {
         return Err(bad("SubnetMin", min, format!("is above SubnetMax {max}")));
     }

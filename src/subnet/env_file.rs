@@ -36,14 +36,16 @@ impl EnvFile {
     /// The text, byte for byte as flannel writes it.
     pub fn text(&self) -> String {
         let first = Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1));
-        format!(
+        let text = format!(
             "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
             self.network,
             first,
             self.subnet.prefix_len(),
             self.mtu,
             self.ip_masq
-        )
+        );
+        debug_assert_eq!(Self::parse(&text), Some(*self), "what we write can be read back");
+        text
     }
 
     /// Replaces the file in one step: a reader sees the old text or the new, also after a power cut.

@@ -155,6 +155,8 @@ impl LeaseAttrs {
             text.push_str(&format!(",\"BackendData\":{data}"));
         }
         text.push('}');
+        let same_host = |read: &Self| read.public_ip == self.public_ip;
+        debug_assert!(Self::decode(&text).as_ref().is_ok_and(same_host), "{text} cannot be read back");
         text
     }
 

@@ -44,10 +44,12 @@ impl Request {
         conditions: Vec<(&'static str, String)>,
         form: Vec<(&'static str, String)>,
     ) -> Self {
+        debug_assert!(!conditions.is_empty(), "every write is conditional");
         Self { method: Method::PUT, key, query: conditions, form }
     }
 
     pub(super) fn delete(key: String, conditions: Vec<(&'static str, String)>) -> Self {
+        debug_assert!(!conditions.is_empty(), "every write is conditional");
         Self { method: Method::DELETE, key, query: conditions, form: Vec::new() }
     }
 }
@@ -176,6 +178,7 @@ fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
         .pop_if_empty()
         .extend(["v2", "keys"])
         .extend(key.split('/').filter(|element| !element.is_empty()));
+    debug_assert!(url.path().contains("/v2/keys"), "{url} is not below the keys API");
     Ok(url)
 }
 
@@ -214,6 +217,7 @@ pub(super) fn append(body: &mut Vec<u8>, chunk: &[u8]) -> Result<(), Error> {
         return Err(Error::Invalid(format!("an answer of more than {MOST_BYTES} bytes")));
     }
     body.extend_from_slice(chunk);
+    debug_assert!(body.len() <= MOST_BYTES);
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! replaces the whole client: certificates are read and the user is authenticated anew.
 
 use crate::etcd::Settings;
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, causes, chain, unreached};
+use crate::etcd::endpoints::{Attempt, DEFAULT_PATIENCE, Endpoints, Failure, causes, chain, unreached};
 use crate::etcd::tls::{self, Pem};
 use crate::log::quote;
 use crate::store::Error;
@@ -21,6 +21,7 @@ use std::time::Duration;
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// … which is dead if no answer comes within this.
 const PING_ANSWER: Duration = Duration::from_secs(5);
+const _: () = assert!(PING_AFTER.as_secs() + PING_ANSWER.as_secs() < DEFAULT_PATIENCE);
 
 /// gRPC status codes (grpc.io, "Status codes and their use in gRPC").
 mod code {

@@ -32,6 +32,7 @@ impl Granted<'_> {
 
     /// The key holds it now.
     pub(super) fn attached(mut self) -> i64 {
+        debug_assert!(!self.attached, "a lease is attached once");
         self.attached = true;
         self.id
     }
@@ -56,6 +57,7 @@ impl LooseLeases {
             leases.pop_front();
         }
         leases.extend(id);
+        debug_assert!(leases.len() <= MOST);
     }
 
     /// Revokes those that hold no key and forgets those that do. What etcd does not answer stays.

@@ -58,6 +58,7 @@ impl V3 {
         compares: impl Fn(&str) -> Vec<Compare>,
     ) -> Result<Option<Entry>, Error> {
         let name = self.keys.lease(&key);
+        debug_assert!(!compares(&name).is_empty(), "every write is conditional");
         let value = attrs.encode(ValueForm::V3);
         self.connection
             .call(async |client, attempt| {
@@ -120,6 +121,7 @@ impl Registry for V3 {
     async fn networks(&self) -> Result<Vec<String>, Error> {
         let root = format!("{}/", self.keys.root());
         let end = format!("{}0", self.keys.root());
+        debug_assert!(root < end, "the range holds what begins with the root");
         let mut names = Vec::new();
         let mut from = root.clone().into_bytes();
         // Below a child there may be thousands of leases: hop over them.
