@@ -1,4 +1,4 @@
-//! One contract, three stores: the same cases run over memory, etcd v2 and etcd v3.
+//! Three stores keep one contract: the same cases run over memory, etcd v2 and etcd v3.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -10,10 +10,10 @@ use support::{Etcd, attrs, key, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SHORT: Duration = Duration::from_secs(2);
-/// etcd expires a lease of 2 s within this.
+/// The time within which etcd expires a lease of 2 s.
 const EXPIRED: Duration = Duration::from_secs(5);
 
-/// One network in one store, and a way to it that is not ours.
+/// One network in one store, and a way to write to it as other programs do.
 struct Net<'a, S> {
     store: S,
     prefix: String,
@@ -47,7 +47,7 @@ impl<S: Registry> Net<'_, S> {
         }
     }
 
-    /// Writes a key without a TTL, whatever is there.
+    /// Writes a key without a TTL, whatever was there before.
     fn put(&self, name: &str, value: &str) {
         let key = format!("{}/subnets/{name}", self.prefix);
         match &self.back_door {
@@ -57,7 +57,7 @@ impl<S: Registry> Net<'_, S> {
         }
     }
 
-    /// Gives or takes the config of a network below the prefix.
+    /// Adds or removes the config of a network below the prefix.
     fn set_network(&self, name: &str, present: bool) {
         let key = format!("{}/{name}/config", self.prefix);
         match (&self.back_door, present) {
@@ -85,7 +85,7 @@ impl<S: Registry> Net<'_, S> {
         }
     }
 
-    /// Makes the store forget its events; those of v2 only go when a thousand others have come.
+    /// Makes the store forget its events. v2 forgets them only when a thousand others have come.
     fn forget(&self, now: Revision) {
         match &self.back_door {
             BackDoor::Memory(memory) => memory.compact(now),
@@ -117,7 +117,7 @@ fn put_v3(etcd: &Etcd, key: &str, value: &str) {
     etcd.etcdctl(&["put", key, "--", value]);
 }
 
-/// Events elsewhere in the store; v2 remembers a thousand.
+/// Makes events elsewhere in the store. v2 remembers a thousand of the whole store.
 fn noise(etcd: &Etcd, count: usize) {
     let path = format!("/v2/keys/noise/[1-{count}]");
     etcd.curl(&path, &["-XPUT", "--data", "value=x", "--output", "/dev/null"]);
@@ -307,7 +307,7 @@ async fn a_watch_resumes_at_a_revision(net: Net<'_, impl Registry>) {
     assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
 }
 
-/// Futures are dropped all the time (the daemon selects over them); nothing may get lost by it.
+/// The daemon selects over futures and so drops them all the time. No change may get lost by that.
 async fn a_dropped_wait_loses_nothing(net: Net<'_, impl Registry>) {
     const COUNT: u8 = 40;
     let mut watch = net.store.watch(net.now().await).await.unwrap();
@@ -329,7 +329,7 @@ async fn a_dropped_wait_loses_nothing(net: Net<'_, impl Registry>) {
     assert_eq!(seen, written);
 }
 
-/// Runs last: it hurts the other watches.
+/// This case runs last, since it ends the watches of the others.
 async fn a_forgotten_revision_asks_for_a_list(net: Net<'_, impl Registry>) {
     let first = net.create("10.1.5.0-24", 1).await;
     let second = net.create("10.1.6.0-24", 2).await;
@@ -347,7 +347,7 @@ async fn a_forgotten_revision_asks_for_a_list(net: Net<'_, impl Registry>) {
     assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
 }
 
-/// All cases at once, each in a network of its own, since most of them only wait.
+/// Runs all cases at once, each in a network of its own, since most of them only wait.
 async fn contract<'a, S: Registry + 'a>(net: impl Fn() -> Net<'a, S>) {
     let cases: Vec<LocalBoxFuture<'a, ()>> = vec![
         Box::pin(config_is_absent_then_its_text(net())),
@@ -367,7 +367,7 @@ async fn contract<'a, S: Registry + 'a>(net: impl Fn() -> Net<'a, S>) {
     a_forgotten_revision_asks_for_a_list(net()).await;
 }
 
-/// `/test/0/network`, `/test/1/network`, …
+/// Gives the prefixes `/test/1/network`, `/test/2/network` and so on.
 fn prefixes() -> impl Fn() -> String {
     let count = std::cell::Cell::new(0);
     move || {
@@ -395,7 +395,7 @@ fn etcd_v3_keeps_the_contract() {
     run(contract(|| in_etcd(Api::V3, &etcd, &prefix())));
 }
 
-/// Keys and values as flannel writes them, read by etcd's own tools.
+/// etcd's own tools read keys and values, which must be as flannel writes them.
 #[test]
 fn bytes_in_the_store_are_flannels() {
     let etcd = Etcd::start();
@@ -430,7 +430,7 @@ fn bytes_in_the_store_are_flannels() {
     assert_eq!(etcd.etcdctl(&["get", "--prefix", "/"]), text);
 }
 
-/// flannel leaves every renewal's old etcd lease to its TTL; here there is one for each key, or none.
+/// flannel leaves the old etcd lease of every renewal to its TTL. Here there is one for each key, or none.
 #[test]
 fn etcd_v3_leases_do_not_pile_up() {
     let etcd = Etcd::start();
@@ -448,7 +448,7 @@ fn etcd_v3_leases_do_not_pile_up() {
             assert_eq!(store.update(&stale, &attrs(2), DAY).await, Err(Error::Conflict));
         }
         assert_eq!(leases(), 1);
-        // A key that an operator hung on our lease outlives it.
+        // A key that an operator has attached to our lease stays when we replace that lease.
         etcd.etcdctl(&["put", "/mine", "x", &format!("--lease={:x}", entry.lease.unwrap())]);
         entry = store.update(&entry, &attrs(1), DAY).await.unwrap();
         assert_eq!(etcd.etcdctl(&["get", "/mine"]), "/mine\nx\n");
@@ -458,7 +458,7 @@ fn etcd_v3_leases_do_not_pile_up() {
     });
 }
 
-/// Whoever deletes the directory deletes every lease, and v2 tells of it only once.
+/// A deletion of the directory deletes every lease in it, and v2 tells of it by one event.
 #[test]
 fn etcd_v2_deleted_directory_asks_for_a_list() {
     let etcd = Etcd::start();
@@ -475,8 +475,8 @@ fn etcd_v2_deleted_directory_asks_for_a_list() {
     });
 }
 
-/// Nothing happens here and much elsewhere: the watch moves on with the store instead of falling out of
-/// its window, as long as one poll does not see a thousand events go by.
+/// When much happens elsewhere in the store and nothing here, the watch moves on with the store. It does not fall out of
+/// the window of events, as long as fewer than a thousand come during one poll.
 #[test]
 fn etcd_v2_quiet_watch_keeps_up() {
     let etcd = Etcd::start();

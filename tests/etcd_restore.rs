@@ -1,5 +1,5 @@
-//! A store that is restored from an older state hands out the same revisions again: a write has to compare the
-//! value too.
+//! A store that is restored from an older state hands out the same revisions again. So a write has to compare the value,
+//! too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -16,7 +16,7 @@ async fn entry(store: &impl Registry) -> Entry {
     store.list().await.unwrap().entries.remove(0)
 }
 
-/// Neither write goes through, and the key stays as it is.
+/// Checks that the store refuses both writes and that the key stays as it is.
 async fn is_refused(store: &impl Registry, held: &Entry, case: &str) {
     let before = store.list().await.unwrap();
     assert_eq!(store.update(held, &held.attrs, DAY).await, Err(Error::Conflict), "{case}");
@@ -54,7 +54,7 @@ fn a_restored_store_refuses_the_renewal_of_a_lease_that_it_never_gave() {
     });
 }
 
-/// The value is compared as it stands, whoever wrote it and however.
+/// The value is compared as it stands in the store, however another program has written it.
 #[test]
 fn any_value_that_reads_well_can_be_compared() {
     let etcd = Etcd::start();
@@ -77,6 +77,7 @@ fn any_value_that_reads_well_can_be_compared() {
     });
 }
 
+/// Checks that a value is refused when another is expected, and taken when it is the one that stands there.
 async fn may_be_compared(store: &impl Registry, value: &str, name: &str) {
     let found = entry(store).await;
     assert_eq!(found.value, value, "{name}");

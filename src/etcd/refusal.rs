@@ -40,7 +40,8 @@ pub(super) fn is_refusal(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Whether an error of rustls is about a certificate. Broken messages are not: nobody can mend those by files.
+/// Whether an error of rustls tells of a certificate that is not accepted. A broken message does not: it may be about a
+/// certificate, too, but other files would not mend it.
 fn is_tls_refusal(error: &TlsError) -> bool {
     match error {
         TlsError::InvalidCertificate(_)
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
     use rustls::{CertificateError, InvalidMessage};
 
-    /// As tokio-rustls and hyper-rustls wrap it.
+    /// An error as tokio-rustls and hyper-rustls wrap it.
     fn wrapped(error: TlsError) -> io::Error {
         io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error))
     }

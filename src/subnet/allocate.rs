@@ -1,18 +1,18 @@
 //! The choice of a free subnet.
 //!
-//! As flannel does: walk from `SubnetMin` in steps of one subnet, collect the first hundred that
-//! overlap no lease, take one of them at random. A small bag keeps a network's leases together; the
-//! random pick keeps hosts that start at once from all wanting the same one.
+//! The choice is made as in flannel: walk from `SubnetMin` in steps of one subnet, collect the first hundred that
+//! overlap no lease, and take one of them at random. A small bag keeps the leases of a network together. The random
+//! pick keeps hosts that start at the same moment from all wanting the same subnet.
 
 use super::{Config, overlap};
 use ipnet::Ipv4Net;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// flannel's bag: so many candidates at most.
+/// The size of flannel's bag: the choice is among this many candidates at most.
 const MAX_CANDIDATES: usize = 100;
 
-/// No subnet is free.
+/// The error of a choice when no subnet is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("out of subnets: {leases} leases take all {pool} subnets")]
 pub struct OutOfSubnets {
@@ -25,7 +25,7 @@ pub struct OutOfSubnets {
 /// One of the first hundred free subnets of `config`, all equally likely.
 ///
 /// # Errors
-/// `taken` leaves none.
+/// The subnets in `taken` leave no free one.
 pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ipv4Net, OutOfSubnets> {
     let free = candidates(config, taken);
     let picked = *free.choose(rng).ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })?;
@@ -36,7 +36,7 @@ pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ip
 
 /// The first [`MAX_CANDIDATES`] subnets from `SubnetMin` on that overlap nothing in `taken`.
 ///
-/// One sort and one pass: a run of leases is stepped over at once, however short the subnets are.
+/// This takes one sort and one pass. A lease is stepped over at once, however many subnets it covers.
 fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut spans: Vec<(u64, u64)> =
         taken.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
@@ -48,7 +48,7 @@ fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut spans = spans.into_iter().peekable();
     while base <= last && free.len() < MAX_CANDIDATES {
         match spans.peek() {
-            // Behind us. A span that starts later ends later or lies inside this one.
+            // This span lies behind us. A span that starts later ends later or lies inside this one.
             Some(&(_, end)) if end < base => drop(spans.next()),
             Some(&(start, end)) if start < base + size => base += ((end - base) / size + 1) * size,
             _ => {

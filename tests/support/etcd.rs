@@ -1,4 +1,4 @@
-//! What every etcd of the tests has in common, wherever it runs: on loopback for `etcd_*`, or in the netns lab.
+//! The part that every etcd of the tests has in common, whether it runs on loopback for `etcd_*` or in the netns lab.
 
 use std::path::Path;
 

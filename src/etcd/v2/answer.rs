@@ -1,4 +1,4 @@
-//! What the keys API answers.
+//! The answers of the keys API.
 
 use crate::log::quote;
 use crate::store::{Error, Revision};
@@ -14,15 +14,15 @@ pub(super) mod fault {
     pub(in crate::etcd::v2) const INDEX_CLEARED: u32 = 401;
 }
 
-/// What is said of a server without the keys API.
+/// The text that tells of a server without the keys API.
 const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
     and 3.5 need --enable-v2=true";
 
-/// A key with what it holds.
+/// A key or directory with its content.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Node {
-    /// The whole path; the root has none.
+    /// The whole path of the key. The root has none.
     #[serde(default)]
     pub(super) key: String,
     pub(super) value: Option<String>,
@@ -32,11 +32,11 @@ pub(super) struct Node {
     pub(super) nodes: Vec<Node>,
     #[serde(default)]
     pub(super) modified_index: Revision,
-    /// By the server's clock, hence only its presence counts.
+    /// The end of the TTL by the server's clock, which may differ from ours. So only its presence counts.
     pub(super) expiration: Option<String>,
 }
 
-/// A refusal in the keys API's own words.
+/// A refusal in the words of the keys API.
 #[derive(Debug, Deserialize)]
 pub(super) struct Fault {
     #[serde(rename = "errorCode")]
@@ -45,7 +45,7 @@ pub(super) struct Fault {
     message: String,
     #[serde(default)]
     cause: String,
-    /// The store's index.
+    /// The index of the store when it refused.
     #[serde(default)]
     pub(super) index: Revision,
 }
@@ -66,7 +66,7 @@ impl From<Fault> for Error {
     }
 }
 
-/// A whole answer.
+/// A whole answer of the keys API.
 #[derive(Debug)]
 pub(super) enum Answer {
     Done { action: String, node: Node, index: Option<Revision> },
@@ -78,7 +78,7 @@ pub(super) enum Answer {
 pub(super) enum Unusable {
     /// The server has no keys API: it answers 404 without an error code.
     NoKeysApi,
-    /// Any other reason.
+    /// The answer fails for any other reason.
     Failed(Error),
 }
 
@@ -91,7 +91,7 @@ impl From<Unusable> for Error {
     }
 }
 
-/// Reads an answer's body; `index` is its `X-Etcd-Index`.
+/// Reads the body of an answer; `index` is its `X-Etcd-Index`.
 pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> Result<Answer, Unusable> {
     #[derive(Deserialize)]
     struct Done {
@@ -114,7 +114,7 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
     }
     let text = match serde_json::from_slice::<Message>(body) {
         Ok(Message { message }) => quote(&message),
-        // A proxy's page, as likely as not.
+        // This is often the page of a proxy.
         Err(_) => quote(&String::from_utf8_lossy(&body[..body.len().min(1000)])),
     };
     Err(Unusable::Failed(match status {

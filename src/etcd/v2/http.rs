@@ -1,4 +1,4 @@
-//! Requests of the keys API: URLs, authentication, TLS, fail-over.
+//! The requests of the keys API: their URLs, authentication, TLS, and the change to another endpoint.
 
 use super::answer::{self, Answer, Fault, Unusable};
 use crate::etcd::Settings;
@@ -9,7 +9,7 @@ use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// One request.
+/// One request to the keys API.
 #[derive(Debug)]
 pub(super) struct Request {
     method: Method,
@@ -19,7 +19,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// A linearizable read.
+    /// A linearizable read of a key.
     pub(super) fn get(key: String, recursive: bool) -> Self {
         let query = vec![
             ("quorum", "true".to_owned()),
@@ -39,6 +39,7 @@ impl Request {
         Self { method: Method::GET, key, query, form: Vec::new() }
     }
 
+    /// A write that happens only under these conditions.
     pub(super) fn put(
         key: String,
         conditions: Vec<(&'static str, String)>,
@@ -48,6 +49,7 @@ impl Request {
         Self { method: Method::PUT, key, query: conditions, form }
     }
 
+    /// A deletion that happens only under these conditions.
     pub(super) fn delete(key: String, conditions: Vec<(&'static str, String)>) -> Self {
         debug_assert!(!conditions.is_empty(), "every write is conditional");
         Self { method: Method::DELETE, key, query: conditions, form: Vec::new() }
@@ -74,16 +76,17 @@ impl Http {
         Ok(Self { settings, endpoints, client: RefCell::new(None) })
     }
 
-    /// The connection has turned out to be dead: the next request starts elsewhere if it can.
+    /// Notes that the connection is dead: the next request starts at another endpoint if there is one.
     pub(super) fn turn(&self) {
         self.endpoints.turn();
     }
 
+    /// The deadline of a request.
     pub(super) fn timeout(&self) -> Duration {
         self.endpoints.timeout()
     }
 
-    /// How long one poll may bring nothing.
+    /// How long one poll may bring nothing before it is begun anew.
     pub(super) fn patience(&self) -> Duration {
         self.endpoints.patience()
     }
@@ -98,7 +101,7 @@ impl Http {
         self.ask(request).await?.ok_or_else(|| Unusable::NoKeysApi.into())
     }
 
-    /// Starts a long poll; the body comes later. A refusal comes at once.
+    /// Starts a long poll. Its body comes later; a refusal comes at once.
     pub(super) async fn poll(&self, request: &Request) -> Result<Result<Response, Fault>, Error> {
         self.endpoints
             .ask(async |attempt| {
@@ -115,6 +118,7 @@ impl Http {
             .await
     }
 
+    /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         #[derive(serde::Deserialize)]
         struct Version {
@@ -155,7 +159,7 @@ impl Http {
         })
     }
 
-    /// The client, a new one if an endpoint has failed since it was made.
+    /// The client. If an endpoint has failed since it was made, a new one takes its place.
     fn client(&self) -> Result<Client, Failure> {
         let generation = self.endpoints.generation();
         if let Some((made, client)) = &*self.client.borrow()
@@ -169,7 +173,7 @@ impl Http {
     }
 }
 
-/// `<endpoint>/v2/keys<key>`; what a URL cannot hold is escaped.
+/// The URL `<endpoint>/v2/keys<key>`. Characters that a URL cannot hold are escaped.
 fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
     let invalid = || Error::Invalid(format!("{endpoint} is no HTTP URL"));
     let mut url = Url::parse(endpoint).map_err(|_| invalid())?;
@@ -198,11 +202,12 @@ async fn whole(response: Response) -> Result<Option<Answer>, Failure> {
     }
 }
 
-/// The store's index when it began to answer.
+/// The index of the store when it began to answer (`X-Etcd-Index`).
 pub(super) fn index(response: &Response) -> Option<Revision> {
     response.headers().get("x-etcd-index")?.to_str().ok()?.parse().ok()
 }
 
+/// Reads the body of an answer, within its limit.
 async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(tls::failure)? {
@@ -211,7 +216,7 @@ async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     Ok(body)
 }
 
-/// Adds to a body, within its limit.
+/// Adds a chunk to a body, within its limit.
 pub(super) fn append(body: &mut Vec<u8>, chunk: &[u8]) -> Result<(), Error> {
     if body.len() + chunk.len() > MOST_BYTES {
         return Err(Error::Invalid(format!("an answer of more than {MOST_BYTES} bytes")));

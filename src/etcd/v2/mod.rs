@@ -4,13 +4,13 @@
 //! |---|---|
 //! | config | `GET …/config?quorum=true` |
 //! | networks | `GET <prefix>?recursive=false`, and for each directory in it `GET …/config` |
-//! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 is an empty list |
+//! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 means an empty list |
 //! | create | `PUT …/subnets/<key>?prevExist=false` with `ttl` and `value` |
-//! | update | `PUT …/subnets/<key>?prevIndex=<held>&prevValue=<held>` with `ttl` and `value`; no `ttl` for a reservation |
+//! | update | `PUT …/subnets/<key>?prevIndex=<held>&prevValue=<held>` with `ttl` and `value`; without `ttl` for a reservation |
 //! | delete | `DELETE …/subnets/<key>?prevIndex=<held>&prevValue=<held>` |
-//! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>`, one event each |
+//! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>` for each event |
 //!
-//! The same requests as flannel's, except that every write is conditional.
+//! flannel makes the same requests, except that here every write is conditional.
 
 mod answer;
 mod http;
@@ -36,7 +36,7 @@ pub struct V2 {
 }
 
 impl V2 {
-    /// Checks the settings; contacts nobody yet.
+    /// Checks the settings. No server is contacted yet.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
@@ -45,7 +45,7 @@ impl V2 {
         Ok(Self { http, keys: Keyspace::new(&settings.prefix) })
     }
 
-    /// The server's major version by its own word (`/version`).
+    /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         self.http.server_major().await
     }
@@ -81,6 +81,7 @@ impl V2 {
         Ok(Some(names))
     }
 
+    /// Writes a lease under `conditions`. The inner error is the refusal of the store.
     async fn put(
         &self,
         key: SubnetKey,
@@ -156,12 +157,12 @@ impl Registry for V2 {
     }
 }
 
-/// The key is as we know it.
+/// The conditions under which the key is still as we know it.
 fn unchanged(held: &Entry) -> Vec<(&'static str, String)> {
     vec![("prevIndex", held.revision.to_string()), ("prevValue", held.value.clone())]
 }
 
-/// A compare-and-swap finds the key changed or gone.
+/// The error of a conditional write. A key that has changed or gone is a conflict.
 fn conflict(fault: Fault) -> Error {
     match fault.code {
         fault::NO_KEY | fault::COMPARE_FAILED => Error::Conflict,
@@ -169,7 +170,7 @@ fn conflict(fault: Fault) -> Error {
     }
 }
 
-/// The children of `subnets`, in the order of their keys: etcd gives them in none.
+/// The children of `subnets`, in the order of their keys. etcd answers with them in no order.
 fn listing(keys: &Keyspace, nodes: Vec<Node>, revision: Revision) -> Listing {
     let mut listing = Listing { revision, ..Listing::default() };
     for node in nodes {
@@ -184,7 +185,7 @@ fn listing(keys: &Keyspace, nodes: Vec<Node>, revision: Revision) -> Listing {
     listing
 }
 
-/// The lease that a node makes.
+/// The lease that a key of the store describes.
 fn decoded(keys: &Keyspace, node: &Node) -> Result<Entry, Skipped> {
     let name = keys.name(&node.key).unwrap_or(&node.key);
     if node.dir {
