@@ -1,4 +1,4 @@
-//! One contract, three stores: the same cases run over memory, etcd v2 and etcd v3.
+//! Three stores keep one contract: the same cases run over memory, etcd v2 and etcd v3.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -10,12 +10,12 @@ use support::{Etcd, attrs, key, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SHORT: Duration = Duration::from_secs(2);
-/// etcd expires a lease of 2 s within this time.
+/// The time within which etcd expires a lease of 2 s.
 const EXPIRED: Duration = Duration::from_secs(5);
 
-/// One network in one store, and a way to it that is not ours.
-struct Lab<'a> {
-    store: Store,
+/// One network in one store, and a way to write to it as other programs do.
+struct Net<'a, S> {
+    store: S,
     prefix: String,
     back_door: BackDoor<'a>,
 }
@@ -26,19 +26,18 @@ enum BackDoor<'a> {
     Etcdctl(&'a Etcd),
 }
 
-impl<'a> Lab<'a> {
-    fn memory() -> Self {
-        let memory = Memory::new();
-        let back_door = BackDoor::Memory(memory.clone());
-        Self { store: Store::Memory(memory), prefix: String::new(), back_door }
-    }
+fn in_memory() -> Net<'static, Memory> {
+    let store = Memory::new();
+    Net { store: store.clone(), prefix: String::new(), back_door: BackDoor::Memory(store) }
+}
 
-    fn etcd(api: Api, etcd: &'a Etcd, prefix: &str) -> Self {
-        let store = support::store(&etcd.settings(api, prefix));
-        let back_door = if api == Api::V2 { BackDoor::Curl(etcd) } else { BackDoor::Etcdctl(etcd) };
-        Self { store, prefix: prefix.to_owned(), back_door }
-    }
+fn in_etcd<'a>(api: Api, etcd: &'a Etcd, prefix: &str) -> Net<'a, Store> {
+    let store = support::store(&etcd.settings(api, prefix));
+    let back_door = if api == Api::V2 { BackDoor::Curl(etcd) } else { BackDoor::Etcdctl(etcd) };
+    Net { store, prefix: prefix.to_owned(), back_door }
+}
 
+impl<S: Registry> Net<'_, S> {
     fn put_config(&self, text: &str) {
         let key = format!("{}/config", self.prefix);
         match &self.back_door {
@@ -48,7 +47,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Writes a key without a TTL, whatever is there.
+    /// Writes a key without a TTL, whatever was there before.
     fn put(&self, name: &str, value: &str) {
         let key = format!("{}/subnets/{name}", self.prefix);
         match &self.back_door {
@@ -58,7 +57,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Gives or takes the config of a network below the prefix.
+    /// Adds or removes the config of a network below the prefix.
     fn set_network(&self, name: &str, present: bool) {
         let key = format!("{}/{name}/config", self.prefix);
         match (&self.back_door, present) {
@@ -86,7 +85,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Makes the store forget its events; v2 forgets them only when a thousand others have come.
+    /// Makes the store forget its events. v2 forgets them only when a thousand others have come.
     fn forget(&self, now: Revision) {
         match &self.back_door {
             BackDoor::Memory(memory) => memory.compact(now),
@@ -118,7 +117,7 @@ fn put_v3(etcd: &Etcd, key: &str, value: &str) {
     etcd.etcdctl(&["put", key, "--", value]);
 }
 
-/// Events elsewhere in the store; v2 remembers a thousand.
+/// Makes events elsewhere in the store. v2 remembers a thousand of the whole store.
 fn noise(etcd: &Etcd, count: usize) {
     let path = format!("/v2/keys/noise/[1-{count}]");
     etcd.curl(&path, &["-XPUT", "--data", "value=x", "--output", "/dev/null"]);
@@ -153,131 +152,131 @@ fn skipped(change: &Change) -> &str {
     }
 }
 
-async fn config_is_absent_then_its_text(lab: Lab<'_>) {
-    assert!(matches!(lab.store.config().await, Err(Error::NotFound(key)) if key.ends_with("/config")));
+async fn config_is_absent_then_its_text(net: Net<'_, impl Registry>) {
+    assert!(matches!(net.store.config().await, Err(Error::NotFound(key)) if key.ends_with("/config")));
     let text = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"Backend":{"Type":"udp"}}"#;
-    lab.put_config(text);
-    assert_eq!(lab.store.config().await.as_deref(), Ok(text));
-    assert_eq!(lab.entries().await, []);
+    net.put_config(text);
+    assert_eq!(net.store.config().await.as_deref(), Ok(text));
+    assert_eq!(net.entries().await, []);
 }
 
-async fn networks_are_children_with_a_config(lab: Lab<'_>) {
-    assert_eq!(lab.store.networks().await, Ok(vec![]));
-    lab.put_config("{}");
-    lab.create("10.1.5.0-24", 1).await;
-    assert_eq!(lab.store.networks().await, Ok(vec![]));
+async fn networks_are_children_with_a_config(net: Net<'_, impl Registry>) {
+    assert_eq!(net.store.networks().await, Ok(vec![]));
+    net.put_config("{}");
+    net.create("10.1.5.0-24", 1).await;
+    assert_eq!(net.store.networks().await, Ok(vec![]));
     for name in ["red", "blue", "blue-2", "blue0", "a"] {
-        lab.set_network(name, true);
+        net.set_network(name, true);
     }
-    lab.put("junk", "x");
-    assert_eq!(lab.store.networks().await.unwrap(), ["a", "blue", "blue-2", "blue0", "red"]);
-    lab.set_network("a", false);
-    assert_eq!(lab.store.networks().await.unwrap(), ["blue", "blue-2", "blue0", "red"]);
+    net.put("junk", "x");
+    assert_eq!(net.store.networks().await.unwrap(), ["a", "blue", "blue-2", "blue0", "red"]);
+    net.set_network("a", false);
+    assert_eq!(net.store.networks().await.unwrap(), ["blue", "blue-2", "blue0", "red"]);
 }
 
-async fn a_subnet_is_created_once(lab: Lab<'_>) {
-    let before = lab.now().await;
-    let made = lab.create("10.1.5.0-24", 1).await;
+async fn a_subnet_is_created_once(net: Net<'_, impl Registry>) {
+    let before = net.now().await;
+    let made = net.create("10.1.5.0-24", 1).await;
     assert!(made.revision > before && made.lease.is_some());
-    assert_eq!(lab.store.create(key("10.1.5.0-24"), &attrs(2), DAY).await, Err(Error::Exists));
-    let other = lab.create("10.1.6.0-24", 2).await;
-    let dual = lab.create("10.1.7.0-24&fc00:0:0:1::-64", 3).await;
+    assert_eq!(net.store.create(key("10.1.5.0-24"), &attrs(2), DAY).await, Err(Error::Exists));
+    let other = net.create("10.1.6.0-24", 2).await;
+    let dual = net.create("10.1.7.0-24&fc00:0:0:1::-64", 3).await;
     assert!(other.revision > made.revision && dual.revision > other.revision);
-    let listing = lab.store.list().await.unwrap();
+    let listing = net.store.list().await.unwrap();
     assert!(listing.revision >= dual.revision && listing.skipped.is_empty());
     assert_eq!(listing.entries, [made, other, dual]);
 }
 
-async fn an_update_is_refused_after_a_foreign_write(lab: Lab<'_>) {
-    let made = lab.create("10.1.5.0-24", 1).await;
-    let newer = lab.store.update(&made, &attrs(1), DAY).await.unwrap();
+async fn an_update_is_refused_after_a_foreign_write(net: Net<'_, impl Registry>) {
+    let made = net.create("10.1.5.0-24", 1).await;
+    let newer = net.store.update(&made, &attrs(1), DAY).await.unwrap();
     assert!(newer.revision > made.revision);
-    assert_eq!(lab.store.update(&made, &attrs(1), DAY).await, Err(Error::Conflict));
-    lab.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.66"}"#);
-    assert_eq!(lab.store.update(&newer, &attrs(1), DAY).await, Err(Error::Conflict));
-    let entries = lab.entries().await;
+    assert_eq!(net.store.update(&made, &attrs(1), DAY).await, Err(Error::Conflict));
+    net.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.66"}"#);
+    assert_eq!(net.store.update(&newer, &attrs(1), DAY).await, Err(Error::Conflict));
+    let entries = net.entries().await;
     assert_eq!(entries[0].attrs, attrs(66), "the other's value was touched");
-    lab.delete("10.1.5.0-24");
-    assert_eq!(lab.store.update(&entries[0], &attrs(1), DAY).await, Err(Error::Conflict));
-    assert_eq!(lab.entries().await, []);
+    net.delete("10.1.5.0-24");
+    assert_eq!(net.store.update(&entries[0], &attrs(1), DAY).await, Err(Error::Conflict));
+    assert_eq!(net.entries().await, []);
 }
 
-async fn an_expired_lease_cannot_be_updated(lab: Lab<'_>) {
-    let made = lab.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
-    lab.pass(EXPIRED).await;
-    assert_eq!(lab.store.update(&made, &attrs(1), SHORT).await, Err(Error::Conflict));
-    let taken = lab.create("10.1.5.0-24", 2).await;
-    assert_eq!(lab.store.delete(&made).await, Err(Error::Conflict));
-    assert_eq!(lab.entries().await, [taken]);
+async fn an_expired_lease_cannot_be_updated(net: Net<'_, impl Registry>) {
+    let made = net.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
+    net.pass(EXPIRED).await;
+    assert_eq!(net.store.update(&made, &attrs(1), SHORT).await, Err(Error::Conflict));
+    let taken = net.create("10.1.5.0-24", 2).await;
+    assert_eq!(net.store.delete(&made).await, Err(Error::Conflict));
+    assert_eq!(net.entries().await, [taken]);
 }
 
-async fn an_update_refreshes_the_time_to_live(lab: Lab<'_>) {
-    let made = lab.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
-    let renewed = lab.store.update(&made, &attrs(9), DAY).await.unwrap();
-    lab.pass(EXPIRED).await;
-    assert_eq!(lab.entries().await, std::slice::from_ref(&renewed));
-    lab.store.update(&renewed, &attrs(9), SHORT).await.unwrap();
-    lab.pass(EXPIRED).await;
-    assert_eq!(lab.entries().await, []);
+async fn an_update_refreshes_the_time_to_live(net: Net<'_, impl Registry>) {
+    let made = net.store.create(key("10.1.5.0-24"), &attrs(1), SHORT).await.unwrap();
+    let renewed = net.store.update(&made, &attrs(9), DAY).await.unwrap();
+    net.pass(EXPIRED).await;
+    assert_eq!(net.entries().await, std::slice::from_ref(&renewed));
+    net.store.update(&renewed, &attrs(9), SHORT).await.unwrap();
+    net.pass(EXPIRED).await;
+    assert_eq!(net.entries().await, []);
 }
 
-async fn only_the_holder_deletes(lab: Lab<'_>) {
-    let made = lab.create("10.1.5.0-24", 1).await;
-    let newer = lab.store.update(&made, &attrs(1), DAY).await.unwrap();
-    assert_eq!(lab.store.delete(&made).await, Err(Error::Conflict));
-    assert_eq!(lab.entries().await, std::slice::from_ref(&newer));
-    assert_eq!(lab.store.delete(&newer).await, Ok(()));
-    assert_eq!(lab.store.delete(&newer).await, Err(Error::Conflict));
-    assert_eq!(lab.entries().await, []);
+async fn only_the_holder_deletes(net: Net<'_, impl Registry>) {
+    let made = net.create("10.1.5.0-24", 1).await;
+    let newer = net.store.update(&made, &attrs(1), DAY).await.unwrap();
+    assert_eq!(net.store.delete(&made).await, Err(Error::Conflict));
+    assert_eq!(net.entries().await, std::slice::from_ref(&newer));
+    assert_eq!(net.store.delete(&newer).await, Ok(()));
+    assert_eq!(net.store.delete(&newer).await, Err(Error::Conflict));
+    assert_eq!(net.entries().await, []);
 }
 
-async fn a_reservation_stays_one(lab: Lab<'_>) {
-    lab.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
-    let [reserved] = <[Entry; 1]>::try_from(lab.entries().await).unwrap();
+async fn a_reservation_stays_one(net: Net<'_, impl Registry>) {
+    net.put("10.1.5.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+    let [reserved] = <[Entry; 1]>::try_from(net.entries().await).unwrap();
     assert_eq!((reserved.lease, &reserved.attrs), (None, &attrs(1)));
-    let updated = lab.store.update(&reserved, &attrs(2), SHORT).await.unwrap();
+    let updated = net.store.update(&reserved, &attrs(2), SHORT).await.unwrap();
     assert_eq!(updated.lease, None);
-    lab.pass(EXPIRED).await;
-    assert_eq!(lab.entries().await, std::slice::from_ref(&updated));
-    assert_eq!(lab.store.delete(&updated).await, Ok(()));
+    net.pass(EXPIRED).await;
+    assert_eq!(net.entries().await, std::slice::from_ref(&updated));
+    assert_eq!(net.store.delete(&updated).await, Ok(()));
 }
 
-async fn what_cannot_be_read_is_skipped_and_told(lab: Lab<'_>) {
-    let good = lab.create("10.1.5.0-24", 1).await;
-    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
-    lab.put("junk", "x");
-    lab.put("10.1.6.0-24", "{not json");
-    lab.put("10.1.7.0-24", r#"{"PublicIP":"nowhere"}"#);
-    lab.put("10.1.300.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
-    lab.put("10.1.8.9-24", r#"{"PublicIP":"192.0.2.1"}"#);
+async fn what_cannot_be_read_is_skipped_and_told(net: Net<'_, impl Registry>) {
+    let good = net.create("10.1.5.0-24", 1).await;
+    let mut watch = net.store.watch(net.now().await).await.unwrap();
+    net.put("junk", "x");
+    net.put("10.1.6.0-24", "{not json");
+    net.put("10.1.7.0-24", r#"{"PublicIP":"nowhere"}"#);
+    net.put("10.1.300.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+    net.put("10.1.8.9-24", r#"{"PublicIP":"192.0.2.1"}"#);
     let seen = changes(&mut watch, 5).await;
     let names: Vec<&str> = seen.iter().map(skipped).collect();
     assert_eq!(names, ["junk", "10.1.6.0-24", "10.1.7.0-24", "10.1.300.0-24", "10.1.8.9-24"]);
 
-    let listing = lab.store.list().await.unwrap();
+    let listing = net.store.list().await.unwrap();
     assert_eq!(listing.entries, std::slice::from_ref(&good));
     let mut names: Vec<&str> = listing.skipped.iter().map(|skipped| skipped.key.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["10.1.300.0-24", "10.1.6.0-24", "10.1.7.0-24", "10.1.8.9-24", "junk"]);
     assert!(listing.skipped.iter().all(|skipped| !skipped.reason.is_empty()));
 
-    lab.delete("junk");
-    lab.delete("10.1.6.0-24");
+    net.delete("junk");
+    net.delete("10.1.6.0-24");
     let seen = changes(&mut watch, 1).await;
     assert_eq!(gone(&seen[0]).0, "10.1.6.0-24", "the deletion of junk is nobody's business");
-    lab.put("10.1.7.0-24", r#"{"PublicIP":"192.0.2.7"}"#);
+    net.put("10.1.7.0-24", r#"{"PublicIP":"192.0.2.7"}"#);
     let seen = changes(&mut watch, 1).await;
     assert!(matches!(&seen[0], Change::Set(entry) if entry.attrs == attrs(7) && entry.lease.is_none()));
 }
 
-async fn a_watch_tells_all_in_order(lab: Lab<'_>) {
-    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
-    let first = lab.create("10.1.5.0-24", 1).await;
-    let second = lab.store.create(key("10.1.6.0-24"), &attrs(2), SHORT).await.unwrap();
-    let renewed = lab.store.update(&first, &attrs(3), DAY).await.unwrap();
-    lab.store.delete(&renewed).await.unwrap();
-    lab.pass(EXPIRED).await;
-    let again = lab.create("10.1.6.0-24", 4).await;
+async fn a_watch_tells_all_in_order(net: Net<'_, impl Registry>) {
+    let mut watch = net.store.watch(net.now().await).await.unwrap();
+    let first = net.create("10.1.5.0-24", 1).await;
+    let second = net.store.create(key("10.1.6.0-24"), &attrs(2), SHORT).await.unwrap();
+    let renewed = net.store.update(&first, &attrs(3), DAY).await.unwrap();
+    net.store.delete(&renewed).await.unwrap();
+    net.pass(EXPIRED).await;
+    let again = net.create("10.1.6.0-24", 4).await;
 
     let seen = changes(&mut watch, 6).await;
     assert_eq!(
@@ -291,34 +290,34 @@ async fn a_watch_tells_all_in_order(lab: Lab<'_>) {
     assert_eq!(seen[5], Change::Set(again));
 }
 
-async fn a_watch_resumes_at_a_revision(lab: Lab<'_>) {
+async fn a_watch_resumes_at_a_revision(net: Net<'_, impl Registry>) {
     let entries = [
-        lab.create("10.1.5.0-24", 1).await,
-        lab.create("10.1.6.0-24", 2).await,
-        lab.create("10.1.7.0-24", 3).await,
+        net.create("10.1.5.0-24", 1).await,
+        net.create("10.1.6.0-24", 2).await,
+        net.create("10.1.7.0-24", 3).await,
     ];
     for from in 0..2 {
-        let mut watch = lab.store.watch(entries[from].revision).await.unwrap();
+        let mut watch = net.store.watch(entries[from].revision).await.unwrap();
         let expected: Vec<Change> = entries[from + 1..].iter().cloned().map(Change::Set).collect();
         assert_eq!(changes(&mut watch, expected.len()).await, expected);
     }
-    let listed = lab.now().await;
-    let mut watch = lab.store.watch(listed).await.unwrap();
-    let later = lab.create("10.1.8.0-24", 4).await;
+    let listed = net.now().await;
+    let mut watch = net.store.watch(listed).await.unwrap();
+    let later = net.create("10.1.8.0-24", 4).await;
     assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
 }
 
-/// The daemon selects over futures and so drops them all the time; nothing may get lost by that.
-async fn a_dropped_wait_loses_nothing(lab: Lab<'_>) {
+/// The daemon selects over futures and so drops them all the time. No change may get lost by that.
+async fn a_dropped_wait_loses_nothing(net: Net<'_, impl Registry>) {
     const COUNT: u8 = 40;
-    let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+    let mut watch = net.store.watch(net.now().await).await.unwrap();
     let mut seen = Vec::new();
-    let mut entry = lab.create("10.1.5.0-24", 0).await;
+    let mut entry = net.create("10.1.5.0-24", 0).await;
     let mut written = vec![Change::Set(entry.clone())];
     let mut patience = 0_u64;
     while seen.len() < usize::from(COUNT) {
         if let Some(last) = u8::try_from(written.len()).ok().filter(|last| *last < COUNT) {
-            entry = lab.store.update(&entry, &attrs(last), DAY).await.unwrap();
+            entry = net.store.update(&entry, &attrs(last), DAY).await.unwrap();
             written.push(Change::Set(entry.clone()));
         }
         patience = (patience + 137) % 3000;
@@ -330,45 +329,45 @@ async fn a_dropped_wait_loses_nothing(lab: Lab<'_>) {
     assert_eq!(seen, written);
 }
 
-/// This case runs last, because it hurts the other watches.
-async fn a_forgotten_revision_asks_for_a_list(lab: Lab<'_>) {
-    let first = lab.create("10.1.5.0-24", 1).await;
-    let second = lab.create("10.1.6.0-24", 2).await;
-    let third = lab.create("10.1.7.0-24", 3).await;
-    lab.forget(third.revision);
-    let watch = match lab.store.watch(first.revision - 1).await {
+/// This case runs last, since it ends the watches of the others.
+async fn a_forgotten_revision_asks_for_a_list(net: Net<'_, impl Registry>) {
+    let first = net.create("10.1.5.0-24", 1).await;
+    let second = net.create("10.1.6.0-24", 2).await;
+    let third = net.create("10.1.7.0-24", 3).await;
+    net.forget(third.revision);
+    let watch = match net.store.watch(first.revision - 1).await {
         Ok(mut watch) => next(&mut watch).await,
         Err(error) => Err(error),
     };
     assert_eq!(watch, Err(Error::Compacted));
-    let listing = lab.store.list().await.unwrap();
+    let listing = net.store.list().await.unwrap();
     assert_eq!(listing.entries, [first, second, third]);
-    let mut watch = lab.store.watch(listing.revision).await.unwrap();
-    let later = lab.create("10.1.8.0-24", 4).await;
+    let mut watch = net.store.watch(listing.revision).await.unwrap();
+    let later = net.create("10.1.8.0-24", 4).await;
     assert_eq!(changes(&mut watch, 1).await, [Change::Set(later)]);
 }
 
-/// All cases at once, each in a network of its own, since most of them only wait.
-async fn contract<'a>(lab: impl Fn() -> Lab<'a>) {
+/// Runs all cases at once, each in a network of its own, since most of them only wait.
+async fn contract<'a, S: Registry + 'a>(net: impl Fn() -> Net<'a, S>) {
     let cases: Vec<LocalBoxFuture<'a, ()>> = vec![
-        Box::pin(config_is_absent_then_its_text(lab())),
-        Box::pin(networks_are_children_with_a_config(lab())),
-        Box::pin(a_subnet_is_created_once(lab())),
-        Box::pin(an_update_is_refused_after_a_foreign_write(lab())),
-        Box::pin(an_expired_lease_cannot_be_updated(lab())),
-        Box::pin(an_update_refreshes_the_time_to_live(lab())),
-        Box::pin(only_the_holder_deletes(lab())),
-        Box::pin(a_reservation_stays_one(lab())),
-        Box::pin(what_cannot_be_read_is_skipped_and_told(lab())),
-        Box::pin(a_watch_tells_all_in_order(lab())),
-        Box::pin(a_watch_resumes_at_a_revision(lab())),
-        Box::pin(a_dropped_wait_loses_nothing(lab())),
+        Box::pin(config_is_absent_then_its_text(net())),
+        Box::pin(networks_are_children_with_a_config(net())),
+        Box::pin(a_subnet_is_created_once(net())),
+        Box::pin(an_update_is_refused_after_a_foreign_write(net())),
+        Box::pin(an_expired_lease_cannot_be_updated(net())),
+        Box::pin(an_update_refreshes_the_time_to_live(net())),
+        Box::pin(only_the_holder_deletes(net())),
+        Box::pin(a_reservation_stays_one(net())),
+        Box::pin(what_cannot_be_read_is_skipped_and_told(net())),
+        Box::pin(a_watch_tells_all_in_order(net())),
+        Box::pin(a_watch_resumes_at_a_revision(net())),
+        Box::pin(a_dropped_wait_loses_nothing(net())),
     ];
     join_all(cases).await;
-    a_forgotten_revision_asks_for_a_list(lab()).await;
+    a_forgotten_revision_asks_for_a_list(net()).await;
 }
 
-/// `/test/0/network`, `/test/1/network`, …
+/// Gives the prefixes `/test/1/network`, `/test/2/network` and so on.
 fn prefixes() -> impl Fn() -> String {
     let count = std::cell::Cell::new(0);
     move || {
@@ -379,24 +378,24 @@ fn prefixes() -> impl Fn() -> String {
 
 #[test]
 fn memory_keeps_the_contract() {
-    run(contract(Lab::memory));
+    run(contract(in_memory));
 }
 
 #[test]
 fn etcd_v2_keeps_the_contract() {
     let etcd = Etcd::start();
     let prefix = prefixes();
-    run(contract(|| Lab::etcd(Api::V2, &etcd, &prefix())));
+    run(contract(|| in_etcd(Api::V2, &etcd, &prefix())));
 }
 
 #[test]
 fn etcd_v3_keeps_the_contract() {
     let etcd = Etcd::start();
     let prefix = prefixes();
-    run(contract(|| Lab::etcd(Api::V3, &etcd, &prefix())));
+    run(contract(|| in_etcd(Api::V3, &etcd, &prefix())));
 }
 
-/// Keys and values as flannel writes them, read by etcd's own tools.
+/// etcd's own tools read keys and values, which must be as flannel writes them.
 #[test]
 fn bytes_in_the_store_are_flannels() {
     let etcd = Etcd::start();
@@ -431,7 +430,7 @@ fn bytes_in_the_store_are_flannels() {
     assert_eq!(etcd.etcdctl(&["get", "--prefix", "/"]), text);
 }
 
-/// flannel leaves every renewal's old etcd lease to its TTL; here there is one for each key, or none.
+/// flannel leaves the old etcd lease of every renewal to its TTL. Here there is one for each key, or none.
 #[test]
 fn etcd_v3_leases_do_not_pile_up() {
     let etcd = Etcd::start();
@@ -449,7 +448,7 @@ fn etcd_v3_leases_do_not_pile_up() {
             assert_eq!(store.update(&stale, &attrs(2), DAY).await, Err(Error::Conflict));
         }
         assert_eq!(leases(), 1);
-        // A key that an operator hung on our lease outlives it.
+        // A key that an operator has attached to our lease stays when we replace that lease.
         etcd.etcdctl(&["put", "/mine", "x", &format!("--lease={:x}", entry.lease.unwrap())]);
         entry = store.update(&entry, &attrs(1), DAY).await.unwrap();
         assert_eq!(etcd.etcdctl(&["get", "/mine"]), "/mine\nx\n");
@@ -459,25 +458,25 @@ fn etcd_v3_leases_do_not_pile_up() {
     });
 }
 
-/// Whoever deletes the directory deletes every lease, and v2 tells of it only once.
+/// A deletion of the directory deletes every lease in it, and v2 tells of it by one event.
 #[test]
 fn etcd_v2_deleted_directory_asks_for_a_list() {
     let etcd = Etcd::start();
-    let lab = Lab::etcd(Api::V2, &etcd, "/a/b");
+    let net = in_etcd(Api::V2, &etcd, "/a/b");
     run(async {
         for tree in ["/a/b/subnets", "/a"] {
-            lab.create("10.1.5.0-24", 1).await;
-            let mut watch = lab.store.watch(lab.now().await).await.unwrap();
+            net.create("10.1.5.0-24", 1).await;
+            let mut watch = net.store.watch(net.now().await).await.unwrap();
             etcd.curl(&format!("/v2/keys{tree}?recursive=true"), &["-XDELETE"]);
             assert_eq!(next(&mut watch).await, Err(Error::Compacted));
             assert_eq!(next(&mut watch).await, Err(Error::Compacted), "a watch that ended stays so");
-            assert_eq!(lab.entries().await, []);
+            assert_eq!(net.entries().await, []);
         }
     });
 }
 
-/// Nothing happens here and much happens elsewhere: the watch moves on with the store instead of falling out of
-/// its window, as long as one poll does not see a thousand events go by.
+/// When much happens elsewhere in the store and nothing here, the watch moves on with the store. It does not fall out of
+/// the window of events, as long as fewer than a thousand come during one poll.
 #[test]
 fn etcd_v2_quiet_watch_keeps_up() {
     let etcd = Etcd::start();

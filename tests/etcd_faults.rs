@@ -18,7 +18,7 @@ fn credentials(username: &str, password: &str) -> Option<Credentials> {
     Some(Credentials { username: username.to_owned(), password: password.to_owned() })
 }
 
-/// Makes users of etcd v2: root, and flannel, who may only touch `/n`; a client without a user may touch nothing.
+/// Makes the users of etcd v2: root, and flannel, who may only touch `/n`. A request without a user may touch nothing.
 fn enable_v2_auth(etcd: &Etcd) {
     let root = ["--user", "root:top"];
     let put = |path: &str, body: &str| {
@@ -54,7 +54,7 @@ fn v2_users_and_passwords() {
     });
 }
 
-/// Makes users of etcd v3: root, and flannel, who may only touch `/n/`.
+/// Makes the users of etcd v3: root, and flannel, who may only touch `/n/`.
 fn enable_v3_auth(etcd: &Etcd) {
     for command in [
         "user add root:top",
@@ -87,7 +87,7 @@ fn v3_wrong_users_and_expired_tokens() {
         let made = store_.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
         let mut watch = store_.watch(made.revision).await.unwrap();
 
-        // The token expires unused, and every kind of call must notice.
+        // The token expires while it is not used, and every kind of call must notice that.
         let idle = Duration::from_secs(3);
         tokio::time::sleep(idle).await;
         assert_eq!(store_.list().await.unwrap().entries.len(), 1);
@@ -114,7 +114,7 @@ fn v3_wrong_users_and_expired_tokens() {
     });
 }
 
-/// With JWT every change of users makes every token invalid.
+/// With JWT, every change of users makes all tokens old.
 #[test]
 fn v3_auth_store_moves_on() {
     let directory = tempfile::tempdir().unwrap();
@@ -167,7 +167,7 @@ fn settings_that_can_never_work_are_refused_at_once() {
     }
 }
 
-/// Starts a server that reads a request on every connection and gives one answer, none if it is empty.
+/// A server that reads a request on every connection and gives this answer; it stays silent if the answer is empty.
 fn server(answer: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -212,7 +212,7 @@ fn another_endpoint_is_asked() {
     });
 }
 
-/// Neither a page of a proxy nor a library's view of its own errors is a log line.
+/// A log line must hold neither the whole page of a proxy nor the debug form of a library's error.
 #[test]
 fn an_odd_servers_answer_is_one_short_line() {
     let page = format!("<html>\r\n\x1b[2J{}", "x".repeat(100_000));
@@ -236,7 +236,7 @@ fn an_odd_servers_answer_is_one_short_line() {
     });
 }
 
-/// A write may be the first thing that meets a dead endpoint. One that never left goes to the next.
+/// A write may be the first request that meets a dead endpoint. If it was never sent, it goes to the next endpoint.
 #[test]
 fn a_write_that_never_left_goes_elsewhere() {
     let etcd = Etcd::start();
@@ -247,7 +247,7 @@ fn a_write_that_never_left_goes_elsewhere() {
             let made = store(&settings).create(key(name), &attrs(1), DAY).await.unwrap();
             store(&settings).delete(&made).await.unwrap();
         }
-        // A write that may have arrived is not sent again, since it would meet itself.
+        // A write that may have arrived does not go there: it could find its own key and fail.
         let mut settings = support::settings(vec![server(String::new()), etcd.url()], Api::V2, "/n");
         settings.timeout = Duration::from_millis(500);
         let store = store(&settings);
@@ -357,7 +357,7 @@ fn auto_takes_the_api_that_holds_the_config() {
             assert_eq!(chosen(&store), Some(api));
             works(&store).await;
         }
-        // Nodes that were there before the config came to v3 keep the API.
+        // Nodes that had leases in v2 before the config came to v3 keep all others in v2.
         etcd.curl("/v2/keys/joined/config", &["-XPUT", "--data", "value=v2"]);
         let first = auto("/joined");
         first.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
@@ -389,7 +389,7 @@ fn auto_takes_the_api_that_holds_the_config() {
     });
 }
 
-/// v2 refuses us: that does not mean "no config", nor, with several networks, "no network".
+/// When v2 refuses us, that means neither that it holds no config nor that it holds no networks.
 #[test]
 fn auto_takes_no_refusal_for_absence() {
     let etcd = Etcd::start();
@@ -409,7 +409,7 @@ fn auto_takes_no_refusal_for_absence() {
         etcd.etcdctl(&["put", "/n/config", "v3"]);
         assert_eq!(refused.config().await.as_deref(), Ok("v3"));
     });
-    // v3 refuses in the same way.
+    // The same holds when v3 refuses.
     let etcd = Etcd::start();
     enable_v3_auth(&etcd);
     etcd.curl("/v2/keys/n/config", &["-XPUT", "--data", "value=v2"]);
@@ -417,8 +417,8 @@ fn auto_takes_no_refusal_for_absence() {
     assert!(remedy(&error), "{error:?}");
 }
 
-/// A store that was restored from an older state: a watch from a revision that it has not reached yet would say
-/// nothing for as long.
+/// A store that was restored from an older state has not reached the revisions that a watch asks for. The watch must not
+/// wait in silence until it has.
 #[test]
 fn a_watch_from_the_future_is_over_at_once() {
     let etcd = Etcd::start();

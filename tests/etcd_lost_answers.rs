@@ -13,7 +13,7 @@ use std::time::Duration;
 use support::{Etcd, attrs, key, run};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// The last byte of the address in a value whose writer will get no answer.
+/// The last byte of the address in a value whose writer gets no answer.
 const CURSED: u8 = 77;
 
 /// A relay to etcd that swallows every answer once it has carried a cursed value.

@@ -1,4 +1,4 @@
-//! Promise: the networks below a prefix are found among whatever else lies there.
+//! Promise: the networks below a prefix are found, whatever other keys lie there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -18,8 +18,8 @@ fn put_v3(etcd: &Etcd, key: &str, value: &str) {
     etcd.etcdctl(&["put", key, "--", value]);
 }
 
-/// A network with leases but without a config, one whose name is the beginning of another's, one that is only a
-/// key, one whose `config` has children, and a sibling of the prefix.
+/// The keys are a network with leases but without a config, one whose name is the beginning of another name, one that
+/// is only a key, one whose `config` has children, and a sibling of the prefix.
 #[test]
 fn networks_are_found_among_other_keys() {
     let etcd = Etcd::start();
@@ -41,7 +41,8 @@ fn networks_are_found_among_other_keys() {
     }
 }
 
-/// Each API holds networks that the other does not, and one is in both. A server without the keys API has none there.
+/// Each API holds networks that the other does not hold, and one network is in both. A server without the keys API holds
+/// none in v2.
 #[test]
 fn auto_finds_the_networks_of_both_apis() {
     let etcd = Etcd::start();

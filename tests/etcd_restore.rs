@@ -1,10 +1,10 @@
-//! A store that is restored from an older state hands out the same revisions again: a write has to compare the
-//! value too.
+//! A store that is restored from an older state hands out the same revisions again. So a write has to compare the value,
+//! too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
 
-use flanneld::etcd::{Api, Store};
+use flanneld::etcd::Api;
 use flanneld::store::{Entry, Error, Memory, Registry};
 use std::time::Duration;
 use support::{Etcd, attrs, key, run, store, until_available};
@@ -12,12 +12,12 @@ use support::{Etcd, attrs, key, run, store, until_available};
 const DAY: Duration = Duration::from_secs(86_400);
 const SUBNET: &str = "10.1.5.0-24";
 
-async fn entry(store: &Store) -> Entry {
+async fn entry(store: &impl Registry) -> Entry {
     store.list().await.unwrap().entries.remove(0)
 }
 
-/// Neither write goes through, and the key stays as it is.
-async fn is_refused(store: &Store, held: &Entry, case: &str) {
+/// Checks that the store refuses both writes and that the key stays as it is.
+async fn is_refused(store: &impl Registry, held: &Entry, case: &str) {
     let before = store.list().await.unwrap();
     assert_eq!(store.update(held, &held.attrs, DAY).await, Err(Error::Conflict), "{case}");
     assert_eq!(store.delete(held).await, Err(Error::Conflict), "{case}");
@@ -54,7 +54,7 @@ fn a_restored_store_refuses_the_renewal_of_a_lease_that_it_never_gave() {
     });
 }
 
-/// The value is compared as it stands, whoever wrote it and however.
+/// The value is compared as it stands in the store, however another program has written it.
 #[test]
 fn any_value_that_reads_well_can_be_compared() {
     let etcd = Etcd::start();
@@ -70,19 +70,19 @@ fn any_value_that_reads_well_can_be_compared() {
             etcd.curl(&path, &["-XPUT", "--data-urlencode", &body]);
             etcd.etcdctl(&["put", &format!("/n/subnets/{SUBNET}"), "--", value]);
             memory.put_raw(SUBNET, value, None);
-            let stores = [
-                ("v2", store(&etcd.settings(Api::V2, "/n"))),
-                ("v3", store(&etcd.settings(Api::V3, "/n"))),
-                ("memory", Store::Memory(memory.clone())),
-            ];
-            for (name, store) in stores {
-                let found = entry(&store).await;
-                assert_eq!(found.value, value, "{name}");
-                let other = Entry { value: value.replace("192.0.2.1", "192.0.2.2"), ..found.clone() };
-                is_refused(&store, &other, name).await;
-                let updated = store.update(&found, &found.attrs, DAY).await.unwrap();
-                assert_eq!(entry(&store).await, updated, "{name}: what we wrote is known as it stands");
-            }
+            may_be_compared(&store(&etcd.settings(Api::V2, "/n")), value, "v2").await;
+            may_be_compared(&store(&etcd.settings(Api::V3, "/n")), value, "v3").await;
+            may_be_compared(&memory, value, "memory").await;
         }
     });
+}
+
+/// Checks that a value is refused when another is expected, and taken when it is the one that stands there.
+async fn may_be_compared(store: &impl Registry, value: &str, name: &str) {
+    let found = entry(store).await;
+    assert_eq!(found.value, value, "{name}");
+    let other = Entry { value: value.replace("192.0.2.1", "192.0.2.2"), ..found.clone() };
+    is_refused(store, &other, name).await;
+    let updated = store.update(&found, &found.attrs, DAY).await.unwrap();
+    assert_eq!(entry(store).await, updated, "{name}: what we wrote is known as it stands");
 }

@@ -1,4 +1,4 @@
-//! TLS: what is verified, what is shown, and files that are replaced.
+//! TLS: the server is verified, the client shows its certificate, and replaced files take effect.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod support;
@@ -11,7 +11,7 @@ use support::{Etcd, Options, failure, free_port, is_denied, run, store, works};
 
 const BOTH: [Api; 2] = [Api::V2, Api::V3];
 
-/// A CA with what it signs, as files.
+/// A CA whose certificates and keys are files.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: tempfile::TempDir,
@@ -32,7 +32,7 @@ impl Authority {
         self.directory.path().join("ca.pem")
     }
 
-    /// A certificate and its key, as `<name>.pem` and `<name>.key`.
+    /// Makes a certificate and its key, in `<name>.pem` and `<name>.key`.
     fn sign(&self, name: &str) -> (PathBuf, PathBuf) {
         let pair = KeyPair::generate().unwrap();
         let mut params =
@@ -78,7 +78,7 @@ fn tls_with_nothing_but_a_ca() {
             let mut settings = etcd.settings(api, "/n");
             settings.ca_file = Some(authority.ca());
             works(&store(&settings)).await;
-            // By the system's roots, and by another CA: neither knows this server.
+            // Neither the roots of the system nor another CA knows this server.
             for ca in [None, Some(stranger.ca())] {
                 settings.ca_file = ca;
                 let error = failure(&store(&settings), Duration::from_secs(4)).await;
@@ -100,7 +100,7 @@ fn tls_with_client_certificates_that_are_replaced() {
             let error = failure(&store(&settings), Duration::from_secs(4)).await;
             assert!(is_denied(&error), "{error:?}");
 
-            // The files hold a stranger's certificate at first; the same store takes the new one.
+            // The files hold the certificate of a stranger at first. The same store takes the new one later.
             let (theirs, their_key) = stranger.sign("client");
             let (ours, our_key) = authority.sign("client");
             let (cert, key) = (authority.file("current.pem"), authority.file("current.key"));

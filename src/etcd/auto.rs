@@ -1,29 +1,27 @@
-//! The store of the daemon: whichever API the settings name, or whichever holds the config.
+//! The store of the daemon: the API that the settings name, or the one that holds the config.
 
 use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
-use crate::store::{Change, Entry, Error, Listing, Memory, MemoryWatch, Registry, Revision, Watch};
+use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Watch};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::cell::Cell;
 use std::time::Duration;
 
-/// A store over any API.
+/// A store over either API of etcd.
 #[derive(Debug)]
 pub enum Store {
-    /// The keys API.
+    /// The keys API of etcd v2.
     V2(V2),
-    /// gRPC.
+    /// The gRPC API of etcd v3.
     V3(V3),
     /// Undecided between the two until one of them shows a config.
     Auto(Auto),
-    /// In this process.
-    Memory(Memory),
 }
 
-/// Checks the settings and makes the store they describe. Nobody is contacted before the first call.
+/// Checks the settings and makes the store that they describe. No server is contacted before the first call.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that can never work: no or bad endpoints, a certificate without a
-/// key, certificate files that cannot be read.
+/// [`Error::Invalid`] for settings that can never work: no endpoint or a bad one, a certificate without a key, or
+/// certificate files that cannot be read.
 pub fn connect(settings: &Settings) -> Result<Store, Error> {
     super::tls::Pem::read(settings).map_err(|error| match error {
         Error::Unavailable(reason) => Error::Invalid(reason),
@@ -36,13 +34,13 @@ pub fn connect(settings: &Settings) -> Result<Store, Error> {
     })
 }
 
-/// Both APIs of one etcd, whose keys are two worlds: what is written through one is not seen through
-/// the other. The one that holds `<prefix>/config` is taken and then kept; if both do, the one that holds
-/// leases, since that is where the other nodes are; v3 if that decides nothing.
+/// Both APIs of one etcd. Each has keys of its own: what is written through one API is not seen through the other.
+/// The API that holds `<prefix>/config` is taken and then kept. If both hold one, the API that holds leases is taken,
+/// since the other nodes are there; if both or neither hold leases, it is v3.
 ///
-/// Until then every call asks anew. v2 is taken only when v3 has said for certain that it holds no
-/// config, or when the server is older than etcd 3: two nodes that guess differently would not see each
-/// other's leases. No config in v3 and a refusal from v2 is an error, not the absence of a config.
+/// Until an API is taken, every call asks again. v2 is taken only when v3 has said for certain that it holds no config,
+/// or when the server is older than etcd 3: two nodes that guess differently would not see each other's leases. When v3
+/// holds no config and v2 refuses to tell, that is an error; it does not mean that there is no config.
 #[derive(Debug)]
 pub struct Auto {
     v2: V2,
@@ -50,7 +48,7 @@ pub struct Auto {
     chosen: Cell<Option<Api>>,
 }
 
-/// One of the two.
+/// The API that a call goes to.
 #[derive(Debug, Clone, Copy)]
 enum Chosen<'a> {
     V2(&'a V2),
@@ -62,25 +60,29 @@ impl Auto {
         Ok(Self { v2: V2::new(settings)?, v3: V3::new(settings)?, chosen: Cell::new(None) })
     }
 
-    /// Which API was taken, if one was.
+    /// The API that was taken, if the choice has been made.
     pub fn chosen(&self) -> Option<Api> {
         self.chosen.get()
     }
 
+    /// The API for the next call. The first call that finds a config makes the choice.
     async fn store(&self) -> Result<Chosen<'_>, Error> {
-        if self.chosen.get().is_none() {
-            self.choose().await?;
-        }
-        Ok(match self.chosen.get() {
-            Some(Api::V2) => Chosen::V2(&self.v2),
-            _ => Chosen::V3(&self.v3),
+        let api = match self.chosen.get() {
+            Some(api) => api,
+            None => self.choose().await?,
+        };
+        debug_assert_ne!(api, Api::Auto, "a choice is one of the two");
+        Ok(match api {
+            Api::V2 => Chosen::V2(&self.v2),
+            Api::V3 | Api::Auto => Chosen::V3(&self.v3),
         })
     }
 
-    async fn choose(&self) -> Result<(), Error> {
+    /// Asks both APIs for the config and takes one of them.
+    async fn choose(&self) -> Result<Api, Error> {
         let api = match self.v3.config().await {
             Ok(_) => self.choose_with_v3_config().await?,
-            Err(Error::NotFound(key)) => match self.v2_has_config().await {
+            Err(Error::NotFound(key)) => match self.v2.has_config().await {
                 Ok(true) => Api::V2,
                 Ok(false) => return Err(Error::NotFound(key)),
                 Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
@@ -96,30 +98,20 @@ impl Auto {
         };
         tracing::info!(?api, "the network config is here; this etcd API is used from now on");
         self.chosen.set(Some(api));
-        Ok(())
+        Ok(api)
     }
 
-    /// Whether v2 holds a config; a server without the keys API holds none.
-    async fn v2_has_config(&self) -> Result<bool, Error> {
-        match self.v2.config().await {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound(_)) => Ok(false),
-            Err(error) if V2::is_absent(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether the server says that it is older than etcd 3, so that v3's silence is its absence.
+    /// Whether the server says that it is older than etcd 3. Then v3 does not answer because it does not exist.
     async fn is_before_v3(&self) -> bool {
         self.v2.server_major().await.is_ok_and(|major| major < 3)
     }
 
-    /// v3 has a config. If v2 has one too, the nodes are where the leases are.
+    /// The choice when v3 holds a config. If v2 holds one too, the other nodes are where the leases are.
     async fn choose_with_v3_config(&self) -> Result<Api, Error> {
-        match self.v2_has_config().await {
+        match self.v2.has_config().await {
             Ok(true) => {}
             Ok(false) => return Ok(Api::V3),
-            // A refusal lasts, and who is refused has no leases there.
+            // v2 will go on refusing this host, and a host that v2 refuses has no leases there.
             Err(error @ (Error::Invalid(_) | Error::Denied(_))) => {
                 tracing::warn!("v2 does not tell whether it holds a network config too: {error}; v3 has one");
                 return Ok(Api::V3);
@@ -130,8 +122,8 @@ impl Auto {
         Ok(if only_v2 { Api::V2 } else { Api::V3 })
     }
 
-    /// Of both APIs: every network is a store of its own and chooses for itself. If one does not tell, that is an
-    /// error: fewer names would end networks that run.
+    /// The networks in both APIs, since every network is a store of its own and makes its own choice. If one API does
+    /// not tell, that is an error: a list with fewer names would end networks that run.
     async fn networks(&self) -> Result<Vec<String>, Error> {
         let mut names = match self.v3.networks().await {
             Ok(names) => names,
@@ -143,9 +135,8 @@ impl Auto {
             }
             Err(error) => return Err(unsure(error, "v3 does not tell which networks it holds")),
         };
-        match self.v2.networks().await {
-            Ok(more) => names.extend(more),
-            Err(error) if V2::is_absent(&error) => {}
+        match self.v2.networks_if_served().await {
+            Ok(more) => names.extend(more.unwrap_or_default()),
             Err(error) => return Err(unsure(error, "v2 does not tell which networks it holds")),
         }
         names.sort();
@@ -154,7 +145,7 @@ impl Auto {
     }
 }
 
-/// The error of one API, with what that leaves open and who can settle it.
+/// The error of one API, together with the question that it leaves open and the flag that settles it.
 fn unsure(error: Error, open: &str) -> Error {
     let hint = |reason| format!("{reason}; {open} (--etcd-api names the one to use)");
     match error {
@@ -165,13 +156,12 @@ fn unsure(error: Error, open: &str) -> Error {
     }
 }
 
-/// The same call on whichever store it is.
+/// Makes the same call on the store that `$self` is.
 macro_rules! each {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             Store::V2($store) => $call,
             Store::V3($store) => $call,
-            Store::Memory($store) => $call,
             Store::Auto(auto) => match auto.store().await? {
                 Chosen::V2($store) => $call,
                 Chosen::V3($store) => $call,
@@ -191,7 +181,6 @@ impl Registry for Store {
         match self {
             Store::V2(store) => store.networks().await,
             Store::V3(store) => store.networks().await,
-            Store::Memory(store) => store.networks().await,
             Store::Auto(auto) => auto.networks().await,
         }
     }
@@ -217,15 +206,13 @@ impl Registry for Store {
     }
 }
 
-/// A running watch over any API.
+/// A running watch over either API of etcd.
 #[derive(Debug)]
 pub enum StoreWatch {
-    /// The keys API.
+    /// A watch over the keys API.
     V2(V2Watch),
-    /// gRPC.
+    /// A watch over gRPC.
     V3(V3Watch),
-    /// In this process.
-    Memory(MemoryWatch),
 }
 
 impl From<V2Watch> for StoreWatch {
@@ -240,18 +227,11 @@ impl From<V3Watch> for StoreWatch {
     }
 }
 
-impl From<MemoryWatch> for StoreWatch {
-    fn from(watch: MemoryWatch) -> Self {
-        Self::Memory(watch)
-    }
-}
-
 impl Watch for StoreWatch {
     async fn next(&mut self) -> Result<Vec<Change>, Error> {
         match self {
             Self::V2(watch) => watch.next().await,
             Self::V3(watch) => watch.next().await,
-            Self::Memory(watch) => watch.next().await,
         }
     }
 }

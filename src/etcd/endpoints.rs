@@ -1,16 +1,21 @@
-//! Several endpoints: which one to ask, and when to ask the next.
+//! The endpoints of one store: which of them a call asks, and when it asks the next.
 
 use super::Settings;
-
+use super::refusal::is_refusal;
 use crate::log::quote;
 use crate::store::Error;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// The longest silence of a watch.
+/// The longest time for which a watch may be silent.
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
+/// A watch may be silent for this many deadlines of a request.
+const PATIENCE: u32 = 6;
+/// How many seconds a watch may be silent with the default deadline. Keep-alives notice a dead connection earlier.
+pub(super) const DEFAULT_PATIENCE: u64 = Settings::TIMEOUT.as_secs() * PATIENCE as u64;
+const _: () = assert!(DEFAULT_PATIENCE <= MOST_PATIENCE.as_secs());
 
-/// The endpoints of one store. Calls stay with the one that answered last.
+/// The endpoints of one store. Calls stay with the endpoint that answered last.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     urls: Vec<String>,
@@ -19,40 +24,42 @@ pub(super) struct Endpoints {
     timeout: Duration,
 }
 
-/// What an attempt at one endpoint tells its caller when it fails.
+/// How an attempt at one endpoint failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// No answer from there: another endpoint may serve the call, unless it was a write that may
-    /// have happened.
+    /// The endpoint did not answer. Another one may serve the call, unless the call was a write that may have
+    /// happened.
     Unreached(Error),
-    /// An answer, and every endpoint would give it.
+    /// The endpoint answered, and every other one would give the same answer.
     Answered(Error),
 }
 
 /// One attempt at one endpoint.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
-    /// The endpoint.
+    /// The URL of the endpoint.
     pub(super) url: &'a str,
-    /// Set just before a write leaves: from then on silence does not mean that nothing happened.
+    /// True from the moment before a write is sent. From then on the write may have happened, even without an answer.
     writing: Cell<bool>,
 }
 
 impl Attempt<'_> {
-    /// A write is about to leave.
+    /// Notes that a write is about to be sent.
     pub(super) fn write_leaves(&self) {
         self.writing.set(true);
     }
 
-    /// The write was refused or never left: nothing happened.
+    /// Notes that the write was refused or was never sent, so that it did not happen.
     pub(super) fn write_undone(&self) {
         self.writing.set(false);
     }
 }
 
 impl Endpoints {
-    /// Refuses an empty list, and URLs that are not `http://host:port` or `https://host:port`. A bare
-    /// `host:port` is taken as `http`.
+    /// Takes the endpoints of the settings. A bare `host:port` is taken as `http`.
+    ///
+    /// # Errors
+    /// The list is empty, or a URL is not `http://host:port` or `https://host:port`.
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
         let urls: Vec<String> = settings
             .endpoints
@@ -67,30 +74,32 @@ impl Endpoints {
         Ok(Self { urls, current: Cell::new(0), generation: Cell::new(0), timeout: settings.timeout })
     }
 
+    /// The deadline of a request at each endpoint.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with
-    /// the default deadline, and a minute at most. A long deadline is for a slow store; a watch that has died
-    /// unnoticed hides every peer that joins meanwhile.
+    /// How long a watch may bring nothing before it is asked for a sign of life: half a minute with the default
+    /// deadline, and a minute at most. The limit holds even when a slow store needs a long deadline, because a watch
+    /// that has died unnoticed hides every peer that joins in the meantime.
     pub(super) fn patience(&self) -> Duration {
-        self.timeout.saturating_mul(6).min(MOST_PATIENCE)
+        self.timeout.saturating_mul(PATIENCE).min(MOST_PATIENCE)
     }
 
-    /// Changes whenever an endpoint failed: a connection of an older generation is not to be used, so
-    /// that the next one reads certificates and keys anew.
+    /// A number that changes whenever an endpoint has failed. A connection of an older generation must not be used any
+    /// more, so that the next connection reads certificates and keys again.
     pub(super) fn generation(&self) -> u64 {
         self.generation.get()
     }
 
-    /// Something is wrong with the current endpoint: the next call starts at its neighbour.
+    /// Notes that something is wrong with the current endpoint: the next call starts at the endpoint after it.
     pub(super) fn turn(&self) {
         self.current.set((self.current.get() + 1) % self.urls.len());
         self.generation.set(self.generation.get().wrapping_add(1));
+        debug_assert!(self.current.get() < self.urls.len());
     }
 
-    /// Tries one endpoint after the other, each once and within the time limit, until one answers.
+    /// Tries one endpoint after the other until one answers. Each is tried once, within the deadline.
     pub(super) async fn ask<T>(
         &self,
         call: impl AsyncFn(&Attempt<'_>) -> Result<T, Failure>,
@@ -116,8 +125,9 @@ impl Endpoints {
     }
 }
 
-/// One error that names every endpoint's. A refusal outweighs silence: it is what can be mended.
+/// One error that holds the error of every endpoint. A refusal outweighs silence, because the operator can mend it.
 fn combined(failures: &[(&String, Error)]) -> Error {
+    debug_assert!(!failures.is_empty(), "there is at least one endpoint, and each that was asked failed");
     let reason = |error: &Error| match error {
         Error::Unavailable(reason) | Error::Denied(reason) | Error::Invalid(reason) => reason.clone(),
         other => other.to_string(),
@@ -134,12 +144,13 @@ fn combined(failures: &[(&String, Error)]) -> Error {
     }
 }
 
+/// The URL of an endpoint with its scheme and without a trailing slash.
 fn normalised(endpoint: &str) -> Result<String, Error> {
     let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
     let url = reqwest::Url::parse(&full)
         .map_err(|error| Error::Invalid(format!("etcd endpoint {endpoint:?}: {error}")))?;
     if !url.username().is_empty() || url.password().is_some() {
-        // Not repeated in the message: it holds a password.
+        // The message does not repeat the endpoint, since it holds a password.
         return Err(Error::Invalid("an etcd endpoint must not hold a user or a password".to_owned()));
     }
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
@@ -148,20 +159,24 @@ fn normalised(endpoint: &str) -> Result<String, Error> {
     Ok(full.trim_end_matches('/').to_owned())
 }
 
-/// The largest answer taken: some 10^5 leases.
+/// The size of the largest answer that is read, in bytes. Some 10^5 leases fit.
 pub(super) const MOST_BYTES: usize = 64 << 20;
+const _: () =
+    assert!(MOST_BYTES / 100_000 >= 512, "a lease with its attributes and its JSON takes half a kB");
 
-/// A TTL in whole seconds; never 0, which would make a permanent key.
+/// A TTL in whole seconds. It is never 0, since that would make a permanent key.
 pub(super) fn seconds(ttl: Duration) -> u64 {
-    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
+    let whole = (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1);
+    debug_assert!(Duration::from_secs(whole) >= ttl, "a key never ends before its TTL");
+    whole
 }
 
-/// An error and what caused it, in one line. Each may repeat what the server sent, so each is quoted.
+/// An error and its causes, in one line. Each of them may repeat what the server sent, so each is quoted.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     causes(quote(&error.to_string()), error.source())
 }
 
-/// A text, and the causes that it does not name itself.
+/// A text, followed by the causes that it does not name itself.
 pub(super) fn causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = source {
         let cause_text = quote(&cause.to_string());
@@ -174,14 +189,12 @@ pub(super) fn causes(mut text: String, mut source: Option<&(dyn std::error::Erro
     text
 }
 
-/// The failure of a connection. A certificate that one side does not accept is a refusal, not silence.
-pub(super) fn unreached(reason: String) -> Failure {
-    let lower = reason.to_lowercase();
-    let refused = ["certificate", "unknownca", "unknownissuer", "alert: handshakefailure"];
-    if refused.iter().any(|word| lower.contains(word)) {
-        Failure::Unreached(Error::Denied(reason))
-    } else {
-        Failure::Unreached(Error::Unavailable(reason))
+/// The failure of a connection, with the text that tells of it. It is a refusal if one side does not accept the
+/// certificate of the other; anything else counts as silence.
+pub(super) fn unreached(reason: String, cause: Option<&(dyn std::error::Error + 'static)>) -> Failure {
+    match cause {
+        Some(cause) if is_refusal(cause) => Failure::Unreached(Error::Denied(reason)),
+        _ => Failure::Unreached(Error::Unavailable(reason)),
     }
 }
 

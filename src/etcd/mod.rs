@@ -5,13 +5,14 @@
 //! [`V2`] (the keys API) and [`V3`] (gRPC) keep the contract of [`crate::store`]; [`Auto`] takes the one that holds
 //! the config, and [`connect`] makes the [`Store`] that the settings ask for.
 //!
-//! - **Deadlines.** Every request has one at each endpoint, and the next endpoint is asked when one is
-//!   silent. A write whose answer was lost is *not* repeated elsewhere: it ends in
-//!   [`Error::Unavailable`], and a new list tells what came of it.
-//! - **Nothing is believed.** Answers have a largest size, and what they say is quoted.
+//! - **Deadlines.** Every request has a deadline at each endpoint, and when one endpoint is silent, the next is asked.
+//!   A write whose answer was lost is *not* repeated elsewhere: it ends in [`Error::Unavailable`], and a new list tells
+//!   whether the write happened.
+//! - **No answer is trusted.** Its size is limited, and its text is quoted before it is logged.
 
 mod auto;
 mod endpoints;
+mod refusal;
 mod tls;
 mod v2;
 mod v3;
@@ -23,14 +24,14 @@ use std::time::Duration;
 pub use v2::{V2, V2Watch};
 pub use v3::{V3, V3Watch};
 
-/// Which etcd API to speak.
+/// The etcd API through which the store is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Api {
-    /// The keys API over HTTP; etcd up to 3.5, and only with `--enable-v2`.
+    /// The keys API over HTTP. etcd has it up to 3.5; 3.4 and 3.5 need `--enable-v2`.
     V2,
-    /// gRPC.
+    /// The gRPC API of etcd 3.0 and newer.
     V3,
-    /// Ask both and take the one that holds the config.
+    /// Both are asked, and the one that holds the config is taken.
     #[default]
     Auto,
 }
@@ -38,35 +39,35 @@ pub enum Api {
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `http://host:port` or `https://host:port` (a bare `host:port` is `http`); tried in turn.
+    /// The endpoints, which are tried in turn: `http://host:port`, `https://host:port`, or `host:port` for `http`.
     pub endpoints: Vec<String>,
-    /// Key prefix, normalised to one leading and no trailing slash.
+    /// The prefix of all keys. It is normalised to one leading and no trailing slash.
     pub prefix: String,
-    /// Which API to speak.
+    /// The API through which the store is reached.
     pub api: Api,
-    /// CA bundle (PEM); enough on its own to verify the server.
+    /// The CA bundle (PEM) by which the server is verified. It needs no client certificate beside it.
     pub ca_file: Option<PathBuf>,
-    /// Client certificate (PEM), together with [`Settings::key_file`].
+    /// The client certificate (PEM). It needs [`Settings::key_file`].
     pub cert_file: Option<PathBuf>,
-    /// Client key (PEM).
+    /// The key of the client certificate (PEM).
     pub key_file: Option<PathBuf>,
-    /// User and password; the password never reaches a log.
+    /// The user and the password. The password never reaches a log.
     pub credentials: Option<Credentials>,
-    /// Deadline of every request but the watch, at each endpoint; see [`Settings::TIMEOUT`].
+    /// The deadline of every request except a watch, at each endpoint. [`Settings::TIMEOUT`] suits most.
     pub timeout: Duration,
 }
 
 impl Settings {
-    /// A deadline that suits most: etcd answers in milliseconds, and gives up on itself after 5 to 7 s.
+    /// A deadline that suits most networks: etcd answers in milliseconds, and ends a request itself after 5 to 7 s.
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 }
 
-/// A user and a password.
+/// A user of etcd with the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The user's name.
+    /// The name of the user.
     pub username: String,
-    /// The password.
+    /// The password of the user.
     pub password: String,
 }
 

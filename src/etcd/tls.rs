@@ -1,28 +1,34 @@
-//! Certificates and keys, as the files hold them at this moment, and the HTTP client that uses them.
+//! Certificates and keys as their files hold them at this moment, and the HTTP client that uses them.
 
 use super::Settings;
-use super::endpoints::chain;
+use super::endpoints::{DEFAULT_PATIENCE, Failure, chain, unreached};
 use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::path::Path;
 use std::time::Duration;
 
-/// TCP keep-alive of a long poll: first probe, spacing, count.
+/// The TCP keep-alive of a long poll: the silence before the first probe, the spacing of probes, and their count.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
+const _: () =
+    assert!(KEEP_ALIVE.0.as_secs() + KEEP_ALIVE.1.as_secs() * (KEEP_ALIVE.2 as u64) < DEFAULT_PATIENCE);
 
-/// The PEM text of the files in [`Settings`]. It is read again for every new connection, so that
-/// replaced files take effect without a restart.
+/// The PEM text of the files in [`Settings`]. It is read again for every new connection, so that replaced files take
+/// effect without a restart.
 pub(super) struct Pem {
-    /// CA bundle; `None` leaves the verification to the system's roots.
+    /// The CA bundle. `None` leaves the verification to the system's roots.
     pub(super) ca: Option<Vec<u8>>,
-    /// Client certificate and key.
+    /// The client certificate and its key.
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Pem {
+    /// Reads the files.
+    ///
     /// # Errors
-    /// [`Error::Unavailable`] if a file cannot be read (it may be just being replaced), and
-    /// [`Error::Invalid`] if only one of certificate and key is named.
+    /// [`Error::Unavailable`] if a file cannot be read, since it may be about to be replaced; [`Error::Invalid`] if the
+    /// settings name only one of certificate and key.
     pub(super) fn read(settings: &Settings) -> Result<Self, Error> {
         let ca = settings.ca_file.as_deref().map(read).transpose()?;
         let identity = match (settings.cert_file.as_deref(), settings.key_file.as_deref()) {
@@ -32,15 +38,28 @@ impl Pem {
         };
         Ok(Self { ca, identity })
     }
+
+    /// Refuses files whose certificates cannot be read. The gRPC library would refuse them in the same words, but
+    /// by a type that only it can name.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let certificates = self.ca.iter().chain(self.identity.iter().map(|(certificate, _)| certificate));
+        for pem in certificates {
+            if CertificateDer::pem_slice_iter(pem).any(|certificate| certificate.is_err()) {
+                let reason = "transport error: Error parsing TLS certificate.".to_owned();
+                return Err(Failure::Unreached(Error::Denied(reason)));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))
 }
 
-/// An HTTP client. No proxy: a control plane's store is near, and gRPC does not use one either.
+/// Makes an HTTP client. It uses no proxy: the store of a control plane is near, and gRPC uses none either.
 pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
-    // Fails when there is one already, which is as good.
+    // This fails if a provider is installed already, and then that one serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (first, spacing, count) = KEEP_ALIVE;
     let mut builder = Client::builder()
@@ -54,7 +73,7 @@ pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
     if let Some(ca) = pem.ca {
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(&ca).map_err(invalid)?);
     } else if !settings.endpoints.iter().any(|url| url.contains("https://")) {
-        // Else a system without roots, such as a small container, would fail here for nothing.
+        // No endpoint uses TLS. Without this line, a system without roots, such as a small container, would fail here.
         builder = builder.tls_certs_only([]);
     }
     if let Some((mut cert, key)) = pem.identity {
@@ -65,7 +84,30 @@ pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
     builder.build().map_err(invalid)
 }
 
-/// The error with its causes; the URL is said elsewhere.
+/// The text of an error and its causes, without the URL, which the caller names.
 pub(super) fn text(error: reqwest::Error) -> String {
     chain(&error.without_url())
+}
+
+/// The meaning of an error of the HTTP client for the attempt that met it.
+pub(super) fn failure(error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    unreached(chain(&error), Some(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_is_refused() {
+        let check = |text: &str| Pem { ca: Some(text.as_bytes().to_vec()), identity: None }.check();
+        let (begin, end) = ("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n");
+        for text in ["", "no PEM at all", &format!("{begin}AAAA\n{end}")] {
+            assert_eq!(check(text), Ok(()), "{text}");
+        }
+        for text in [format!("{begin}!!!!\n{end}"), format!("{begin}AAAA\n")] {
+            assert!(matches!(check(&text), Err(Failure::Unreached(Error::Denied(_)))), "{text}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
-//! Choice of the external interface: which device carries the overlay, which of its addresses is
-//! bound, and which is advertised to peers.
+//! The choice of the external interface: the device that carries the overlay, the address of it that is bound, and the
+//! address that is advertised to peers.
 //!
-//! The order is flannel's: every `-iface` as written, every `-iface-regex`, `-iface-can-reach`; with
-//! none of the three, the owner of `-public-ip`; without that, the first default route.
+//! The order is flannel's: every `-iface` as written, then every `-iface-regex`, then `-iface-can-reach`. With none of
+//! the three it is the owner of `-public-ip`, and without that flag the device of the first default route.
 
 #[cfg(test)]
 mod tests;
@@ -12,27 +12,27 @@ use crate::netlink::{Address, Link, Netlink, RouteTo};
 use regex::Regex;
 use std::net::Ipv4Addr;
 
-/// What the operator said about the external interface.
+/// What the operator says about the external interface.
 #[derive(Debug, Clone, Default)]
 pub struct Choice {
-    /// Names or IPv4 addresses, tried in order.
+    /// Names or IPv4 addresses of interfaces, tried in order.
     pub names: Vec<String>,
-    /// Patterns for an address, else for a name, tried in order after all names.
+    /// Patterns, tried in order after all names. A pattern is for an address or, if none matches, for a name.
     pub regexes: Vec<Regex>,
-    /// The interface and source address by which the kernel reaches this address; tried last.
+    /// An address to reach. The interface and source address by which the kernel reaches it are tried last.
     pub can_reach: Option<Ipv4Addr>,
-    /// The advertised address.
+    /// The address to advertise to peers. Without it, the bound address is advertised.
     pub public_ip: Option<Ipv4Addr>,
 }
 
-/// The chosen interface.
+/// The interface that was chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct External {
-    /// The kernel's number for the device.
+    /// The number by which the kernel knows the device.
     pub index: u32,
-    /// Its name.
+    /// The name of the device.
     pub name: String,
-    /// Its MTU in bytes, never 0.
+    /// The MTU of the device in bytes, which is never 0.
     pub mtu: u32,
     /// The address to bind to.
     pub address: Ipv4Addr,
@@ -43,19 +43,19 @@ pub struct External {
 /// Why no interface could be chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
-    /// Nothing that the operator named can be used; the reasons, joined.
+    /// No interface that the operator named can be used. The text holds the reasons.
     #[error("no usable interface: {0}")]
     NoneMatches(String),
-    /// `-public-ip` alone names the interface, and none has that address.
+    /// Only `-public-ip` names the interface, and no interface has that address.
     #[error(
         "no interface has the address {0} of -public-ip; if it is the outside of a NAT, name the interface \
          with -iface too"
     )]
     PublicIpNotOwned(Ipv4Addr),
-    /// No flag and no default route.
+    /// No flag names the interface, and there is no default route.
     #[error("there is no IPv4 default route to tell the interface; name it with -iface")]
     NoDefaultRoute,
-    /// The device that the rules lead to cannot carry the overlay.
+    /// The choice leads to a device that cannot carry the overlay.
     #[error("{0}")]
     Unusable(String),
     /// The kernel's tables could not be read.
@@ -69,7 +69,7 @@ struct Snapshot {
     links: Vec<Link>,
     addresses: Vec<Address>,
     default_link: Option<u32>,
-    /// The answer for [`Choice::can_reach`], or why there is none.
+    /// The route to [`Choice::can_reach`], or the reason why there is none.
     reach: Option<Result<RouteTo, String>>,
 }
 
@@ -102,6 +102,7 @@ impl Snapshot {
             } else {
                 self.named(choice)?
             };
+        debug_assert!(link.up && link.mtu > 0, "only a usable link is chosen");
         Ok(External {
             index: link.index,
             name: link.name.clone(),
@@ -111,7 +112,7 @@ impl Snapshot {
         })
     }
 
-    /// No flag names the interface.
+    /// The choice when no flag names the interface.
     fn implied(&self, public_ip: Option<Ipv4Addr>) -> Result<(&Link, Ipv4Addr), ChoiceError> {
         if let Some(ip) = public_ip {
             let link = self.owner(ip).ok_or(ChoiceError::PublicIpNotOwned(ip))?;
@@ -122,7 +123,7 @@ impl Snapshot {
         self.with_best_address(link).map_err(ChoiceError::Unusable)
     }
 
-    /// Names, then patterns, then reach; a failure is logged and the next is tried.
+    /// The choice among names, then patterns, then the address to reach. A failure is logged, and the next is tried.
     fn named(&self, choice: &Choice) -> Result<(&Link, Ipv4Addr), ChoiceError> {
         let names = choice.names.iter().map(|name| self.by_name(name));
         let regexes = choice.regexes.iter().map(|regex| self.by_regex(regex));
@@ -150,7 +151,7 @@ impl Snapshot {
         self.with_best_address(link.ok_or_else(|| format!("-iface {name}: no interface of that name"))?)
     }
 
-    /// The first usable match among all addresses, else among all names.
+    /// The first usable match among all addresses or, if there is none, among all names.
     fn by_regex(&self, regex: &Regex) -> Result<(&Link, Ipv4Addr), String> {
         let matching_address = |link| {
             let found = self.candidates(link).into_iter().find(|ip| regex.is_match(&ip.to_string()));
@@ -198,8 +199,8 @@ impl Snapshot {
         best.map(|ip| (link, ip)).ok_or_else(|| format!("interface {} has no usable IPv4 address", link.name))
     }
 
-    /// Addresses of a link that could carry the overlay, best first: global before link-local, then
-    /// permanent before dynamic, then in the kernel's order.
+    /// The addresses of a link that could carry the overlay, the best first: global before link-local, then permanent
+    /// before dynamic, then in the order of the kernel.
     fn candidates(&self, link: &Link) -> Vec<Ipv4Addr> {
         let mut found: Vec<_> = self
             .addresses
@@ -207,6 +208,7 @@ impl Snapshot {
             .filter(|a| a.link_index == link.index && !a.deprecated && is_unicast(a.address))
             .collect();
         found.sort_by_key(|a| (a.address.is_link_local(), !a.permanent));
+        debug_assert!(found.is_sorted_by_key(|a| a.address.is_link_local()));
         found.iter().map(|a| a.address).collect()
     }
 }
@@ -215,6 +217,7 @@ fn is_unicast(ip: Ipv4Addr) -> bool {
     !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
 }
 
+/// The link, if it can carry the overlay.
 fn usable(link: &Link) -> Result<&Link, String> {
     match link {
         Link { mtu: 0, name, .. } => Err(format!("interface {name} has no MTU")),

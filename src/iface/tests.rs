@@ -1,4 +1,4 @@
-//! The choice over snapshots, and once over a real namespace.
+//! The choice is made over snapshots, and once over a real namespace.
 
 use super::*;
 use crate::netlink::Scope;
@@ -24,7 +24,7 @@ fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-/// `lo`, `eth0` (default route) with two addresses, `eth1` with one, `down`, `bare`, `nomtu`.
+/// A host with `lo`, `eth0` (default route) with two addresses, `eth1` with one, `down`, `bare` and `nomtu`.
 fn host() -> Snapshot {
     Snapshot {
         links: vec![
@@ -56,7 +56,7 @@ fn regexes(patterns: &[&str]) -> Choice {
     Choice { regexes: patterns.iter().map(|s| Regex::new(s).unwrap()).collect(), ..Choice::default() }
 }
 
-/// Interface, bound address, advertised address.
+/// The interface, the bound address and the advertised address of a choice.
 fn selected(snapshot: &Snapshot, choice: &Choice) -> Result<(String, String, String), String> {
     let external = snapshot.select(choice).map_err(|e| e.to_string())?;
     assert_ne!(external.mtu, 0);
@@ -121,7 +121,7 @@ fn names_and_addresses_are_tried_in_order() {
 fn patterns_meet_all_addresses_before_any_name() {
     assert_eq!(selected(&host(), &regexes(&[r"^198\.51"])), found("eth1", "198.51.100.1", "198.51.100.1"));
     assert_eq!(selected(&host(), &regexes(&[r"\.2$"])), found("eth0", "192.0.2.2", "192.0.2.2"));
-    // "1" is in the address of eth0 and in the name of eth1: the address wins.
+    // The address of eth0 and the name of eth1 both hold a "1", and the address wins.
     assert_eq!(selected(&host(), &regexes(&["1$"])), found("eth0", "192.0.2.1", "192.0.2.1"));
     assert_eq!(selected(&host(), &regexes(&["^eth1$"])), found("eth1", "198.51.100.1", "198.51.100.1"));
     assert_eq!(selected(&host(), &regexes(&["^zzz", "h1"])), found("eth1", "198.51.100.1", "198.51.100.1"));

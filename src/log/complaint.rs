@@ -1,9 +1,9 @@
-//! A trouble that goes on is said when it is new or another one, and then once a minute.
+//! A trouble that goes on is logged when it is new or has changed, and then once a minute.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// A trouble that stays the same is said again after this long.
+/// A trouble that stays the same is logged again after this time.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// A point on some clock: an `Instant`, or a `Duration` since the start.
@@ -11,7 +11,7 @@ pub trait Time: Copy + PartialOrd + Add<Duration, Output = Self> {}
 
 impl<T: Copy + PartialOrd + Add<Duration, Output = T>> Time for T {}
 
-/// What was said last, and when. Every call brings the time, so the complaint has no clock of its own.
+/// What was said last about a trouble, and when. Every call brings the time, so the complaint has no clock of its own.
 #[derive(Debug)]
 pub struct Complaint<T> {
     said: Option<(T, String)>,
@@ -24,8 +24,8 @@ impl<T> Default for Complaint<T> {
 }
 
 impl<T: Time> Complaint<T> {
-    /// Whether `text` is worth a line at `now`; it counts as said then. A caller whose text changes from one
-    /// attempt to the next passes something that stays the same in its place.
+    /// Whether `text` is worth a line in the log at `now`. If it is, it counts as said. A caller whose text changes
+    /// from one attempt to the next passes a part of it that stays the same.
     pub fn is_news(&mut self, now: T, text: &str) -> bool {
         if self.said.as_ref().is_some_and(|(at, last)| last == text && now < *at + SAY_EVERY) {
             return false;
@@ -34,18 +34,18 @@ impl<T: Time> Complaint<T> {
         true
     }
 
-    /// Ends the trouble; returns whether there was one.
+    /// Notes that the trouble has ended, and returns whether there was one.
     pub fn settle(&mut self) -> bool {
         self.said.take().is_some()
     }
 
-    /// What was said last, while the trouble goes on.
+    /// The text that was said last; `None` when there is no trouble.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         self.said.as_ref().map(|(_, text)| text.as_str())
     }
 
-    /// When the same text will be news again; `None` before it was said.
+    /// The time at which the same text will be news again; `None` when there is no trouble.
     #[must_use]
     pub fn again_at(&self) -> Option<T> {
         self.said.as_ref().map(|(at, _)| *at + SAY_EVERY)

@@ -1,13 +1,14 @@
 //! The last stop of a log line: one event is one line, whatever the store, a config or a name in it holds.
 
-use super::quote_most;
+use super::quote::{self, quote_most};
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Characters of a line that are written: several endpoints' errors fit, a page does not.
+/// At most this many characters of a line are written. The errors of several endpoints fit, a whole page does not.
 const MOST: usize = 4096;
+const _: () = assert!(MOST >= 16 * quote::MOST);
 
-/// Writes lines to `W`, one a call: escaped where they hold control characters, and cut where they are too long.
+/// Writes lines to `W`, one in each call. It escapes control characters and cuts a line that is too long.
 #[derive(Debug)]
 pub struct LogLines<W>(pub W);
 
@@ -23,6 +24,7 @@ impl<W: Write> Write for LogLines<W> {
     }
 }
 
+/// The line as it may be written.
 fn fit(line: &str) -> Cow<'_, str> {
     let text = line.strip_suffix('\n').unwrap_or(line);
     if text.len() <= MOST && !text.contains(char::is_control) {

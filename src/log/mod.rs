@@ -1,15 +1,15 @@
 //! What may be said in the log, and how often.
 //!
-//! Theory of operation. A log line is read by people and by their alerts, and it may repeat what others wrote:
-//! a server's error, a key of the store, a field of the network config. So every text of others is [`quote`]d
-//! where it enters a message, and [`LogLines`] sees each line once more on its way out. A trouble that goes on
-//! is a [`Complaint`]: it is said when it is new, and then once a minute.
+//! Theory of operation. People and their alerts read a log line, and it may repeat what others wrote: the error of a
+//! server, a key of the store, a field of the network config. So every text of others is [`quote`]d where it enters
+//! a message, and [`LogLines`] checks each line once more on its way out. A trouble that goes on is a [`Complaint`]:
+//! it is logged when it is new, and then once a minute.
 //!
 //! | file | |
 //! |---|---|
 //! | `quote` | a text of others, made fit to stand in a line |
-//! | `complaint` | once, then once a minute; the time is an argument |
-//! | `lines` | what may be printed of a line |
+//! | `complaint` | a trouble that goes on is logged once, then once a minute; the time is an argument |
+//! | `lines` | the part of a line that may be printed |
 //! | [`phrases`] | flannel's words, on which people alert |
 
 mod complaint;
@@ -19,4 +19,4 @@ mod quote;
 
 pub use complaint::{Complaint, Time};
 pub use lines::LogLines;
-pub use quote::{quote, quote_most};
+pub use quote::quote;

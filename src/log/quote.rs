@@ -1,16 +1,16 @@
 //! Text that others wrote, made fit to stand in a line of ours.
 
-/// Characters of such a text that are shown: enough for an error, too little for a page.
-const MOST: usize = 200;
+/// At most this many characters of such a text are shown: an error fits, a whole page does not.
+pub(super) const MOST: usize = 200;
 
-/// The beginning of `text`, on one line: what is no printable character is escaped, so that a server can neither
+/// The beginning of `text`, on one line. Characters that cannot be printed are escaped, so that a server can neither
 /// begin a line of its own in our log nor steer the terminal that shows it.
 pub fn quote(text: &str) -> String {
     quote_most(text.trim(), MOST)
 }
 
-/// The same with another limit, in characters of `text`, and blanks left where they are.
-pub fn quote_most(text: &str, most: usize) -> String {
+/// As [`quote`], but shows at most `most` characters of `text` and keeps the blanks around it.
+pub(super) fn quote_most(text: &str, most: usize) -> String {
     let mut line = String::new();
     for (at, c) in text.chars().enumerate() {
         if at == most {
@@ -22,6 +22,7 @@ pub fn quote_most(text: &str, most: usize) -> String {
             _ => line.extend(c.escape_debug()),
         }
     }
+    debug_assert!(!line.contains(char::is_control));
     line
 }
 

@@ -1,4 +1,4 @@
-//! Programs that this room runs: found at the start, given a text, ended if they hang.
+//! The programs that this room runs: each is found at the start, gets a text, and is ended if it hangs.
 
 use super::Error;
 use std::io::{Read, Write};
@@ -8,13 +8,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Searched after `PATH`, which a service manager or a container may have set without them.
+/// Directories that are searched after those of `PATH`, which a service manager or a container may set without them.
 const SYSTEM_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// More than a host with many thousands of rules and a contended lock needs.
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a program may run. A host with many thousands of rules and a contended lock needs less.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a program wrote and how it ended.
+/// What a program wrote, and how it ended.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) success: bool,
@@ -24,6 +24,7 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// The error that tells of this output in the words of the program.
     pub(super) fn error(&self) -> Error {
         let lines: Vec<&str> = self.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let reason =
@@ -31,6 +32,7 @@ impl Output {
         Error::Program { program: self.program.clone(), reason }
     }
 
+    /// Whether the program wrote `text` to stderr.
     pub(super) fn says(&self, text: &str) -> bool {
         self.stderr.contains(text)
     }
@@ -41,10 +43,13 @@ impl Output {
     }
 }
 
-/// The path of a program, by `path` (the variable `PATH`) and the system's directories.
+/// Searches for a program in the directories of `path` (the variable `PATH`), and then in those of the system.
 pub(super) fn find(name: &str, path: Option<&str>) -> Option<PathBuf> {
     let dirs = path.into_iter().flat_map(|path| path.split(':')).chain(SYSTEM_DIRS);
-    dirs.filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name)).find(|file| file.is_file())
+    let mut files = dirs.filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name));
+    let found = files.find(|file| file.is_file());
+    debug_assert!(found.as_deref().is_none_or(Path::is_absolute), "never by the current directory");
+    found
 }
 
 /// Runs a program with `input` on stdin, for at most [`TIMEOUT`].
@@ -66,7 +71,7 @@ fn run_for(program: &Path, args: &[&str], input: &str, timeout: Duration) -> Res
     let stdout = child.stdout.take().map(read_to_end);
     let stderr = child.stderr.take().map(read_to_end);
     if let Some(mut stdin) = child.stdin.take() {
-        // Our scripts are smaller than a pipe's buffer. One that ends without reading says why itself.
+        // Our scripts fit into the buffer of a pipe. A program that ends without reading its input says why itself.
         let _ = stdin.write_all(input.as_bytes());
     }
     let until_deadline = |output: Option<mpsc::Receiver<String>>| {
@@ -76,7 +81,7 @@ fn run_for(program: &Path, args: &[&str], input: &str, timeout: Duration) -> Res
     if outputs.is_none() {
         let _ = child.kill();
     }
-    // Its outputs are closed or it was killed: it has ended, or is about to.
+    // The program has closed its outputs or was killed, so it has ended or is about to end.
     let status = child.wait().map_err(|error| failed(error.to_string()))?;
     let Some((stdout, stderr)) = outputs else {
         return Err(failed(format!("no answer within {} s", timeout.as_secs_f32())));
@@ -84,6 +89,7 @@ fn run_for(program: &Path, args: &[&str], input: &str, timeout: Duration) -> Res
     Ok(Output { success: status.success(), stdout, stderr, program: name })
 }
 
+/// Reads a pipe on a thread of its own, so that the caller can stop waiting.
 fn read_to_end(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -108,7 +114,7 @@ mod tests {
         assert_eq!((output.success, output.stdout.as_str()), (false, "in\n"));
         assert!(output.says("no"));
         assert_eq!(output.error().to_string(), "sh: no");
-        // More than a pipe holds.
+        // This output is more than a pipe holds.
         let long = shell("head -c 1000000 /dev/zero | tr '\\0' x", "", TIMEOUT).unwrap().text().unwrap();
         assert_eq!(long.len(), 1_000_000);
     }

@@ -1,4 +1,4 @@
-//! The iptables flavour: flannel's chains, brought to what is wanted by one `iptables-restore --noflush`.
+//! The iptables flavour: one `iptables-restore --noflush` changes flannel's chains into what is wanted.
 
 use super::command;
 use super::{Error, Rules};
@@ -7,30 +7,33 @@ use std::cell::OnceCell;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// How long, in seconds, to wait for the lock that other writers hold.
-const WAIT: &str = "5";
-/// The first iptables whose restore takes `--wait` and whose MASQUERADE takes `--random-fully`.
+/// How many seconds to wait for the lock that other writers hold.
+const WAIT: u64 = 5;
+const _: () = assert!(WAIT < command::TIMEOUT.as_secs());
+/// The first version whose `iptables-restore` knows `--wait` and whose MASQUERADE knows `--random-fully`.
 const MODERN: (u32, u32, u32) = (1, 6, 2);
 
-/// A chain of ours, the jump that leads to it, and what stands in it.
+/// A chain of ours, the jump that leads to it, and the rules in it.
 #[derive(Debug, PartialEq, Eq)]
 struct Group {
     table: &'static str,
     builtin: &'static str,
     chain: &'static str,
     comment: &'static str,
-    /// A rule without a network: one for all daemons on this host, before all others.
+    /// The first rule of the chain. It names no network, and all daemons on this host share it.
     head: Option<String>,
-    /// The rules of this network, in order; none if they are not wanted.
+    /// The rules of this network, in order. There are none if they are not wanted.
     body: Vec<String>,
 }
 
 impl Group {
+    /// The rule in the built-in chain that leads to this chain.
     fn jump(&self) -> String {
         format!("-m comment --comment \"{}\" -j {}", self.comment, self.chain)
     }
 }
 
+/// The chains of ours, with the rules that belong into them.
 fn groups(rules: &Rules) -> [Group; 2] {
     let (c, p) = (rules.network, rules.subnet);
     let comment = "-m comment --comment \"flanneld masq\" -j";
@@ -50,7 +53,7 @@ fn groups(rules: &Rules) -> [Group; 2] {
             builtin: "POSTROUTING",
             chain: "FLANNEL-POSTRTG",
             comment: "flanneld masq",
-            // kube-proxy's mark: it masquerades such a packet itself.
+            // This is the mark of kube-proxy, which masquerades such a packet itself.
             head: Some(
                 "-m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN".to_owned(),
             ),
@@ -80,11 +83,12 @@ impl Line<'_> {
         words(self.spec)
     }
 
+    /// Whether the rule says the same as `spec`.
     fn is(&self, spec: &str) -> bool {
         self.words() == words(spec)
     }
 
-    /// Carries this comment and names one of these networks.
+    /// Whether the rule carries this comment and names one of these networks.
     fn is_of(&self, comment: &str, networks: &[Ipv4Net]) -> bool {
         let words = self.words();
         let after =
@@ -96,12 +100,13 @@ impl Line<'_> {
         after("--comment", comment) && networks.iter().any(names)
     }
 
+    /// Whether the rule jumps to this chain.
     fn leads_to(&self, chain: &str) -> bool {
         self.words().windows(2).any(|pair| matches!(pair[0].as_str(), "-j" | "-g") && pair[1] == chain)
     }
 }
 
-/// A rule's words; quotes hold blanks together, and whether a word is quoted differs among versions.
+/// The words of a rule. A quoted word may hold blanks. Versions of iptables differ in which words they quote.
 fn words(spec: &str) -> Vec<String> {
     let mut words = Vec::new();
     let (mut word, mut quoted, mut escaped) = (String::new(), false, false);
@@ -156,13 +161,17 @@ impl<'a> Listing<'a> {
     }
 }
 
-/// What to feed to `iptables-restore --noflush` so that the host of this `iptables-save` output has these rules,
-/// and none of the `older` networks; `None` if it does already.
+/// The input for `iptables-restore --noflush` after which the host has these rules, and none of the `older` networks.
+/// `save` is what `iptables-save` printed there. `None` if nothing has to change.
 pub(super) fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<String> {
     let listing = Listing::parse(save);
     let networks: Vec<Ipv4Net> = [&[rules.network], older].concat();
     let mut text = String::new();
     for group in groups(rules) {
+        let is_known = |spec: &String| {
+            Line { table: group.table, chain: group.chain, spec }.is_of(group.comment, &networks)
+        };
+        debug_assert!(group.body.iter().all(is_known), "a rule that we write is known as ours");
         let commands = commands(&listing, &group, &networks);
         if !commands.is_empty() {
             let _ = write!(text, "*{}\n{commands}COMMIT\n", group.table);
@@ -171,9 +180,9 @@ pub(super) fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<St
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// The commands for one group. Copies that are there are deleted before rules are appended, so that the order is
-/// right. An absent chain is made with `-N`, which fails if another daemon was faster; a `:CHAIN`
-/// line would empty its chain.
+/// The commands for one group. They delete copies of a rule before they append it, so that the order is right. They
+/// make an absent chain with `-N`, which fails if another daemon was faster; a `:CHAIN` line would empty the chain of
+/// that daemon.
 fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> String {
     let (chain, builtin) = (group.chain, group.builtin);
     let in_table = || listing.lines.iter().filter(|line| line.table == group.table);
@@ -182,6 +191,7 @@ fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> Strin
     let is_head = |line: &Line<'_>| group.head.as_ref().is_some_and(|head| line.is(head));
     let heads: Vec<_> = inside.iter().filter(|line| is_head(line)).collect();
     let ours: Vec<_> = inside.iter().filter(|line| line.is_of(group.comment, networks)).collect();
+    debug_assert!(!ours.iter().any(|line| is_head(line)), "the head names no network");
     let exists = listing.has_chain(group.table, chain);
     let mut text = String::new();
     let mut command = |operation: &str, chain: &str, spec: &str| {
@@ -218,12 +228,12 @@ fn commands(listing: &Listing<'_>, group: &Group, networks: &[Ipv4Net]) -> Strin
     if exists { text } else { format!("-N {chain}\n{text}") }
 }
 
-/// The programs.
+/// The iptables programs of this host.
 #[derive(Debug)]
 pub(super) struct Iptables {
     save: PathBuf,
     restore: PathBuf,
-    /// Tells the version.
+    /// The program that tells the version.
     iptables: Option<PathBuf>,
     modern: OnceCell<bool>,
 }
@@ -231,41 +241,43 @@ pub(super) struct Iptables {
 impl Iptables {
     pub(super) const PROGRAM: &'static str = "iptables-restore";
 
+    /// Searches for the programs.
     pub(super) fn find(path: Option<&str>) -> Option<Self> {
         let save = command::find("iptables-save", path)?;
         let restore = command::find(Self::PROGRAM, path)?;
         Some(Self { save, restore, iptables: command::find("iptables", path), modern: OnceCell::new() })
     }
 
-    /// Asks the program, once and not before it is needed: even that can hang.
+    /// Whether iptables is modern. The program is asked once, and only when the answer is needed, since it may hang.
     fn is_modern(&self) -> bool {
         *self.modern.get_or_init(|| self.iptables.as_deref().is_none_or(is_modern))
     }
 
-    /// Whether something had to be written.
+    /// Brings the rules in, and returns whether something had to be written.
     pub(super) fn ensure(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
         let rules = Rules { random_fully: rules.random_fully && self.is_modern(), ..*rules };
-        // A script is for what was there a moment ago: it fails, without effect, if another writer came between.
+        // A script fits what was there a moment ago. If another writer came between, it fails without any effect.
         self.try_once(&rules, older).or_else(|_| self.try_once(&rules, older))
     }
 
     fn try_once(&self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
-        // Of all tables: naming one would load its module.
+        // This saves all tables, since naming a table would load its module.
         let present = command::run(&self.save, &[], "")?.text()?;
         let Some(script) = restore(&present, rules, older) else { return Ok(false) };
-        let args: &[&str] = if self.is_modern() { &["--noflush", "-w", WAIT] } else { &["--noflush"] };
+        let wait = WAIT.to_string();
+        let args: &[&str] = if self.is_modern() { &["--noflush", "-w", &wait] } else { &["--noflush"] };
         command::run(&self.restore, args, &script)?.text()?;
         Ok(true)
     }
 }
 
-/// One that does not tell its version is taken for a new one.
+/// Whether this iptables is modern. A program that does not tell its version counts as modern.
 fn is_modern(iptables: &Path) -> bool {
     let Ok(output) = command::run(iptables, &["--version"], "") else { return true };
     version(&output.stdout).is_none_or(|version| version >= MODERN)
 }
 
-/// `iptables v1.8.9 (nf_tables)` → (1, 8, 9).
+/// The version in a text such as `iptables v1.8.9 (nf_tables)`, which gives (1, 8, 9).
 fn version(text: &str) -> Option<(u32, u32, u32)> {
     let digits = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
     let mut numbers = digits.split('.').map(|number| number.parse().ok());

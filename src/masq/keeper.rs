@@ -1,4 +1,4 @@
-//! The thread that brings the rules in and looks after them.
+//! The thread that brings the rules in and keeps them in place.
 
 use super::iptables::Iptables;
 use super::nftables::Nftables;
@@ -11,31 +11,32 @@ use std::thread;
 use std::time::Instant;
 use tracing::{error, info, warn};
 
-/// Without it, packets between two containers of one bridge never meet the rules. They need none, unless
-/// something else on the host (kube-proxy) translates their addresses.
+/// The switch without which packets between two containers of one bridge never meet the rules. They do not need to,
+/// unless something else on the host, such as kube-proxy, translates their addresses.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// Called once with how it went, on the keeper's thread.
+/// A function that the thread of the keeper calls once with the result of an order.
 type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// What the thread is asked to do.
 enum Order {
     Set(Ipv4Net, Done),
     Clean(Done),
 }
 
-/// A handle to the thread (`fl-masq`). Dropping it ends the thread; the rules stay.
+/// A handle to the thread, which is named `fl-masq`. Dropping it ends the thread; the rules stay.
 #[derive(Debug)]
 pub struct Keeper {
     orders: mpsc::Sender<Order>,
 }
 
 impl Keeper {
-    /// Finds the programs and starts the thread. It belongs to the caller's network namespace. `older` is the
-    /// network of an earlier run, if another one.
+    /// Finds the programs and starts the thread, which belongs to the network namespace of the caller. `older` is the
+    /// network of an earlier run, if it was another one.
     ///
     /// # Errors
-    /// [`Error::Missing`] if masquerading is wanted and there is no program for it; [`Error::Thread`]. Without a
-    /// program for mere forward rules, one warning is logged: they are on by default.
+    /// [`Error::Missing`] if masquerading is wanted and there is no program for it; [`Error::Thread`] if the thread does
+    /// not start. If only forward rules are wanted, a missing program is one warning, since they are on by default.
     pub fn start(
         flavour: Flavour,
         settings: Settings,
@@ -60,19 +61,20 @@ impl Keeper {
         Ok(Keeper { orders })
     }
 
-    /// Brings in the rules for this subnet, in the place of those for another one, and keeps them.
-    /// The first time, what an older run and the unused flavour left is removed too.
+    /// Brings in the rules for this subnet and keeps them. They replace the rules for another subnet. The first call also
+    /// removes the rules that an older run or the other flavour has left.
     pub fn set(&self, subnet: Ipv4Net, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
-        // If the thread is gone, `done` is dropped and its owner notices.
+        // If the thread has ended, `done` is dropped, and its owner notices that.
         let _ = self.orders.send(Order::Set(subnet, Box::new(done)));
     }
 
-    /// Removes our rules. There are none until the next [`Keeper::set`].
+    /// Removes our rules, until the next [`Keeper::set`].
     pub fn clean(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         let _ = self.orders.send(Order::Clean(Box::new(done)));
     }
 }
 
+/// Refuses to start without a program if masquerading is wanted, and warns if only forward rules are.
 fn check_presence(flavour: Flavour, settings: &Settings, present: bool) -> Result<(), Error> {
     let (program, package) = (flavour.program(), flavour.package());
     if present || !(settings.masquerade || settings.forward) {
@@ -127,7 +129,7 @@ impl Tool {
         }
     }
 
-    /// Whether something had to be written.
+    /// Brings the rules in, and returns whether something had to be written.
     fn ensure(&mut self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
         match self {
             Tool::Iptables(iptables) => iptables.ensure(rules, older),
@@ -142,10 +144,10 @@ struct Worker {
     network: Ipv4Net,
     older: Vec<Ipv4Net>,
     tool: Option<Tool>,
-    /// Of the other flavour, until its rules are gone.
+    /// The tool of the other flavour, until it has removed the rules of that flavour.
     unused: Option<Tool>,
     wanted: Option<Rules>,
-    /// What was logged last about a failure that goes on.
+    /// The failure that goes on, if there is one.
     complaint: Complaint<Instant>,
 }
 
@@ -168,6 +170,7 @@ impl Worker {
     }
 
     fn set(&mut self, subnet: Ipv4Net) -> Result<(), Error> {
+        debug_assert!(!self.older.contains(&self.network), "an older network is another one");
         let rules = Rules::new(self.network, subnet, &self.settings);
         if let Some(mut unused) = self.unused.take() {
             match unused.ensure(&rules.none(), &self.older) {
@@ -201,6 +204,7 @@ impl Worker {
         Ok(())
     }
 
+    /// Compares the rules with what is there, and puts back what others have changed.
     fn resync(&mut self) {
         let Some(rules) = self.wanted else { return };
         match self.ensure(&rules) {
@@ -224,7 +228,7 @@ impl Worker {
     fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
         let Some(tool) = &mut self.tool else { return Ok(false) };
         let changed = tool.ensure(rules, &self.older)?;
-        // Gone now; whoever uses that network later is somebody else.
+        // The rules of the older network are gone now. Rules that appear for it later belong to another program.
         self.older.clear();
         Ok(changed)
     }

@@ -1,31 +1,31 @@
-//! Masquerade and forward rules: what leaves the overlay gets the host's address, and what belongs to the
+//! Masquerade and forward rules: a packet that leaves the overlay gets the address of the host, and a packet of the
 //! overlay may be forwarded.
 //!
-//! Theory of operation. [`Rules`] says what should be there; it is a value, made from the network, this host's
-//! subnet and the flags. Two flavours turn it into text: `iptables.rs` for `iptables-restore`,
-//! `nftables.rs` for `nft -f`. Each reads what is there, and writes nothing if that is right; else the whole difference goes
-//! to the kernel in one step. The [`Keeper`] is a thread of its own that does so when the subnet changes and then
-//! every resync period; a slow `iptables-save` on a host with many rules delays neither packets nor the lease.
+//! Theory of operation. [`Rules`] says which rules should exist. It is a value, made from the network, the subnet of
+//! this host and the flags. Two flavours turn it into text: `iptables.rs` for `iptables-restore`, `nftables.rs` for
+//! `nft -f`. Each reads the present rules. If they are right, it writes nothing; if not, it hands the whole difference
+//! to the kernel in one step. The [`Keeper`] is a thread of its own that does so when the subnet changes, and then once
+//! every resync period. So a slow `iptables-save` on a host with many rules delays neither packets nor the lease.
 //!
-//! Rules of others are never touched, also not inside the chains that flannel's name is on: several daemons on
-//! one host, each with its own network, share them. A rule is ours if it stands in such a chain, carries flannel's
-//! comment, and names our network or the one of the `subnet.env` that we found. So what an earlier
-//! run left for another subnet goes, whatever its flags were. In the nftables flavour the whole table is ours; where
-//! one of another network has flannel's table, ours gets a name of its own (`nftables.rs`).
+//! Rules of others are never touched, not even inside the chains that flannel has named: several daemons on one host,
+//! each with its own network, share those chains. A rule is ours if it stands in such a chain, carries flannel's
+//! comment, and names our network or the one of the `subnet.env` that we found. So rules that an earlier run left for
+//! another subnet are removed, whatever its flags were. In the nftables flavour the whole table is ours. If flannel's
+//! table belongs to another network already, our table gets a name of its own (`nftables.rs`).
 //!
-//! Rules stay when the daemon ends, as with flannel: containers outlive it. `--cleanup-on-exit` removes them.
+//! As with flannel, rules stay when the daemon ends, because containers outlive it. `--cleanup-on-exit` removes them.
 //!
 //! Where this differs from flannel v0.28, on purpose:
 //!
-//! - Its nftables rule `saddr != subnet daddr network return` is not what its iptables rule says and makes the
-//!   last rule unreachable for most packets. Both flavours say `saddr != network daddr subnet return` here. Its
-//!   mark rule compares the whole mark; ours looks at bit 0x4000 in both flavours.
-//! - It never compares nftables rules after the start, and empties that table when it stops.
-//! - It looks for `FLANNEL-FWD` in table nat when it cleans the unused flavour; the chain is in filter.
-//! - It does not start without `br_netfilter`. Here that is a warning.
+//! - flannel's nftables rule `saddr != subnet daddr network return` says something else than its iptables rule, and
+//!   makes the last rule unreachable for most packets. Here both flavours say `saddr != network daddr subnet return`.
+//!   flannel's mark rule compares the whole mark; ours looks at bit 0x4000 in both flavours.
+//! - flannel never compares nftables rules after the start, and empties that table when it stops.
+//! - When flannel cleans the unused flavour, it looks for `FLANNEL-FWD` in the table nat; the chain is in filter.
+//! - flannel does not start without `br_netfilter`. Here that is a warning.
 //!
-//! An accept in the nftables table ends that table's chain only: it does not lift a drop in another table, such as
-//! Docker's `FORWARD` policy. The iptables flavour does.
+//! In the nftables flavour, an accept ends only the chain of our table. It does not lift a drop in another table, such
+//! as Docker's `FORWARD` policy. An accept in the iptables flavour does.
 
 mod command;
 mod iptables;
@@ -38,27 +38,27 @@ pub use rules::Rules;
 
 use std::time::Duration;
 
-/// What the operator asks for.
+/// What the operator asks for by flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Masquerade what leaves the overlay (`-ip-masq`).
+    /// Whether packets that leave the overlay are masqueraded (`-ip-masq`).
     pub masquerade: bool,
-    /// Masquerade with random source ports where that is possible: it avoids port clashes of connections that
-    /// start at the same moment.
+    /// Whether source ports are drawn at random where that is possible, so that connections that start at the same
+    /// moment do not choose the same port.
     pub random_fully: bool,
-    /// Accept forwarded packets of the overlay (`-iptables-forward-rules`).
+    /// Whether forwarded packets of the overlay are accepted (`-iptables-forward-rules`).
     pub forward: bool,
-    /// How often the rules and the blackhole route are compared with what is there.
+    /// The time between two comparisons of the rules and the blackhole route with what is there.
     pub resync: Duration,
-    /// Keep a blackhole route for this host's subnet. The routes room does it; it is set here since it goes by
-    /// the same period and the same end.
+    /// Whether this host's subnet gets a blackhole route. The room `netlink` writes it. The setting stands here because
+    /// the route is checked in the same period as the rules and removed together with them.
     pub blackhole: bool,
-    /// Remove all of it at the daemon's end.
+    /// Whether rules and route are removed when the daemon ends.
     pub cleanup_on_exit: bool,
 }
 
 impl Default for Settings {
-    /// flannel's defaults.
+    /// The defaults of flannel's flags.
     fn default() -> Self {
         Settings {
             masquerade: false,
@@ -71,17 +71,17 @@ impl Default for Settings {
     }
 }
 
-/// Who writes the rules.
+/// The kind of firewall that the rules are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
-    /// `iptables-restore` and `iptables-save`, of whichever backend (nf_tables or legacy) the host uses.
+    /// Rules go through `iptables-restore` and `iptables-save`, whether these use nf_tables or the legacy tables.
     Iptables,
-    /// `nft`, for a network config with `EnableNFTables`.
+    /// Rules go through `nft`. A network config with `EnableNFTables` asks for it.
     Nftables,
 }
 
 impl Flavour {
-    /// The Debian package, and that of most distributions.
+    /// The package that holds the program in Debian and most other distributions.
     fn package(self) -> &'static str {
         match self {
             Flavour::Iptables => "iptables",
@@ -93,23 +93,23 @@ impl Flavour {
 /// Why rules are not as they should be.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// No program to write them with.
+    /// There is no program to write them with.
     #[error("-ip-masq needs the program {program}, which is not here: install the package {package}")]
     Missing {
-        /// Its name.
+        /// The name of the program.
         program: &'static str,
-        /// What to install.
+        /// The package to install.
         package: &'static str,
     },
-    /// The program failed, with its own words.
+    /// The program failed.
     #[error("{program}: {reason}")]
     Program {
-        /// Its name.
+        /// The name of the program.
         program: String,
         /// The first lines that it wrote to stderr, or how it ended.
         reason: String,
     },
-    /// No thread.
+    /// The thread of the keeper could not be started.
     #[error("cannot start the thread that keeps the rules: {0}")]
     Thread(String),
 }

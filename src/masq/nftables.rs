@@ -1,7 +1,7 @@
-//! The nftables flavour: one table, replaced whole in one transaction by `nft -f -`.
+//! The nftables flavour: one table, which `nft -f -` replaces as a whole in one transaction.
 //!
-//! The table has flannel's name, unless another daemon on this host, of another network, has it already: then
-//! ours is named after our network, and stays so.
+//! The table has flannel's name, unless a daemon of another network on this host has a table of that name already. Then
+//! ours is named after our network, and keeps that name.
 
 use super::command;
 use super::{Error, Rules};
@@ -9,24 +9,25 @@ use ipnet::Ipv4Net;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// flannel's name for it, so that people and tools find it.
+/// flannel's name for the table, so that people and tools find it.
 const TABLE: &str = "flannel-ipv4";
-/// Others may write while we do; more than this often they do not.
+/// How often a write is tried. Another program may write at the same moment, but not again and again.
 const TRIES: usize = 3;
+const _: () = assert!(TRIES > 1, "the first one may find that the table is another daemon's");
 
-/// The name of a table beside another daemon's.
+/// The name of our table when another daemon has flannel's name.
 fn named(network: Ipv4Net) -> String {
     format!("{TABLE}-{}-{}", network.addr(), network.prefix_len())
 }
 
-/// Whether a table's listing holds the rules of a network, and none of these networks.
+/// Whether a table belongs to another daemon: its listing names networks, but none of `ours`.
 fn is_anothers(listing: &str, ours: &[Ipv4Net]) -> bool {
     let networks = || listing.split_whitespace().filter_map(|word| word.parse::<Ipv4Net>().ok());
     networks().next().is_some() && !networks().any(|network| ours.contains(&network))
 }
 
-/// The transaction that puts the wanted table in the place of whatever was there. `add` first, since a table
-/// that does not exist cannot be deleted. Priorities are numbers (`srcnat` and `filter`), which every nft reads.
+/// The transaction that replaces whatever table was there by the wanted one. It begins with `add`, since a table that
+/// does not exist cannot be deleted. Priorities are numbers, which every nft reads: 100 is `srcnat`, 0 is `filter`.
 fn script(rules: &Rules, table: &str) -> String {
     let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
     if !rules.any() {
@@ -59,26 +60,30 @@ fn script(rules: &Rules, table: &str) -> String {
 \t}}\n"
         );
     }
-    text + "}\n"
+    text.push_str("}\n");
+    debug_assert!(!is_anothers(&text, &[network]), "a table that we write is known as ours");
+    text
 }
 
-/// The program, and what it showed after our last transaction: how it prints a rule depends on its version.
+/// The program, and the listing after our last transaction. The next listing is compared with it, since the way in which
+/// nft prints a rule depends on its version.
 #[derive(Debug)]
 pub(super) struct Nftables {
     nft: PathBuf,
     expected: Option<(Rules, String)>,
-    /// Our table has a name of its own.
+    /// Whether our table has a name of its own.
     apart: bool,
 }
 
 impl Nftables {
     pub(super) const PROGRAM: &'static str = "nft";
 
+    /// Searches for the program.
     pub(super) fn find(path: Option<&str>) -> Option<Self> {
         Some(Self { nft: command::find(Self::PROGRAM, path)?, expected: None, apart: false })
     }
 
-    /// The table's listing, if it exists.
+    /// The listing of a table; `None` if it does not exist.
     fn list(&self, table: &str) -> Result<Option<String>, Error> {
         match command::run(&self.nft, &["list", "table", "ip", table], "")? {
             output if output.success => Ok(Some(output.stdout)),
@@ -87,7 +92,7 @@ impl Nftables {
         }
     }
 
-    /// Whether something had to be written. `older` networks are ours too.
+    /// Brings the rules in, and returns whether something had to be written. The `older` networks count as ours, too.
     pub(super) fn ensure(&mut self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
         let (named, ours) = (named(rules.network), [&[rules.network], older].concat());
         self.apart = self.apart || (self.expected.is_none() && self.list(&named)?.is_some());
@@ -109,7 +114,7 @@ impl Nftables {
             }
             command::run(&self.nft, &["-f", "-"], &script(rules, table))?.text()?;
             changed = true;
-            // A daemon that started at the same moment may have put its table in the place of ours since.
+            // A daemon that started at the same moment may have replaced our table by its own in the meantime.
             let listing = self.list(table)?.filter(|listing| !is_anothers(listing, &ours));
             self.expected = listing.map(|listing| (*rules, listing));
         }

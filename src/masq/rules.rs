@@ -1,27 +1,28 @@
-//! What should be there, whoever writes it.
+//! The rules that should exist, whichever flavour writes them.
 
 use super::Settings;
 use ipnet::Ipv4Net;
 
-/// The rules of one host. The subnet lies in the network; both are masked.
+/// The rules of one host. Its subnet lies in its network, and both are masked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// The whole overlay.
+    /// The network of the whole overlay.
     pub network: Ipv4Net,
-    /// This host's part of it.
+    /// The subnet of this host.
     pub subnet: Ipv4Net,
-    /// Masquerade what leaves the overlay, and what enters it from elsewhere.
+    /// Whether packets that leave the overlay, and packets that enter it from elsewhere, are masqueraded.
     pub masquerade: bool,
-    /// Draw the source ports at random.
+    /// Whether source ports are drawn at random.
     pub random_fully: bool,
-    /// Accept forwarded packets from and to the overlay.
+    /// Whether forwarded packets from and to the overlay are accepted.
     pub forward: bool,
 }
 
 impl Rules {
-    /// The rules of `settings` for this subnet.
+    /// The rules that `settings` ask for, for this subnet.
     #[must_use]
     pub fn new(network: Ipv4Net, subnet: Ipv4Net, settings: &Settings) -> Rules {
+        debug_assert!(network.contains(&subnet), "{subnet} is no part of {network}");
         Rules {
             network: network.trunc(),
             subnet: subnet.trunc(),
@@ -31,13 +32,13 @@ impl Rules {
         }
     }
 
-    /// Whether there is any.
+    /// Whether any rule is wanted.
     #[must_use]
     pub fn any(&self) -> bool {
         self.masquerade || self.forward
     }
 
-    /// The same, with none wanted.
+    /// The same network and subnet, with no rule wanted.
     #[must_use]
     pub fn none(self) -> Rules {
         Rules { masquerade: false, forward: false, ..self }

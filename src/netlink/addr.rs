@@ -1,4 +1,4 @@
-//! IPv4 addresses of devices.
+//! The IPv4 addresses of devices.
 
 use super::{Changes, Error, Netlink};
 use futures_util::TryStreamExt;
@@ -10,36 +10,37 @@ use std::net::{IpAddr, Ipv4Addr};
 /// How far an address is valid (`RT_SCOPE_*`, rtnetlink(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Everywhere.
+    /// The address is valid everywhere.
     Global,
-    /// On this link.
+    /// The address is valid on this link.
     Link,
-    /// On this host.
+    /// The address is valid on this host.
     Host,
-    /// A number that the administrator defined.
+    /// The address has a scope number that the administrator defined.
     Other(u8),
 }
 
 /// An IPv4 address of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
-    /// The device.
+    /// The index of its device.
     pub link_index: u32,
-    /// The local address.
+    /// The local address itself.
     pub address: Ipv4Addr,
-    /// Length of its on-link prefix, 0 to 32.
+    /// The length of its on-link prefix, from 0 to 32.
     pub prefix_len: u8,
-    /// How far it is valid.
+    /// How far the address is valid.
     pub scope: Scope,
-    /// Has no end of life; false for an address from DHCP.
+    /// Whether the address never expires. An address from DHCP does.
     pub permanent: bool,
-    /// Not to be used for anything new.
+    /// Whether the address must not be used for anything new.
     pub deprecated: bool,
-    /// Another address of the same prefix came first, and takes this one along when it goes.
+    /// Whether another address of the same prefix came first. When that one is removed, the kernel removes this one too.
     pub secondary: bool,
 }
 
 impl Address {
+    /// Reads an address from a message of the kernel.
     pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
         let mut local = None;
         let mut peer = None;
@@ -54,7 +55,7 @@ impl Address {
         }
         Some(Self {
             link_index: message.header.index,
-            // On a point-to-point device IFA_ADDRESS is the far end.
+            // On a point-to-point device, IFA_ADDRESS is the address of the far end.
             address: local.or(peer)?,
             prefix_len: message.header.prefix_len,
             scope: match message.header.scope {
@@ -75,7 +76,7 @@ impl Address {
 }
 
 impl Netlink {
-    /// IPv4 addresses in the kernel's order, of one device or of all.
+    /// Lists the IPv4 addresses of one device, or of all devices, in the order of the kernel.
     pub async fn addresses(&self, link_index: Option<u32>) -> Result<Vec<Address>, Error> {
         let messages = self.address_messages(link_index).await?;
         Ok(messages.iter().filter_map(Address::from_message).collect())
@@ -89,13 +90,13 @@ impl Netlink {
         Ok(all.into_iter().filter(|m| link_index.is_none_or(|index| m.header.index == index)).collect())
     }
 
-    /// Makes `wanted` the one IPv4 address of a device of ours: adds it if absent and removes all
-    /// others.
+    /// Makes `wanted` the only IPv4 address of a device of ours: adds it if it is absent, and removes all others.
     pub async fn ensure_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<Changes, Error> {
         let mut changes = Changes::default();
         let present = self.address_messages(Some(link_index)).await?;
+        debug_assert!(present.iter().all(|message| message.header.index == link_index));
         let is_wanted = |m: &AddressMessage| Address::from_message(m).is_some_and(|a| a.is(wanted));
-        // Add before removing: with its last address a device loses all its routes.
+        // The new address comes before the old ones go: with its last address a device loses all its routes.
         if !present.iter().any(is_wanted) {
             changes.push(self.add_address(link_index, wanted).await?);
         }
@@ -104,7 +105,7 @@ impl Netlink {
             changes.extend(self.remove_address(message).await?);
             removed = true;
         }
-        // A primary address takes its secondaries along, and ours may have been one.
+        // A primary address takes its secondary ones with it, and ours may have been one of them.
         if removed && !self.addresses(Some(link_index)).await?.iter().any(|a| a.is(wanted)) {
             changes.push(self.add_address(link_index, wanted).await?);
         }
@@ -133,7 +134,7 @@ impl Netlink {
             Ok(()) => changes.push(what),
             Err(e) => {
                 let e = Error::request(what, e);
-                // It went with the primary that was removed before it.
+                // This address went together with its primary one, which was removed before it.
                 if e.errno() != Some(libc::EADDRNOTAVAIL) {
                     return Err(e);
                 }

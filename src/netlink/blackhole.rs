@@ -1,5 +1,5 @@
-//! A route that drops: packets for this host's own subnet that no container's interface takes end here,
-//! rather than in a loop through the overlay's or the default route.
+//! A route that drops packets. Packets for this host's own subnet that no container's interface takes end here; without
+//! it, the route of the overlay or the default route would send them round in a loop.
 
 use super::route::{Present, ROUTE_PROTOCOL};
 use super::{Changes, Error, Netlink};
@@ -8,13 +8,13 @@ use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::RouteMessageBuilder;
 use std::net::Ipv4Addr;
 
-/// The worst metric there is. The kernel takes the first of several routes with one destination and metric, so a
-/// blackhole without a metric would come before the route of a bridge that is made later.
+/// The worst metric that exists. Of several routes with the same destination and metric, the kernel takes the first. So
+/// a blackhole without a metric would come before the route of a bridge that is made later.
 const METRIC: u32 = u32::MAX;
 
 impl Netlink {
-    /// Installs a blackhole route for `subnet` into the main table unless there is one, ours or not. It yields to
-    /// every other route to that destination.
+    /// Installs a blackhole route for `subnet` into the main table, unless there is one already, ours or not. Every other
+    /// route to that destination comes before it.
     pub async fn ensure_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
         let mut changes = Changes::default();
         if self.routes().await?.iter().any(|route| route.is_blackhole_of(subnet)) {
@@ -26,7 +26,7 @@ impl Netlink {
         Ok(changes)
     }
 
-    /// Removes our blackhole route for `subnet`, if there is one; nobody else's.
+    /// Removes our blackhole route for `subnet`, if there is one. A blackhole route of another program stays.
     pub async fn remove_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
         let mut changes = Changes::default();
         let ours = |route: &Present| route.is_blackhole_of(subnet) && route.protocol == ROUTE_PROTOCOL;
@@ -36,7 +36,7 @@ impl Netlink {
         let what = format!("delete route blackhole {subnet}");
         match self.handle.route().del(message(subnet)).execute().await.map_err(|e| Error::request(&what, e)) {
             Ok(()) => changes.push(what),
-            // Somebody was faster.
+            // Another program has removed it in the meantime.
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
@@ -44,6 +44,7 @@ impl Netlink {
     }
 }
 
+/// The message that installs or removes our blackhole route for `subnet`.
 fn message(subnet: Ipv4Net) -> RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(subnet.network(), subnet.prefix_len())
@@ -54,6 +55,7 @@ fn message(subnet: Ipv4Net) -> RouteMessage {
 }
 
 impl Present {
+    /// Whether this is a blackhole route for `subnet`, ours or not.
     fn is_blackhole_of(&self, subnet: Ipv4Net) -> bool {
         self.main_table && self.kind == RouteType::BlackHole && self.destination == subnet.trunc()
     }
@@ -78,12 +80,12 @@ mod tests {
                 let routes = ip_shows("route show");
                 assert_eq!(routes.trim(), "blackhole 10.1.5.0/24 proto 78 metric 4294967295");
 
-                // The bridge comes after it, with the same destination.
+                // A bridge with the same destination comes later.
                 ip("link add b0 type bridge");
                 ip("link set b0 up");
                 ip("addr add 10.1.5.1/24 dev b0");
                 assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));
-                // And before it.
+                // The bridge is there first.
                 ip("route del blackhole 10.1.5.0/24 metric 4294967295");
                 assert!(!netlink.ensure_blackhole(subnet).await.unwrap().is_empty());
                 assert!(ip_shows("route get 10.1.5.7").starts_with("10.1.5.7 dev b0"));

@@ -1,36 +1,38 @@
-//! Many writes to one table: what each `ensure_*` over a set of thousands has in common.
+//! Many writes to one table: the part that all `ensure_*` calls over sets of thousands have in common.
 //!
-//! The present entries come from one dump; only differences are written. The kernel acts on one request at a
-//! time and answers each; several are kept under way so that the answers are not waited for one by one. Few
-//! enough, so that the answers fit into the socket's receive buffer. One refused entry does not stop the rest.
+//! The present entries come from one dump, and only differences are written. The kernel acts on one request at a time
+//! and answers each. Several requests are under way at once, so that no request waits for the answer to another; they
+//! are few enough for all answers to fit into the receive buffer of the socket. One refused entry does not stop the
+//! rest.
 
 use super::{Changes, Error};
 use futures_util::StreamExt;
 use std::future::Future;
 
-/// Requests under way at a time. An answer takes less than 1 kB of a buffer of 208 kB
+/// How many requests are under way at a time. An answer takes less than 1 kB of a buffer of 208 kB
 /// (`net.core.rmem_default`).
 const UNDER_WAY: usize = 32;
+const _: () = assert!(UNDER_WAY * 1024 <= 208 * 1024 / 2, "the answers fit with room to spare");
 
 /// What to do with entries of ours that are not wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stale {
-    /// Leave them; [`Outcome::stale`] counts them.
+    /// Such entries stay, and [`Outcome::stale`] counts them.
     Keep,
-    /// Remove them.
+    /// Such entries are removed.
     Remove,
 }
 
-/// What a call over a set did.
+/// The result of a call over a set of entries.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What was written, in one sentence.
+    /// The writes, in a sentence for each kind.
     pub changes: Changes,
-    /// Entries that the kernel refused, or that are in a foreign entry's place.
+    /// The errors of entries that the kernel refused, or whose place a foreign entry holds.
     pub failures: Vec<Error>,
-    /// Entries that are not wanted and were left, with [`Stale::Keep`].
+    /// How many entries are not wanted and stayed, because of [`Stale::Keep`].
     pub stale: usize,
-    /// Entries that were not wanted and are gone now.
+    /// How many entries were not wanted and are gone now.
     pub removed: usize,
 }
 
@@ -43,8 +45,8 @@ impl Outcome {
         self.removed += other.removed;
     }
 
-    /// Makes the writes: first all of `set`, then, if so wished, all of `remove`. `what` names the entries, for
-    /// instance `routes in 10.1.0.0/16`.
+    /// Makes the writes: first all of `set`, then all of `remove`, unless `stale` keeps those. `what` names the entries,
+    /// for instance `routes into 10.1.0.0/16`.
     pub(super) async fn write<S, R>(&mut self, what: &str, set: Vec<S>, remove: Vec<R>, stale: Stale)
     where
         S: Future<Output = Result<(), Error>>,
@@ -65,11 +67,13 @@ impl Outcome {
         }
     }
 
-    /// How many succeeded. An entry that is to be removed and is gone already is no failure.
+    /// Makes the writes and returns how many succeeded. With `gone_is_fine`, an entry that is already gone is neither a
+    /// success nor a failure.
     async fn run<W>(&mut self, writes: Vec<W>, gone_is_fine: bool) -> usize
     where
         W: Future<Output = Result<(), Error>>,
     {
+        let all = writes.len();
         let mut results = futures_util::stream::iter(writes).buffer_unordered(UNDER_WAY);
         let mut succeeded = 0;
         while let Some(result) = results.next().await {
@@ -79,6 +83,7 @@ impl Outcome {
                 Err(error) => self.failures.push(error),
             }
         }
+        debug_assert!(succeeded <= all);
         succeeded
     }
 }

@@ -1,4 +1,4 @@
-//! Network devices.
+//! Network devices, which the kernel calls links.
 
 use super::{Changes, Error, Netlink};
 use futures_util::TryStreamExt;
@@ -7,24 +7,25 @@ use rtnetlink::LinkUnspec;
 use std::fs;
 use std::path::Path;
 
-/// A network device.
+/// A network device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's number for it.
+    /// The number by which the kernel knows the device.
     pub index: u32,
-    /// Its name.
+    /// The name of the device.
     pub name: String,
-    /// Largest IP packet it carries, in bytes; 0 if the kernel does not say.
+    /// The largest IP packet that it carries, in bytes; 0 if the kernel does not say.
     pub mtu: u32,
-    /// Set up by the administrator (`IFF_UP`).
+    /// Whether the administrator has set it up (`IFF_UP`).
     pub up: bool,
-    /// Able to carry packets (`IFF_RUNNING`).
+    /// Whether it can carry packets (`IFF_RUNNING`).
     pub running: bool,
-    /// The driver's kind, such as `tun` or `veth`; absent for plain hardware.
+    /// The kind of its driver, such as `tun` or `veth`; absent for plain hardware.
     pub kind: Option<String>,
 }
 
 impl Link {
+    /// Reads a device from a message of the kernel.
     pub(super) fn from_message(message: &LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut link = Self {
@@ -53,7 +54,7 @@ impl Link {
 }
 
 impl Netlink {
-    /// All links, in the kernel's order.
+    /// Lists all links, in the order of the kernel.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let messages: Vec<_> = self
             .handle
@@ -66,13 +67,13 @@ impl Netlink {
         Ok(messages.iter().map(Link::from_message).collect())
     }
 
-    /// The link of that name, if there is one.
+    /// Looks up the link of that name; `None` if there is none.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, Error> {
         let request = self.handle.link().get().match_name(name);
         self.one_link(request, &format!("look up link {name}")).await
     }
 
-    /// The link of that index, if there is one.
+    /// Looks up the link of that index; `None` if there is none.
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
         let request = self.handle.link().get().match_index(index);
         self.one_link(request, &format!("look up link {index}")).await
@@ -93,7 +94,7 @@ impl Netlink {
         }
     }
 
-    /// Gives the link that MTU (bytes) and that administrative state, if it has not got them.
+    /// Gives the link this MTU in bytes and this administrative state, where it has others.
     pub async fn ensure_link(&self, index: u32, mtu: u32, up: bool) -> Result<Changes, Error> {
         let link = self.link_by_index(index).await?.ok_or_else(|| {
             Error::new(format!("set up link {index}"), std::io::Error::from_raw_os_error(libc::ENODEV))
@@ -113,6 +114,7 @@ impl Netlink {
             self.set_link(request.build(), &what).await?;
             changes.push(what);
         }
+        debug_assert!(changes.writes() <= 2);
         Ok(changes)
     }
 
@@ -120,8 +122,8 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(|e| Error::request(operation, e))
     }
 
-    /// Packets that the kernel dropped on their way into a device, such as a TUN whose queue was full;
-    /// `None` if the device is gone.
+    /// How many packets the kernel has dropped on their way into a device, such as a TUN whose queue was full. `None` if
+    /// the device is gone.
     pub async fn dropped_on_send(&self, index: u32) -> Result<Option<u64>, Error> {
         let request = self.handle.link().get().match_index(index).execute();
         let messages: Vec<_> = match request.try_collect().await {
@@ -137,8 +139,8 @@ impl Netlink {
         }))
     }
 
-    /// Deletes the link; false if it was gone already.
-    pub async fn delete_link(&self, index: u32) -> Result<bool, Error> {
+    /// Deletes the link. Returns false if it was gone already.
+    pub(super) async fn delete_link(&self, index: u32) -> Result<bool, Error> {
         match self.handle.link().del(index).execute().await {
             Ok(()) => Ok(true),
             Err(e) => match Error::request(format!("delete link {index}"), e) {
@@ -148,15 +150,15 @@ impl Netlink {
         }
     }
 
-    /// Lets a device of ours deliver packets whose source is an address of this host: an ICMP error that we
-    /// write into the TUN comes from the TUN's own address, and the kernel would drop it as a martian
-    /// (`fib_validate_source`). Tells what it changed; a read-only `/proc/sys` is no error.
+    /// Lets a device of ours deliver packets whose source is an address of this host. An ICMP error that we write into
+    /// the TUN comes from the TUN's own address, and the kernel would drop it as a martian (`fib_validate_source`).
+    /// Returns what it changed; a read-only `/proc/sys` is no error.
     pub fn accept_local(&self, name: &str) -> Changes {
         set_to_one("ipv4", name, "accept_local")
     }
 
-    /// Keeps IPv6 off a device of ours: no link-local address, no router solicitations into the
-    /// overlay. Tells what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
+    /// Keeps IPv6 off a device of ours, so that it gets no link-local address and the kernel sends no router
+    /// solicitations into the overlay. Returns what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
     /// error: packets other than IPv4 are dropped later anyway.
     pub fn disable_ipv6(&self, name: &str) -> Changes {
         let mut changes = Changes::default();
@@ -167,7 +169,7 @@ impl Netlink {
     }
 }
 
-/// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to 1 if it is there and is not 1 yet.
+/// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to 1 if it exists and is not 1 yet.
 fn set_to_one(family: &str, name: &str, key: &str) -> Changes {
     let mut changes = Changes::default();
     let path = Path::new("/proc/sys/net").join(family).join("conf").join(name).join(key);

@@ -1,24 +1,22 @@
 //! The kernel's links, IPv4 addresses, routes and neighbours, over rtnetlink.
 //!
-//! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`,
-//! `ensure_route`, `ensure_blackhole`); the present state is read and only the difference is written. A second call
-//! therefore writes nothing, and the returned [`Changes`] says what the first one did. What another
-//! program installed is never touched: routes of ours carry [`ROUTE_PROTOCOL`], and addresses, ARP
-//! and forwarding entries are removed only from the device that the caller names as its own.
+//! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`, `ensure_route`,
+//! `ensure_blackhole`). The call reads the present state and writes only the difference. So a second call writes
+//! nothing, and the returned [`Changes`] says what the first one did. Nothing that another program installed is touched:
+//! our routes carry [`ROUTE_PROTOCOL`], and addresses, ARP and forwarding entries are removed only from the device that
+//! the caller names as its own.
 //!
-//! Sets of thousands (`ensure_routes`, `ensure_neighbours`, `ensure_fdb`) are compared with one dump
-//! and written in bulk; one entry that the kernel refuses does not stop the others ([`Outcome`]).
+//! Sets of thousands (`ensure_routes`, `ensure_neighbours`, `ensure_fdb`) are compared with one dump and written in
+//! bulk. One entry that the kernel refuses does not stop the others ([`Outcome`]).
 //!
-//! [`Monitor`] tells of changes made by others, so that a caller can repair them. It holds a socket
-//! of its own: a flood of events can overrun it without disturbing requests.
+//! [`Monitor`] tells of changes that others make, so that a caller can repair them. It has a socket of its own, so that
+//! a flood of events can overrun it without disturbing requests.
 
 mod addr;
 mod blackhole;
 mod bulk;
 mod link;
 mod monitor;
-#[cfg(test)]
-pub(crate) mod namespace;
 mod neigh;
 mod route;
 mod route_set;
@@ -35,12 +33,14 @@ pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
 pub use route_set::Territory;
 pub use vxlan::{DEFAULT_VXLAN_PORT, Vxlan};
 
+#[cfg(test)]
+pub(crate) use tests::namespace;
+
 use std::fmt;
 use std::io;
 use tokio::task::AbortHandle;
 
-/// A connection to the kernel's routing tables. It belongs to the network namespace of the thread
-/// that made it.
+/// A connection to the kernel's routing tables. It belongs to the network namespace of the thread that made it.
 #[derive(Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
@@ -84,18 +84,18 @@ impl Error {
         Self::new(operation, source)
     }
 
-    /// The kernel's errno, if it was the kernel that refused.
+    /// The errno of the kernel, if it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         self.source.raw_os_error()
     }
 
-    /// True if the link, address or route does not exist (any more).
-    pub fn is_not_found(&self) -> bool {
+    /// Whether the link, address or route does not exist, or not any more.
+    fn is_not_found(&self) -> bool {
         matches!(self.errno(), Some(libc::ENODEV | libc::ENOENT | libc::ENXIO | libc::ESRCH))
     }
 }
 
-/// What a call of `ensure_*` wrote, in sentences; empty if all was in place.
+/// The writes of an `ensure_*` call, in sentences. There are none if all was in place.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     sentences: Vec<String>,
@@ -103,12 +103,13 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// True if nothing was written.
+    /// Whether nothing was written.
     pub fn is_empty(&self) -> bool {
+        debug_assert_eq!(self.writes == 0, self.sentences.is_empty());
         self.writes == 0
     }
 
-    /// How many requests changed something.
+    /// The number of requests that changed something.
     pub fn writes(&self) -> usize {
         self.writes
     }
@@ -119,12 +120,14 @@ impl Changes {
         self.writes += other.writes;
     }
 
+    /// Adds a sentence that tells of one write.
     fn push(&mut self, what: impl Into<String>) {
         self.push_many(what, 1);
     }
 
-    /// One sentence for so many writes.
+    /// Adds a sentence that tells of several writes.
     fn push_many(&mut self, what: impl Into<String>, writes: usize) {
+        debug_assert!(writes > 0, "a sentence tells of a write");
         self.sentences.push(what.into());
         self.writes += writes;
     }

@@ -12,53 +12,53 @@ use std::net::Ipv4Addr;
 use std::pin::Pin;
 use tokio::task::AbortHandle;
 
-/// Something changed in the kernel's tables, by our hand or another's.
+/// A change in the kernel's tables, made by us or by others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A device appeared, changed or went.
+    /// A device appeared, changed or was removed.
     Link {
-        /// Its index.
+        /// The index of the device.
         index: u32,
-        /// Its name.
+        /// The name of the device.
         name: String,
-        /// Set up by the administrator.
+        /// Whether the administrator has set it up.
         up: bool,
-        /// Able to carry packets.
+        /// Whether it can carry packets.
         running: bool,
-        /// It is gone.
+        /// Whether the device is gone.
         deleted: bool,
     },
     /// An IPv4 address was added, changed or removed.
     Address {
-        /// Its device.
+        /// The index of its device.
         link_index: u32,
-        /// The address.
+        /// The address itself.
         address: Ipv4Addr,
-        /// Length of its on-link prefix.
+        /// The length of its on-link prefix.
         prefix_len: u8,
-        /// It is gone.
+        /// Whether the address is gone.
         deleted: bool,
     },
     /// A route of the main table was added, changed or removed.
     ///
-    /// The kernel does not announce the IPv4 routes that go because their device went down or lost
-    /// its last address: a caller that cares about routes looks after every kind of change.
+    /// The kernel does not announce IPv4 routes that it removes because their device went down or lost its last
+    /// address. So a caller that needs to know looks at its routes after every kind of change.
     Route {
-        /// Where to.
+        /// The destination of the route.
         destination: Ipv4Net,
-        /// Through which device; of several next hops, the first.
+        /// The device that it leads through; with several next hops, that of the first.
         link_index: Option<u32>,
-        /// Who installed it, see [`super::ROUTE_PROTOCOL`].
+        /// The number of the program that installed it; ours is [`super::ROUTE_PROTOCOL`].
         protocol: u8,
-        /// It is gone.
+        /// Whether the route is gone.
         deleted: bool,
     },
-    /// Events were lost (`ENOBUFS`): read everything again.
+    /// Events were lost (`ENOBUFS`), so the caller has to read everything again.
     Overrun,
 }
 
-/// A subscription to changes, from the moment it is made. It belongs to the network namespace of the
-/// thread that made it.
+/// A subscription to all changes from the moment it is made. It belongs to the network namespace of the thread that
+/// made it.
 pub struct Monitor {
     events: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
     connection: AbortHandle,
@@ -80,8 +80,8 @@ impl Monitor {
         Ok(Self { events: Box::pin(events.map(|(message, _)| message)), connection })
     }
 
-    /// Waits for the next change. Cancel-safe. An error means that the subscription is over: make a
-    /// new one and read everything again.
+    /// Waits for the next change. The call is cancel-safe. An error ends the subscription: the caller then makes a new
+    /// one and reads everything again.
     pub async fn next(&mut self) -> Result<Change, Error> {
         loop {
             let Some(message) = self.events.next().await else {
@@ -89,9 +89,9 @@ impl Monitor {
                 return Err(Error::new("follow changes of links, addresses and routes", source));
             };
             match translate(&message.payload) {
-                // After an overrun the kernel drops events, without telling again, until the socket
-                // has been read empty (`NETLINK_S_CONGESTED`, Linux net/netlink/af_netlink.c). A new
-                // socket has no such gap: it is in place before the caller reads anything again.
+                // After an overrun the kernel silently drops further events until the socket has been read empty
+                // (`NETLINK_S_CONGESTED`, Linux net/netlink/af_netlink.c). A new socket has no such gap: it is in
+                // place before the caller reads anything again.
                 Some(Change::Overrun) => {
                     *self = Self::new()?;
                     return Ok(Change::Overrun);
@@ -109,6 +109,7 @@ impl Drop for Monitor {
     }
 }
 
+/// The change that a message of the kernel tells of, if it tells of one.
 fn translate(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
     let message = match payload {
         NetlinkPayload::Overrun(_) => return Some(Change::Overrun),

@@ -1,8 +1,8 @@
-//! Who is at the other end of a device of ours: ARP entries (IPv4 address → MAC) and, for VXLAN, the
-//! forwarding database (MAC → outer IPv4 address).
+//! The hosts at the other end of a device of ours: ARP entries (IPv4 address → MAC) and, for VXLAN, the forwarding
+//! database, FDB (MAC → outer IPv4 address).
 //!
-//! Entries that we set are permanent: the kernel neither ages nor asks for them. Every permanent entry on the
-//! device is taken for ours; entries that the kernel learned itself are left alone.
+//! Entries that we set are permanent: the kernel neither lets them age nor asks the network for them. Every permanent
+//! entry on the device counts as ours; entries that the kernel has learned stay.
 
 use super::{Error, Netlink, Outcome, Stale};
 use futures_util::TryStreamExt;
@@ -15,19 +15,21 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// An Ethernet address.
+/// An Ethernet address of six bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Whether it can be the address of one device: neither a group's nor all zero.
+    /// Whether it can be the address of one device. The address of a group cannot, and neither can all zeros.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
 
-    /// The address with the bits set that say: one device, not of a manufacturer (IEEE 802, section 8.2).
+    /// The address with its first two bits changed to say that it belongs to one device and that no manufacturer has
+    /// assigned it (IEEE 802, section 8.2).
     pub fn locally_administered(mut self) -> Self {
         self.0[0] = self.0[0] & !1 | 2;
+        debug_assert!(self.is_unicast());
         self
     }
 
@@ -43,7 +45,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The text is no Ethernet address.
+/// The error for a text that is not an Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a MAC address like 0a:1b:2c:3d:4e:5f")]
 pub struct MacError;
@@ -51,7 +53,7 @@ pub struct MacError;
 impl FromStr for Mac {
     type Err = MacError;
 
-    /// Six pairs of hexadecimal digits between colons or dashes.
+    /// Reads six pairs of hexadecimal digits, separated by colons or dashes.
     fn from_str(text: &str) -> Result<Self, MacError> {
         let mut bytes = [0; 6];
         let mut pairs = text.split([':', '-']);
@@ -66,7 +68,7 @@ impl FromStr for Mac {
     }
 }
 
-/// An entry of either table as the kernel holds it.
+/// An entry of either table, as the kernel holds it.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     address: Ipv4Addr,
@@ -81,7 +83,7 @@ impl Entry {
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
-                // In the forwarding database of a VXLAN device NDA_DST has no family of its own.
+                // In the forwarding database of a VXLAN device, NDA_DST is bare bytes without an address family.
                 NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
                     address = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
                 }
@@ -89,13 +91,14 @@ impl Entry {
                 _ => {}
             }
         }
-        // Often together with `NUD_NOARP`.
+        // The state is a set of bits: `NUD_NOARP` often stands beside `NUD_PERMANENT`.
         let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
         Some(Self { address: address?, mac, permanent })
     }
 }
 
 impl Netlink {
+    /// Reads the entries of one device. The family `Bridge` stands for the forwarding database.
     async fn entries(&self, family: AddressFamily, index: u32) -> Result<Vec<Entry>, Error> {
         let what = if family == AddressFamily::Bridge { "list FDB entries" } else { "list ARP entries" };
         let all: Vec<_> = self
@@ -114,7 +117,7 @@ impl Netlink {
     /// Makes `wanted` the permanent ARP entries of a device of ours.
     ///
     /// # Errors
-    /// The present entries could not be read. Refused writes are in [`Outcome::failures`].
+    /// The kernel does not let us read the present entries. Refused writes are in [`Outcome::failures`].
     pub async fn ensure_neighbours(
         &self,
         index: u32,
@@ -130,9 +133,11 @@ impl Netlink {
             match wanted.get(&entry.address) {
                 Some(mac) if entry.mac == Some(*mac) => drop(set.remove(&entry.address)),
                 Some(_) => {}
-                None => remove.push(self.delete_neighbour(index, entry.address)),
+                None => remove.push(entry.address),
             }
         }
+        debug_assert!(!remove.iter().any(|ip| set.contains_key(ip)), "what is set is not removed");
+        let remove = remove.into_iter().map(|ip| self.delete_neighbour(index, ip)).collect();
         let set = set.into_iter().map(|(ip, mac)| self.set_neighbour(index, ip, mac)).collect();
         let mut outcome = Outcome::default();
         outcome.write("ARP entries", set, remove, stale).await;
@@ -154,11 +159,11 @@ impl Netlink {
         done.map_err(|error| Error::request(format!("remove ARP entry {ip}"), error))
     }
 
-    /// Makes `wanted` the permanent forwarding entries of a VXLAN device of ours. Entries of the all-zero
-    /// MAC (where to flood) are the operator's and stay.
+    /// Makes `wanted` the permanent forwarding entries of a VXLAN device of ours. Entries of the all-zero MAC, which say
+    /// where to flood, belong to the operator and stay.
     ///
     /// # Errors
-    /// The present entries could not be read. Refused writes are in [`Outcome::failures`].
+    /// The kernel does not let us read the present entries. Refused writes are in [`Outcome::failures`].
     pub async fn ensure_fdb(
         &self,
         index: u32,
@@ -175,8 +180,12 @@ impl Netlink {
                 wrong.push((mac, entry.address));
             }
         }
-        // Setting a MAC's entry replaces a wrong one; one beside a right one has to be removed.
+        // Setting the entry of a MAC replaces a wrong one. A wrong one beside a right one has to be removed.
         wrong.retain(|(mac, _)| !wanted.contains_key(mac) || right.contains(mac));
+        debug_assert!(
+            wrong.iter().all(|(mac, ip)| wanted.get(mac) != Some(ip)),
+            "no wanted entry is removed"
+        );
         let set = wanted.iter().filter(|(mac, _)| !right.contains(mac));
         let set = set.map(|(mac, ip)| self.set_fdb(index, *mac, *ip)).collect();
         let remove = wrong.into_iter().map(|(mac, ip)| self.delete_fdb(index, mac, ip)).collect();

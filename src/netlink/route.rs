@@ -11,32 +11,33 @@ use rtnetlink::RouteMessageBuilder;
 use std::io;
 use std::net::Ipv4Addr;
 
-/// The protocol number (`rtm_protocol`) of our routes. Numbers above 4 (`RTPROT_STATIC`) are free to
-/// user programs; neither the kernel's `rtnetlink.h` nor iproute2's `rt_protos` names 78.
-/// `ip route show proto 78` lists what we installed.
+/// The protocol number (`rtm_protocol`) of our routes. Numbers above 4 (`RTPROT_STATIC`) are free for user programs, and
+/// neither the kernel's `rtnetlink.h` nor iproute2's `rt_protos` gives a name to 78. `ip route show proto 78` lists the
+/// routes that we installed.
 pub const ROUTE_PROTOCOL: u8 = 78;
+const _: () = assert!(ROUTE_PROTOCOL > 4, "not a number of the kernel's own");
 
 /// A route that we want, in the main table, with global scope and no metric (as flannel sets it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Where to; host bits are ignored.
+    /// The destination of the route; its host bits are ignored.
     pub destination: Ipv4Net,
-    /// Through which device.
+    /// The index of the device that it leads through.
     pub link_index: u32,
-    /// Next hop, if not directly at the device.
+    /// The next hop, if the destination is not directly at the device.
     pub gateway: Option<Ipv4Addr>,
-    /// The next hop counts as on-link although no prefix of the device covers it.
+    /// Whether the next hop counts as on-link although no prefix of the device covers it.
     pub onlink: bool,
 }
 
 /// How the kernel would reach an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteTo {
-    /// Through which device.
+    /// The index of the device that packets would leave by.
     pub link_index: u32,
-    /// The source address that it would pick.
+    /// The source address that the kernel would pick.
     pub source: Option<Ipv4Addr>,
-    /// Next hop, if the address is not on-link.
+    /// The next hop, if the address is not on-link.
     pub gateway: Option<Ipv4Addr>,
 }
 
@@ -57,6 +58,7 @@ pub(super) struct Present {
 }
 
 impl Present {
+    /// Reads a route from a message of the kernel.
     pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
         let mut destination = Ipv4Addr::UNSPECIFIED;
@@ -91,12 +93,12 @@ impl Present {
         })
     }
 
-    /// The kernel keeps one route for each destination, TOS and metric.
+    /// Whether this route is where `wanted` would be: the kernel keeps one for each destination, TOS and metric.
     pub(super) fn holds_the_place_of(&self, wanted: &Route) -> bool {
         self.main_table && self.destination == wanted.destination.trunc() && self.tos == 0 && self.metric == 0
     }
 
-    /// Sends packets where `wanted` would.
+    /// Whether this route sends packets where `wanted` would send them.
     pub(super) fn leads_like(&self, wanted: &Route) -> bool {
         self.kind == RouteType::Unicast
             && self.link_index == Some(wanted.link_index)
@@ -106,6 +108,7 @@ impl Present {
 }
 
 impl Netlink {
+    /// Lists the IPv4 routes of all tables, in the order of the kernel.
     pub(super) async fn routes(&self) -> Result<Vec<Present>, Error> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let messages: Vec<_> = self
@@ -119,8 +122,8 @@ impl Netlink {
         Ok(messages.iter().filter_map(Present::from_message).collect())
     }
 
-    /// The device of the first IPv4 default route in the kernel's dump (of several, the one with the
-    /// least metric).
+    /// The device of the first IPv4 default route in the kernel's dump. Of several, that is the one with the least
+    /// metric.
     pub async fn default_route_link(&self) -> Result<Option<u32>, Error> {
         let routes = self.routes().await?;
         Ok(routes
@@ -144,9 +147,9 @@ impl Netlink {
             .ok_or_else(|| Error::new(operation, io::Error::from_raw_os_error(libc::ENETUNREACH)))
     }
 
-    /// Installs the route if it is absent, and corrects one of ours that leads elsewhere. A foreign
-    /// route to the same destination that leads the same way will do; one that leads elsewhere is
-    /// left alone and reported as an error (`EEXIST`).
+    /// Installs the route if it is absent, and corrects a route of ours that leads elsewhere. A foreign route to the same
+    /// destination serves as well if it leads the same way. If it leads elsewhere, it stays and the result is an error
+    /// (`EEXIST`).
     pub async fn ensure_route(&self, wanted: Route) -> Result<Changes, Error> {
         let mut changes = Changes::default();
         let hop = wanted.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
@@ -180,7 +183,9 @@ impl Netlink {
 }
 
 impl Route {
+    /// The message that installs this route.
     pub(super) fn message(&self) -> RouteMessage {
+        debug_assert!(!self.onlink || self.gateway.is_some(), "only a next hop can be on-link");
         let destination = self.destination.trunc();
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())

@@ -1,4 +1,4 @@
-//! A set of routes, one for each peer: wanted against present over everything that is ours.
+//! A set of routes, one for each peer: the wanted ones are compared with all present ones that are ours.
 
 use super::route::Present;
 use super::{Error, Netlink, Outcome, ROUTE_PROTOCOL, Route, Stale};
@@ -9,17 +9,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 
-/// Which routes of the main table are ours to remove: those into `network` that carry
-/// [`ROUTE_PROTOCOL`] or lead through our own device.
+/// The routes of the main table that are ours to remove: those into `network` that carry [`ROUTE_PROTOCOL`] or lead
+/// through our own device.
 #[derive(Debug, Clone, Copy)]
 pub struct Territory {
-    /// The overlay.
+    /// The network of the whole overlay.
     pub network: Ipv4Net,
-    /// A device that nobody else uses. Routes that an older flannel left there are ours too.
+    /// The device that only we use, if there is one. Routes that an older flannel left there are ours, too.
     pub device: Option<u32>,
 }
 
 impl Territory {
+    /// Whether a route is ours to remove.
     fn holds(&self, route: &Present) -> bool {
         route.main_table
             && route.kind == RouteType::Unicast
@@ -33,27 +34,30 @@ impl Territory {
 
 /// What to do about one wanted route.
 enum Verdict {
+    /// A present route serves.
     Fine,
+    /// There is no route in its place yet.
     Add,
+    /// A present route gives way to it.
     Replace,
-    /// A foreign route is in its place.
+    /// A foreign route holds its place, and leads elsewhere.
     Taken(Error),
 }
 
 impl Netlink {
-    /// Makes `wanted`, by destination, the routes of our territory. A route of ours that leads elsewhere is
-    /// replaced, and one that leads the same way and is flannel's (`proto boot`) is adopted. Any other foreign
-    /// route to the same destination stays: if it leads the same way it will do, if not it is a failure
-    /// (`EEXIST`).
+    /// Makes `wanted`, which is ordered by destination, the routes of our territory. A route of ours that leads elsewhere
+    /// is replaced, and a route of flannel's (`proto boot`) that leads the same way is adopted. Any other foreign route
+    /// to the same destination stays: if it leads the same way it serves as well, and if not it is a failure (`EEXIST`).
     ///
     /// # Errors
-    /// The present routes could not be read. Refused writes are in [`Outcome::failures`].
+    /// The kernel does not let us read the present routes. Refused writes are in [`Outcome::failures`].
     pub async fn ensure_routes(
         &self,
         wanted: &BTreeMap<Ipv4Net, Route>,
         territory: Territory,
         stale: Stale,
     ) -> Result<Outcome, Error> {
+        debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
         let present = self.routes().await?;
         let mut rivals: BTreeMap<Ipv4Net, Vec<&Present>> = BTreeMap::new();
         for route in present.iter().filter(|route| route.main_table) {
@@ -71,7 +75,10 @@ impl Netlink {
             }
         }
         let unwanted = |route: &&Present| territory.holds(route) && !wanted.contains_key(&route.destination);
-        let remove = present.iter().filter(unwanted).map(|route| self.delete_route(*route)).collect();
+        let remove: Vec<&Present> = present.iter().filter(unwanted).collect();
+        let is_wanted = |route: &&Present| wanted.contains_key(&route.destination);
+        debug_assert!(!remove.iter().any(is_wanted), "no route is both set and removed");
+        let remove = remove.into_iter().map(|route| self.delete_route(*route)).collect();
         let what = format!("routes into {}", territory.network);
         outcome.write(&what, set, remove, stale).await;
         Ok(outcome)
@@ -90,7 +97,7 @@ impl Netlink {
             .protocol(RouteProtocol::from(route.protocol))
             .priority(route.metric)
             .tos(route.tos)
-            // Any scope (Linux net/ipv4/fib_trie.c, fib_table_delete).
+            // This stands for any scope (Linux net/ipv4/fib_trie.c, fib_table_delete).
             .scope(RouteScope::NoWhere);
         if let Some(index) = route.link_index {
             builder = builder.output_interface(index);
@@ -103,6 +110,7 @@ impl Netlink {
     }
 }
 
+/// What to do about `wanted`, given the routes to its destination.
 fn judge(wanted: &Route, rivals: &[&Present], territory: Territory) -> Verdict {
     let mut verdict = Verdict::Add;
     for present in rivals.iter().filter(|present| present.holds_the_place_of(wanted)) {
@@ -128,6 +136,7 @@ fn judge(wanted: &Route, rivals: &[&Present], territory: Territory) -> Verdict {
     verdict
 }
 
+/// The route in words, for a log line.
 fn describe(verb: &str, route: &Route) -> String {
     let hop = route.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
     format!("{verb} route {}{hop} by link {}", route.destination, route.link_index)

@@ -1,4 +1,4 @@
-//! VXLAN devices (RFC 7348): create, read back, compare.
+//! VXLAN devices (RFC 7348): how they are created, read back and compared.
 
 use super::{Changes, Error, Mac, Netlink};
 use futures_util::TryStreamExt;
@@ -6,38 +6,38 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, L
 use rtnetlink::{LinkUnspec, LinkVxlan};
 use std::net::Ipv4Addr;
 
-/// The kernel's VXLAN port, from before IANA assigned 4789 (Linux drivers/net/vxlan/vxlan_core.c).
+/// The default VXLAN port of the kernel. It is older than IANA's 4789 (Linux drivers/net/vxlan/vxlan_core.c).
 pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 
-/// A VXLAN device as wanted: point to point by forwarding entries, without a multicast group.
+/// A VXLAN device as we want it. It finds its peers by forwarding entries, without a multicast group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {
-    /// Its name, at most 15 bytes.
+    /// The name of the device, at most 15 bytes.
     pub name: String,
-    /// VXLAN network identifier, less than 2^24.
+    /// The VXLAN network identifier (VNI), less than 2^24.
     pub vni: u32,
-    /// The device that carries the outer packets.
+    /// The index of the device that carries the outer packets.
     pub link_index: u32,
-    /// Outer source address.
+    /// The source address of outer packets.
     pub local: Ipv4Addr,
-    /// Outer destination port, of every peer.
+    /// The destination port of outer packets, the same for every peer.
     pub port: u16,
-    /// Learn forwarding entries from received packets.
+    /// Whether the device learns forwarding entries from received packets.
     pub learning: bool,
-    /// Group based policy extension.
+    /// Whether the device uses the group based policy extension.
     pub gbp: bool,
-    /// Largest inner IP packet, in bytes.
+    /// The size of the largest inner IP packet, in bytes.
     pub mtu: u32,
-    /// The device's address.
+    /// The Ethernet address of the device.
     pub mac: Mac,
 }
 
-/// What a present device is.
+/// A device as the kernel holds it.
 #[derive(Debug)]
 struct Present {
     index: u32,
     mac: Option<Mac>,
-    /// Absent for a device of another kind.
+    /// The VXLAN settings of the device; absent for a device of another kind.
     info: Option<Vec<InfoVxlan>>,
 }
 
@@ -58,7 +58,7 @@ impl Present {
         present
     }
 
-    /// What cannot be changed in a living device and differs from `wanted`.
+    /// The properties that differ from `wanted` and cannot be changed in a device that exists.
     fn differences(&self, wanted: &Vxlan) -> Vec<String> {
         let Some(info) = &self.info else { return vec!["it is no VXLAN device".to_owned()] };
         let has = |one: &InfoVxlan| info.contains(one);
@@ -89,6 +89,7 @@ fn vxlan_info(info: &LinkInfo) -> Option<Vec<InfoVxlan>> {
 }
 
 impl Netlink {
+    /// Reads the device of that name; `None` if there is none.
     async fn present_vxlan(&self, name: &str) -> Result<Option<Present>, Error> {
         let request = self.handle.link().get().match_name(name);
         let mut answers = std::pin::pin!(request.execute());
@@ -104,17 +105,17 @@ impl Netlink {
     /// The MAC of the VXLAN device of that name, if there is one.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// The kernel refuses.
     pub async fn vxlan_mac(&self, name: &str) -> Result<Option<Mac>, Error> {
         let present = self.present_vxlan(name).await?;
         Ok(present.filter(|present| present.info.is_some()).and_then(|present| present.mac))
     }
 
-    /// Makes the device what is wanted, but for its MTU and state, and returns its index. One that differs in
-    /// what cannot be changed is deleted and made anew: its addresses, routes and entries are gone then.
+    /// Makes the device as wanted, except for its MTU and state, and returns its index. If it differs in a property that
+    /// cannot be changed, it is deleted and made anew. Then its addresses, routes and entries are gone.
     ///
     /// # Errors
-    /// The kernel's refusal, such as `EEXIST` if another device has the VNI and the port.
+    /// The kernel refuses, for instance with `EEXIST` if another device has the same VNI and port.
     pub async fn ensure_vxlan(&self, wanted: &Vxlan) -> Result<(u32, Changes), Error> {
         let name = &wanted.name;
         let mut changes = Changes::default();
@@ -147,7 +148,9 @@ impl Netlink {
 }
 
 impl Vxlan {
+    /// The message that creates this device.
     fn message(&self) -> LinkMessage {
+        debug_assert!(self.vni < 1 << 24 && self.name.len() <= 15 && self.mac.is_unicast());
         let mut builder = LinkVxlan::new(&self.name, self.vni)
             .dev(self.link_index)
             .local(self.local)

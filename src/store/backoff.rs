@@ -3,8 +3,8 @@
 use rand::{Rng, RngExt};
 use std::time::Duration;
 
-/// Doubling delays from 100 ms to a limit, each drawn from its upper half so that hosts that failed
-/// together do not come back together.
+/// Delays that double from 100 ms to a limit. Each is drawn at random from the upper half of its range, so that hosts
+/// that failed together do not come back together.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     failures: u32,
@@ -14,12 +14,12 @@ pub struct Backoff {
 const FIRST: Duration = Duration::from_millis(100);
 
 impl Backoff {
-    /// No delay will be longer than `limit`.
+    /// A back-off none of whose delays is longer than `limit`.
     pub fn new(limit: Duration) -> Self {
         Self { failures: 0, limit }
     }
 
-    /// After a success: the next delay is a short one again.
+    /// Tells of a success: the next delay is a short one again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -28,11 +28,13 @@ impl Backoff {
     pub fn next(&mut self, rng: &mut impl Rng) -> Duration {
         let full = FIRST.saturating_mul(1 << self.failures.min(20)).min(self.limit);
         self.failures = self.failures.saturating_add(1);
-        jitter(full, rng)
+        let delay = jitter(full, rng);
+        debug_assert!(delay <= self.limit, "{delay:?} is over the limit {:?}", self.limit);
+        delay
     }
 }
 
-/// Between half of `full` and all of it.
+/// A random delay between half of `full` and all of it.
 pub fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
     full.mul_f64(rng.random_range(0.5..=1.0))
 }

@@ -11,14 +11,15 @@ pub struct Keyspace {
 }
 
 impl Keyspace {
-    /// The keys below `prefix`. Blanks around it, empty elements and slashes at either end do not matter, as in flannel
-    /// (Go's `path.Join`).
+    /// The keys below `prefix`. As in flannel (Go's `path.Join`), blanks around it, empty elements and slashes at
+    /// either end do not matter.
     pub fn new(prefix: &str) -> Self {
         let mut clean = String::new();
         for element in prefix.trim().split('/').filter(|element| !element.is_empty()) {
             clean.push('/');
             clean.push_str(element);
         }
+        debug_assert!(clean.is_empty() || (clean.starts_with('/') && !clean.ends_with('/')));
         Self { prefix: clean }
     }
 
@@ -32,7 +33,7 @@ impl Keyspace {
         &self.prefix
     }
 
-    /// The config of the network of that name.
+    /// The key of the config of the network with that name, below this prefix.
     pub fn config_of(&self, network: &str) -> String {
         format!("{}/{network}/config", self.prefix)
     }
@@ -44,21 +45,27 @@ impl Keyspace {
 
     /// The key of one lease.
     pub fn lease(&self, key: &SubnetKey) -> String {
-        format!("{}/subnets/{key}", self.prefix)
+        let full = format!("{}/subnets/{key}", self.prefix);
+        debug_assert_eq!(
+            self.name(&full).map(subnet),
+            Some(Ok(*key)),
+            "a key that we write can be read back"
+        );
+        full
     }
 
-    /// What follows `<prefix>/subnets/`; `None` for any other key.
+    /// The part of a lease's key that follows `<prefix>/subnets/`; `None` for any other key.
     pub fn name<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&self.prefix)?.strip_prefix("/subnets/")
     }
 }
 
-/// The subnet that a key's last element names.
+/// The subnet that the last element of a key names.
 pub fn subnet(name: &str) -> Result<SubnetKey, Skipped> {
     name.parse().map_err(|error: KeyError| Skipped { key: name.to_owned(), reason: error.reason.to_owned() })
 }
 
-/// The lease that a key's last element and its value make.
+/// The lease that the last element of a key and its value describe.
 pub fn entry(name: &str, value: &str, revision: Revision, lease: Option<u64>) -> Result<Entry, Skipped> {
     let key = subnet(name)?;
     let attrs = LeaseAttrs::decode(value)

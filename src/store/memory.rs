@@ -1,7 +1,7 @@
-//! A store inside this process: for tests, and for a host that is alone.
+//! A store inside this process, for tests.
 //!
-//! It keeps the whole contract of the others (revisions, conditional writes, TTLs, a bounded history
-//! that a watch can fall out of), on a clock that stands still until [`Memory::advance`] moves it.
+//! It keeps the whole contract that the other stores keep: revisions, conditional writes, TTLs, and a bounded history
+//! that a watch can fall out of. Its clock stands still until [`Memory::advance`] moves it.
 
 use super::keyspace::{self, Keyspace};
 use super::{Change, Entry, Error, Listing, Registry, Revision, Watch};
@@ -11,17 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// How many events are remembered, as in etcd v2.
+/// How many events the store remembers. etcd v2 remembers as many.
 const HISTORY: usize = 1000;
 
-/// A store inside this process. Clones share it.
+/// A store inside this process. All clones of it share one state.
 #[derive(Debug, Clone)]
 pub struct Memory {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
-/// Keys are what follows `<prefix>/subnets/`.
+/// What the store holds. A key here is the part that follows `<prefix>/subnets/`.
 #[derive(Debug, Default)]
 struct State {
     now: Duration,
@@ -35,15 +35,16 @@ struct State {
     history: VecDeque<Event>,
 }
 
+/// The value of a key.
 #[derive(Debug, Clone)]
 struct Stored {
     value: String,
     revision: Revision,
-    /// The lease's id and the time at which it expires.
+    /// The id of the lease and the time at which it expires; `None` for a reservation.
     lease: Option<(u64, Duration)>,
 }
 
-/// A write; no value means that the key has gone.
+/// One write to a key. Without a value it is a deletion or an expiry.
 #[derive(Debug, Clone)]
 struct Event {
     revision: Revision,
@@ -58,12 +59,12 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// An empty store.
+    /// A store without any key.
     pub fn new() -> Self {
         Self { state: Arc::default(), changed: Arc::new(Notify::new()) }
     }
 
-    /// Moves the clock; leases whose time has come expire in order.
+    /// Moves the clock forward. Leases whose time has come expire in the order of their times.
     pub fn advance(&self, by: Duration) {
         let mut state = self.lock();
         state.now = state.now.saturating_add(by);
@@ -79,7 +80,8 @@ impl Memory {
         state.config = Some(text.to_owned());
     }
 
-    /// Gives or takes the config of a network below the prefix; the networks are not inside this store.
+    /// Adds or removes the config of a network below the prefix. This store holds only the names of such networks,
+    /// not their leases.
     pub fn set_network(&self, name: &str, present: bool) {
         let mut state = self.lock();
         state.revision += 1;
@@ -90,26 +92,26 @@ impl Memory {
         }
     }
 
-    /// Writes any key below `subnets/`, without asking what was there; no TTL makes a reservation.
+    /// Writes any key below `subnets/`, whatever was there before. Without a TTL it is a reservation.
     pub fn put_raw(&self, name: &str, value: &str, ttl: Option<Duration>) -> Revision {
         let revision = self.lock().put(name, value.to_owned(), ttl).revision;
         self.changed.notify_waiters();
         revision
     }
 
-    /// Deletes any key below `subnets/`, if it is there.
+    /// Deletes a key below `subnets/` if it exists.
     pub fn delete_raw(&self, name: &str) {
         self.lock().remove(name);
         self.changed.notify_waiters();
     }
 
-    /// Forgets all events up to `revision`.
+    /// Forgets all events up to and including `revision`.
     pub fn compact(&self, revision: Revision) {
         self.lock().forget(revision);
         self.changed.notify_waiters();
     }
 
-    /// A poisoned lock means that a test has failed elsewhere; the state is sound between statements.
+    /// Locks the state. A poisoned lock means that a test has failed elsewhere; the state is still sound.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,10 +138,13 @@ impl State {
     }
 
     fn remember(&mut self, name: &str, stored: Option<Stored>) {
+        let newest = self.history.back().map_or(self.forgotten, |event| event.revision);
+        debug_assert!(newest < self.revision, "every write has a revision of its own");
         self.history.push_back(Event { revision: self.revision, name: name.to_owned(), stored });
         if let Some(oldest) = self.history.front().filter(|_| self.history.len() > HISTORY) {
             self.forget(oldest.revision);
         }
+        debug_assert!(self.history.len() <= HISTORY);
     }
 
     fn forget(&mut self, revision: Revision) {
@@ -159,9 +164,11 @@ impl State {
         for (_, name) in due {
             self.remove(&name);
         }
+        let is_due = |stored: &Stored| stored.lease.is_some_and(|(_, at)| at <= self.now);
+        debug_assert!(!self.keys.values().any(is_due));
     }
 
-    /// The key, if it is still as held.
+    /// The name of the key, if it still has the revision and the value that the caller holds.
     fn held(&self, held: &Entry) -> Result<String, Error> {
         let name = held.key.to_string();
         match self.keys.get(&name) {
@@ -175,7 +182,7 @@ fn lease_id(stored: &Stored) -> Option<u64> {
     stored.lease.map(|(id, _)| id)
 }
 
-/// The lease that was just written.
+/// The entry for the lease that was just written.
 fn written(key: SubnetKey, attrs: &LeaseAttrs, stored: Stored) -> Entry {
     let lease = lease_id(&stored);
     Entry { key, attrs: attrs.clone(), value: stored.value, revision: stored.revision, lease }
@@ -201,6 +208,7 @@ impl Registry for Memory {
                 Err(skipped) => listing.skipped.push(skipped),
             }
         }
+        debug_assert!(listing.entries.iter().all(|entry| entry.revision <= listing.revision));
         Ok(listing)
     }
 
@@ -266,7 +274,8 @@ impl MemoryWatch {
                     .map(|key| Change::Gone { key, revision: event.revision }),
             })
             .collect();
-        // A store that was made anew counts from 0 again; the watch then waits until it is past that.
+        debug_assert!(state.forgotten <= state.revision);
+        // A watch may begin at a revision that this store has not reached; it then waits until the store is past it.
         self.seen = self.seen.max(state.revision);
         Ok(changes)
     }
@@ -276,7 +285,7 @@ impl Watch for MemoryWatch {
     async fn next(&mut self) -> Result<Vec<Change>, Error> {
         let changed = Arc::clone(&self.store.changed);
         loop {
-            // Registered before the look, or a change in between would be slept through.
+            // The watch registers before it looks: otherwise it would sleep through a change in between.
             let mut notified = std::pin::pin!(changed.notified());
             notified.as_mut().enable();
             let changes = self.changes()?;

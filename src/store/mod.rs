@@ -1,19 +1,19 @@
-//! flannel's contract with a store, whoever keeps it.
+//! flannel's contract with a store, whichever store keeps it.
 //!
 //! # Theory of operation
 //!
 //! The contract is small: one config, one key for every lease, a TTL on each, and a feed of changes. [`Registry`]
-//! is that contract. etcd's two APIs (the room `etcd`) and [`Memory`] (this process) keep it, and one set of tests
-//! holds all of them to it.
+//! is that contract. etcd's two APIs (the room `etcd`) and [`Memory`] (a store inside this process) keep it, and one
+//! set of tests holds all of them to it.
 //!
-//! - **Writes are conditional**, all of them: create if absent, update and delete if unchanged. flannel
-//!   overwrites, and so steals back a subnet that has long been another's.
+//! - **All writes are conditional**: a create needs an absent key, an update or a delete an unchanged one. flannel
+//!   overwrites instead, and so takes back a subnet that has long belonged to another host.
 //! - **A write whose answer was lost** is not repeated by the store: the call ends in [`Error::Unavailable`], and
-//!   a new list tells what came of it.
-//! - **A watch never heals itself.** It ends with an error, and its caller goes on from the last revision seen or
-//!   from a new list; so there is one place that decides about [`Backoff`].
-//! - **Nothing is believed.** A key or value that cannot be read is reported ([`Skipped`]) and left alone.
-//! - **One task, one runtime.** Nothing here is `Send`; nothing is spawned.
+//!   a new list tells whether the write happened.
+//! - **A watch never repairs itself.** It ends with an error, and its caller goes on from the last revision seen or
+//!   from a new list. So one place alone decides about [`Backoff`].
+//! - **No text is trusted.** A key or value that cannot be read is reported ([`Skipped`]) and left alone.
+//! - **One task calls the store**, on one runtime. So nothing here has to be `Send`, and the store starts no tasks.
 //!
 //! | file | |
 //! |---|---|
@@ -32,42 +32,43 @@ pub use memory::{Memory, MemoryWatch};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::time::Duration;
 
-/// v2: a `modifiedIndex` or `X-Etcd-Index`; v3: a (mod) revision. Grows with every write to the store.
+/// A number that grows with every write to the store. In etcd v2 it is a `modifiedIndex` or `X-Etcd-Index`, in v3 a
+/// revision or mod revision.
 pub type Revision = u64;
 
 /// One lease as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The subnet.
+    /// The subnet that the key names.
     pub key: SubnetKey,
-    /// Its owner.
+    /// What the owner of the subnet published.
     pub attrs: LeaseAttrs,
-    /// The value as it stands in the store. A conditional write compares with it too, since a revision alone
-    /// can come twice: a store that was restored from an older state counts on from there.
+    /// The value as it stands in the store. A conditional write compares with it too, because the same revision
+    /// can come twice: a store that was restored from an older state goes on counting from there.
     pub value: String,
-    /// The revision of the last write to this key: what a conditional write compares with.
+    /// The revision of the last write to this key. A conditional write compares with it.
     pub revision: Revision,
-    /// `None`: the key has no TTL, it is a reservation. v3: the etcd lease's id; v2: always 0.
+    /// The id of the etcd lease in v3, and always 0 in v2. `None` means that the key has no TTL: it is a reservation.
     pub lease: Option<u64>,
 }
 
-/// A key or value under `subnets/` that could not be read; it is counted and left alone.
+/// A key or value under `subnets/` that could not be read. It is counted and left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// The last element of the key, as it stands in the store.
     pub key: String,
-    /// What is wrong with it.
+    /// What is wrong with the key or its value.
     pub reason: String,
 }
 
 /// Every lease at one revision.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listing {
-    /// The readable leases.
+    /// The leases that could be read.
     pub entries: Vec<Entry>,
-    /// The rest.
+    /// The keys and values that could not be read.
     pub skipped: Vec<Skipped>,
-    /// The store's revision at the time of the list; a watch from here misses nothing.
+    /// The revision of the store at the time of the list. A watch from here misses nothing.
     pub revision: Revision,
 }
 
@@ -78,12 +79,12 @@ pub enum Change {
     Set(Entry),
     /// A key was deleted or expired.
     Gone {
-        /// Which.
+        /// The subnet that the key named.
         key: SubnetKey,
-        /// When.
+        /// The revision of the deletion or expiry.
         revision: Revision,
     },
-    /// Something unreadable was written; the last good value of that key, if any, stays in force.
+    /// A key was written that cannot be read. If it had a good value before, that value stays in force.
     Skipped(Skipped),
 }
 
@@ -99,54 +100,55 @@ pub enum Error {
     /// A conditional write found another revision or value, or no key at all.
     #[error("the key was changed by someone else")]
     Conflict,
-    /// The watch's revision is older than the store remembers (v2: error 401, v3: compaction).
+    /// The store no longer remembers the revision that the watch asks for (v2: error 401, v3: compaction).
     #[error("the store no longer remembers that revision")]
     Compacted,
     /// No endpoint answered in time. The write may or may not have happened.
     #[error("etcd does not answer: {0}")]
     Unavailable(String),
-    /// Wrong user, password, certificate or role.
+    /// The store does not accept the user, the password, the certificate or the role.
     #[error("etcd refuses: {0}")]
     Denied(String),
-    /// An answer that makes no sense, or settings that can never work.
+    /// The answer makes no sense, or the settings can never work.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// The store, seen as flannel's contract needs it. Every write is conditional.
+/// A store as flannel's contract needs it. Every write is conditional.
 ///
-/// One task calls it (current-thread runtime), hence no `Send` bounds. Every call is one round of the store's
-/// endpoints and ends within a request's deadline times their number, with two exceptions:
-/// [`Registry::networks`] is a round for each child of the prefix and more, and a store that has still to choose its
-/// API makes at most four other calls first. A silent store takes at most two rounds; only one that answers, slowly,
-/// takes more.
+/// One task calls it, on a current-thread runtime, so there are no `Send` bounds. Every call asks each endpoint of the
+/// store at most once, and so ends within the deadline of a request times the number of endpoints. There are two
+/// exceptions: [`Registry::networks`] makes at least one such round for each child of the prefix, and a store that has
+/// still to choose its API makes at most four other calls first. When the store is silent, these end after two rounds
+/// at most; only a store that answers slowly takes longer.
 #[allow(async_fn_in_trait)]
 pub trait Registry {
-    /// A running watch.
+    /// The type of a running watch.
     type Watch: Watch;
-    /// The text of `<prefix>/config`.
+    /// Reads the text of `<prefix>/config`.
     async fn config(&self) -> Result<String, Error>;
-    /// The names of the networks below this prefix, sorted: its children that own a `config` key. For the mode
-    /// of several networks, in which the prefix itself has none.
+    /// Lists the names of the networks below this prefix, sorted. A network is a child that owns a `config` key. In the
+    /// mode of several networks the prefix itself has no config.
     async fn networks(&self) -> Result<Vec<String>, Error>;
-    /// All leases.
+    /// Lists all leases.
     async fn list(&self) -> Result<Listing, Error>;
-    /// Creates a lease if the key is absent, else [`Error::Exists`].
+    /// Creates a lease if the key is absent; otherwise fails with [`Error::Exists`].
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error>;
-    /// Overwrites the value and refreshes the TTL if the key is still as `held` has it (revision and value),
-    /// else [`Error::Conflict`]. A reservation (`held.lease == None`) stays one: `ttl` is then ignored.
+    /// Overwrites the value and refreshes the TTL if the key still has the revision and the value of `held`;
+    /// otherwise fails with [`Error::Conflict`]. A reservation (`held.lease == None`) stays one and ignores `ttl`.
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error>;
-    /// Deletes the key if it is still as `held` has it (revision and value), else [`Error::Conflict`].
+    /// Deletes the key if it still has the revision and the value of `held`; otherwise fails with
+    /// [`Error::Conflict`].
     async fn delete(&self, held: &Entry) -> Result<(), Error>;
-    /// Follows all changes after `revision`.
+    /// Starts a watch that tells of all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;
 }
 
 /// A running watch over all leases.
 #[allow(async_fn_in_trait)]
 pub trait Watch {
-    /// The next changes, in the store's order; waits as long as there are none. After an error the
-    /// watch is over: [`Error::Compacted`] asks for a new list, anything else for a new watch from the
-    /// last revision seen. Cancel-safe: dropping the future loses no event.
+    /// Waits for the next changes and returns them in the order of the store. After an error the watch is over:
+    /// [`Error::Compacted`] asks for a new list, any other error for a new watch from the last revision seen. The call
+    /// is cancel-safe: dropping its future loses no event.
     async fn next(&mut self) -> Result<Vec<Change>, Error>;
 }

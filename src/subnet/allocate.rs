@@ -1,18 +1,18 @@
 //! The choice of a free subnet.
 //!
-//! As flannel does: walk from `SubnetMin` in steps of one subnet, collect the first hundred that
-//! overlap no lease, take one of them at random. A small bag keeps a network's leases together; the
-//! random pick keeps hosts that start at once from all wanting the same one.
+//! The choice is made as in flannel: walk from `SubnetMin` in steps of one subnet, collect the first hundred that
+//! overlap no lease, and take one of them at random. A small bag keeps the leases of a network together. The random
+//! pick keeps hosts that start at the same moment from all wanting the same subnet.
 
-use super::Config;
+use super::{Config, overlap};
 use ipnet::Ipv4Net;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// flannel's bag: so many candidates at most.
-pub const MAX_CANDIDATES: usize = 100;
+/// The size of flannel's bag: the choice is among this many candidates at most.
+const MAX_CANDIDATES: usize = 100;
 
-/// No subnet is free.
+/// The error of a choice when no subnet is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("out of subnets: {leases} leases take all {pool} subnets")]
 pub struct OutOfSubnets {
@@ -22,19 +22,22 @@ pub struct OutOfSubnets {
     pub pool: u64,
 }
 
-/// One of the first [`MAX_CANDIDATES`] free subnets of `config`, all equally likely.
+/// One of the first hundred free subnets of `config`, all equally likely.
 ///
 /// # Errors
-/// `taken` leaves none.
+/// The subnets in `taken` leave no free one.
 pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ipv4Net, OutOfSubnets> {
     let free = candidates(config, taken);
-    free.choose(rng).copied().ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })
+    let picked = *free.choose(rng).ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })?;
+    debug_assert!(config.fits(picked), "{picked} is not one of the config's subnets");
+    debug_assert!(!taken.iter().any(|net| overlap(*net, picked)), "{picked} is taken");
+    Ok(picked)
 }
 
 /// The first [`MAX_CANDIDATES`] subnets from `SubnetMin` on that overlap nothing in `taken`.
 ///
-/// One sort and one pass: a run of leases is stepped over at once, however short the subnets are.
-pub fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
+/// This takes one sort and one pass. A lease is stepped over at once, however many subnets it covers.
+fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut spans: Vec<(u64, u64)> =
         taken.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
     spans.sort_unstable();
@@ -45,7 +48,7 @@ pub fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut spans = spans.into_iter().peekable();
     while base <= last && free.len() < MAX_CANDIDATES {
         match spans.peek() {
-            // Behind us. A span that starts later ends later or lies inside this one.
+            // This span lies behind us. A span that starts later ends later or lies inside this one.
             Some(&(_, end)) if end < base => drop(spans.next()),
             Some(&(start, end)) if start < base + size => base += ((end - base) / size + 1) * size,
             _ => {
@@ -54,6 +57,7 @@ pub fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
             }
         }
     }
+    debug_assert!(free.len() <= MAX_CANDIDATES && free.is_sorted());
     free
 }
 

@@ -9,66 +9,68 @@ use serde_json::{Map, Value};
 use std::net::Ipv4Addr;
 
 /// The port of flannel's udp backend.
-pub const DEFAULT_UDP_PORT: u16 = 8285;
+const DEFAULT_UDP_PORT: u16 = 8285;
 
 /// flannel leases /24 subnets wherever the network has room for four of them.
 const DEFAULT_SUBNET_LEN: u8 = 24;
-/// A longer prefix leaves no two host addresses beside base and broadcast.
+/// The longest prefix of a subnet. A longer one would not leave two host addresses beside base and broadcast.
 const MAX_SUBNET_LEN: u8 = 30;
-/// Every network must hold at least four subnets: two bits.
+/// Every network must hold at least four subnets, which takes two bits.
 const SUBNET_BITS: u8 = 2;
+const _: () = assert!(SUBNET_BITS < DEFAULT_SUBNET_LEN && DEFAULT_SUBNET_LEN <= MAX_SUBNET_LEN);
+const _: () = assert!(MAX_SUBNET_LEN < 32, "a subnet has a size of more than one address");
 
-/// A network config, checked, with every default worked out.
+/// A network config that was checked, with every default filled in.
 ///
-/// The rules are those of flannel since v0.14. v0.6.2 took some configs that these refuse (a network of
-/// fewer than four subnets, `SubnetLen` 31 and 32, bounds that are not on a subnet's boundary); those
-/// get an error that says so.
+/// The rules are those of flannel since v0.14. flannel v0.6.2 accepted some configs that these rules refuse: a network
+/// of fewer than four subnets, `SubnetLen` 31 and 32, and bounds that are not on the boundary of a subnet. The error
+/// then says which rule is broken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The whole overlay, masked.
+    /// The network of the whole overlay, masked.
     pub network: Ipv4Net,
-    /// Prefix length of every host's subnet.
+    /// The prefix length of every host's subnet.
     pub subnet_len: u8,
-    /// Base address of the first subnet that may be leased.
+    /// The base address of the first subnet that may be leased.
     pub subnet_min: Ipv4Addr,
-    /// Base address of the last subnet that may be leased.
+    /// The base address of the last subnet that may be leased.
     pub subnet_max: Ipv4Addr,
-    /// How packets travel.
+    /// How packets travel between hosts.
     pub backend: BackendConfig,
-    /// `EnableIPv4`; always true for now.
+    /// `EnableIPv4`: always true, since networks without IPv4 are not served yet.
     pub enable_ipv4: bool,
-    /// `EnableIPv6`; always false for now.
+    /// `EnableIPv6`: always false, since IPv6 is not served yet.
     pub enable_ipv6: bool,
-    /// `EnableNFTables`: masquerade with nftables rather than iptables.
+    /// `EnableNFTables`: write masquerade and forward rules with nftables instead of iptables.
     pub enable_nftables: bool,
 }
 
-/// The `Backend` object.
+/// The `Backend` object of a network config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendConfig {
-    /// `Type`, in lower case.
+    /// The `Type` of the backend, in lower case.
     pub kind: String,
-    /// All fields, `Type` among them, spelt as in the text. Read them through [`BackendConfig::get`].
+    /// All fields, `Type` among them, with keys spelt as in the text. [`BackendConfig::get`] reads them.
     pub fields: Map<String, Value>,
 }
 
 /// Why a config cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not a JSON object.
+    /// The text is not a JSON object.
     #[error("the network config is not a JSON object: {0}")]
     Syntax(String),
-    /// A field that is wrong or missing.
+    /// A field is wrong or missing.
     #[error("network config: {field} {value}: {reason}")]
     Field {
-        /// Its name as flannel spells it.
+        /// The name of the field as flannel spells it.
         field: String,
-        /// Its value as JSON, `(absent)`, or `(derived)` and the value.
+        /// The value of the field as JSON, or `(absent)`.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with the field.
         reason: String,
     },
-    /// A part of flannel that this daemon does not have yet.
+    /// The config asks for a part of flannel that this daemon does not have yet.
     #[error("network config: {0} is not served yet")]
     NotServed(&'static str),
 }
@@ -82,10 +84,10 @@ fn syntax(error: &serde_json::Error) -> ConfigError {
 }
 
 impl Config {
-    /// Reads a config, derives what it leaves out and checks all of it.
+    /// Reads a config, fills in what it leaves out, and checks all of it.
     ///
     /// # Errors
-    /// The first field that is wrong, with its value.
+    /// The error names the first field that is wrong, and its value.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let object: Object = serde_json::from_str(text).map_err(|e| syntax(&e))?;
         let enable_ipv4 = boolean(&object, "EnableIPv4", true)?;
@@ -111,12 +113,12 @@ impl Config {
         })
     }
 
-    /// Addresses in one subnet.
-    pub fn subnet_size(&self) -> u64 {
+    /// The number of addresses in one subnet.
+    pub(super) fn subnet_size(&self) -> u64 {
         1 << (32 - u32::from(self.subnet_len))
     }
 
-    /// How many subnets there are to lease.
+    /// The number of subnets that can be leased.
     pub fn pool(&self) -> u64 {
         (u64::from(u32::from(self.subnet_max)) - u64::from(u32::from(self.subnet_min))) / self.subnet_size()
             + 1
@@ -181,19 +183,21 @@ fn subnet_len(object: &Object, network: Ipv4Net) -> Result<u8, ConfigError> {
     u8::try_from(given).map_err(|_| bad(FIELD, given, "is out of range"))
 }
 
-/// `SubnetMin` and `SubnetMax`. The default skips the first subnet, as flannel does.
+/// `SubnetMin` and `SubnetMax`. As in flannel, the default skips the first subnet.
 fn bounds(object: &Object, network: Ipv4Net, len: u8) -> Result<(Ipv4Addr, Ipv4Addr), ConfigError> {
     let size = 1_u32 << (32 - u32::from(len));
     let first = Ipv4Addr::from(u32::from(network.network()) + size);
     let last = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
     let min = bound(object, "SubnetMin", network, size)?.unwrap_or(first);
     let max = bound(object, "SubnetMax", network, size)?.unwrap_or(last);
+    debug_assert!(network.contains(&min) && network.contains(&max));
     if min > max {
         return Err(bad("SubnetMin", min, format!("is above SubnetMax {max}")));
     }
     Ok((min, max))
 }
 
+/// One of the two bounds; `None` if it is absent or `0.0.0.0`.
 fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option<Ipv4Addr>, ConfigError> {
     let Some(value) = object.get(field) else { return Ok(None) };
     let address: Ipv4Addr = value
@@ -219,7 +223,7 @@ fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option
     Ok(Some(address))
 }
 
-/// No `Backend` means udp, whatever flannel's documentation says.
+/// The `Backend` object. Without one the backend is udp, even where flannel's documentation names another.
 fn backend(text: &str) -> Result<BackendConfig, ConfigError> {
     const TYPE: &str = "Backend.Type";
     let members: Object<&RawValue> = serde_json::from_str(text).map_err(|e| syntax(&e))?;
@@ -237,16 +241,16 @@ fn backend(text: &str) -> Result<BackendConfig, ConfigError> {
 }
 
 impl BackendConfig {
-    /// A field, whatever the case of its key; `null` counts as absent.
+    /// The value of a field, whatever the case of its key; `null` counts as absent.
     pub fn get(&self, name: &str) -> Option<&Value> {
         let found = self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value).filter(|value| !value.is_null())
     }
 
-    /// A field as a `T`; `None` if absent.
+    /// The value of a field as a `T`; `None` if it is absent.
     ///
     /// # Errors
-    /// It is there and is no `T`.
+    /// The field is there, but its value is not a `T`.
     pub fn field<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConfigError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         T::deserialize(value)
@@ -254,10 +258,10 @@ impl BackendConfig {
             .map_err(|e| bad(&format!("Backend.{name}"), value, quote(&e.to_string())))
     }
 
-    /// `Port`: where every host of a udp network listens and sends to; 8285 if absent.
+    /// `Port`: the port on which every host of a udp network listens; 8285 if absent.
     ///
     /// # Errors
-    /// Not an integer from 1 to 65535.
+    /// The value is not an integer from 1 to 65535.
     pub fn port(&self) -> Result<u16, ConfigError> {
         let Some(value) = self.get("Port") else { return Ok(DEFAULT_UDP_PORT) };
         let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);

@@ -6,17 +6,17 @@ use ipnet::Ipv4Net;
 /// A peer's subnet and what it published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The subnet.
+    /// The subnet of the peer.
     pub subnet: Ipv4Net,
-    /// Its owner.
+    /// What the peer published about itself.
     pub attrs: LeaseAttrs,
 }
 
 /// A peer came, changed or went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The peer is new or its attributes have changed; it replaces what was known of that subnet.
+    /// The peer is new or its attributes have changed. This lease replaces what was known of that subnet.
     Added(Lease),
-    /// The peer is gone; these were its attributes.
+    /// The peer is gone. The lease holds its last known attributes.
     Removed(Lease),
 }

@@ -1,5 +1,5 @@
-//! JSON objects as Go's `encoding/json` sees them when it fills a struct: keys match without regard to
-//! case, and of several that match the last one wins.
+//! JSON objects as Go's `encoding/json` sees them when it fills a struct: keys match whatever their case, and of
+//! several that match the last one wins.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -7,25 +7,25 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The members of one object, in the order of the text. `T` is `RawValue` where a member is itself an
-/// object whose order matters: [`Value`] sorts.
+/// The members of one object, in the order of the text. `T` is `RawValue` where a member is itself an object whose
+/// order matters, because a [`Value`] sorts its members.
 #[derive(Debug)]
 pub(super) struct Object<T = Value>(Vec<(String, T)>);
 
 impl<T> Object<T> {
-    /// The last member whose key matches.
+    /// The value of the last member whose key matches `name`.
     pub(super) fn get(&self, name: &str) -> Option<&T> {
         self.0.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 }
 
 impl Object {
-    /// As [`Object::get`], but `null` counts as absent: Go leaves a string, number or boolean as it was.
+    /// As [`Object::get`], but `null` counts as absent: on `null`, Go leaves a string, number or boolean as it was.
     pub(super) fn get_non_null(&self, name: &str) -> Option<&Value> {
         self.get(name).filter(|value| !value.is_null())
     }
 
-    /// The winners, each under the spelling of its last occurrence.
+    /// The members that win, each under the spelling of its last occurrence.
     pub(super) fn into_map(self) -> Map<String, Value> {
         let mut winners = Map::new();
         for (key, value) in self.0.into_iter().rev() {

@@ -1,4 +1,4 @@
-//! The lease as etcd holds it: key and value codecs.
+//! The lease as the store holds it: how its key and its value are read and written.
 
 use super::go_json::Object;
 use crate::log::quote;
@@ -14,24 +14,24 @@ use std::str::FromStr;
 /// is accepted, so that a key that was read can be written to again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubnetKey {
-    /// The IPv4 subnet, masked to its prefix.
+    /// The IPv4 subnet, with the bits outside its prefix cleared.
     pub ipv4: Ipv4Net,
-    /// The IPv6 subnet of a dual-stack node; we never write one, but must not mangle one either.
+    /// The IPv6 subnet of a dual-stack node. We never create one, but a key that we write again must keep it.
     pub ipv6: Option<Ipv6Net>,
 }
 
 /// What a node publishes about itself in its lease's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseAttrs {
-    /// Where peers send this node's packets, and the node's identity.
+    /// The address to which peers send this node's packets. It is also the identity of the node.
     pub public_ip: Ipv4Addr,
-    /// `vxlan`, `host-gw`, …; absent for `udp` and `alloc`.
+    /// The backend of the node, such as `vxlan` or `host-gw`; absent for `udp` and `alloc`.
     pub backend_type: Option<String>,
-    /// What that backend wants peers to know, as it stands in the store.
+    /// What that backend tells its peers, as it stands in the store.
     pub backend_data: Option<Value>,
 }
 
-/// Which generation of flannel writes the value: the two differ in `PublicIPv6`.
+/// The generation of flannel whose form a value has. The two forms differ in `PublicIPv6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueForm {
     /// `{"PublicIP":"192.0.2.7"}`, as flannel up to v0.14 wrote through etcd v2.
@@ -40,40 +40,41 @@ pub enum ValueForm {
     V3,
 }
 
-/// Why a key is not a lease's.
+/// Why a key is not the key of a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key:?} is not a subnet key: {reason}")]
 pub struct KeyError {
-    /// The text.
+    /// The text of the key.
     pub key: String,
-    /// What is wrong with it.
+    /// What is wrong with the key.
     pub reason: &'static str,
 }
 
-/// Why a value is not a lease's.
+/// Why a value is not the value of a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// etcd v2 answers so for a directory, and some stores were seen to hold it.
+    /// The value is empty. etcd v2 answers so for a directory, and some stores hold such values.
     #[error("the value is empty")]
     Empty,
-    /// Not a JSON object.
+    /// The value is not a JSON object.
     #[error("not a JSON object: {0}")]
     Syntax(String),
-    /// A field that flannel could not read either, or without which the lease is of no use.
+    /// A field is of a kind that flannel could not read either, or the lease is useless without it.
     #[error("{field}: {reason}: {value}")]
     Field {
-        /// Its name as flannel spells it.
+        /// The name of the field as flannel spells it.
         field: &'static str,
-        /// Its value as JSON; `nothing` if absent.
+        /// The value of the field as JSON; `nothing` if it is absent.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with the field.
         reason: &'static str,
     },
 }
 
-/// flannel parses the length with five bits, so it reads no `-32` key, and nobody leases one address.
+/// The longest IPv4 prefix in a key. flannel reads the length as a number of five bits, so it cannot read a key that
+/// ends in `-32`, and nobody leases a single address.
 const MAX_PREFIX: u8 = 31;
-/// Seven bits for IPv6.
+/// The longest IPv6 prefix in a key. flannel reads its length as a number of seven bits.
 const MAX_PREFIX_V6: u8 = 127;
 
 impl SubnetKey {
@@ -118,7 +119,7 @@ impl FromStr for SubnetKey {
             None => None,
         };
         let key = Self { ipv4: ipv4.trunc(), ipv6: ipv6.map(|net| net.trunc()) };
-        // Two texts for one subnet would be two keys in the store and one here.
+        // If two texts could name one subnet, two keys in the store would be one key here.
         if key.to_string() != text {
             return Err(error("not in canonical form"));
         }
@@ -126,7 +127,7 @@ impl FromStr for SubnetKey {
     }
 }
 
-/// `<address>-<length>`.
+/// Splits `<address>-<length>` into its two parts.
 fn split_net<A: FromStr>(text: &str, max_len: u8) -> Result<(A, u8), &'static str> {
     let (addr, len) = text.rsplit_once('-').ok_or("no prefix length")?;
     let len = len.parse::<u8>().map_err(|_| "bad prefix length")?;
@@ -137,12 +138,12 @@ fn split_net<A: FromStr>(text: &str, max_len: u8) -> Result<(A, u8), &'static st
 }
 
 impl LeaseAttrs {
-    /// The attributes of a node whose backend tells its peers nothing but where to send.
+    /// The attributes of a node whose backend tells its peers only where to send packets.
     pub fn new(public_ip: Ipv4Addr) -> Self {
         Self { public_ip, backend_type: None, backend_data: None }
     }
 
-    /// The value as flannel writes it: fixed order of the fields, no blanks, empty ones left out.
+    /// The value as flannel writes it: the fields have a fixed order, empty ones are left out, and there are no blanks.
     pub fn encode(&self, form: ValueForm) -> String {
         let mut text = format!("{{\"PublicIP\":\"{}\"", self.public_ip);
         if form == ValueForm::V3 {
@@ -155,14 +156,16 @@ impl LeaseAttrs {
             text.push_str(&format!(",\"BackendData\":{data}"));
         }
         text.push('}');
+        let same_host = |read: &Self| read.public_ip == self.public_ip;
+        debug_assert!(Self::decode(&text).as_ref().is_ok_and(same_host), "{text} cannot be read back");
         text
     }
 
-    /// Reads a value of either form. Fields that we don't know are ignored.
+    /// Reads a value of either form. Unknown fields are ignored.
     ///
     /// # Errors
-    /// An empty value, text that is no JSON object, a `PublicIP` that is absent or no IPv4 address, a
-    /// `BackendType` that is no string.
+    /// The value is empty or is not a JSON object, `PublicIP` is absent or is not an IPv4 address, or `BackendType` is
+    /// not a string.
     pub fn decode(text: &str) -> Result<Self, ValueError> {
         if text.trim().is_empty() {
             return Err(ValueError::Empty);

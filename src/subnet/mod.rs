@@ -1,23 +1,23 @@
 //! flannel's contract as values: the network config, the lease's key and value, the choice of a free
 //! subnet, and `subnet.env`.
 //!
-//! Theory of operation. Text that other programs wrote (operators, flanneld of any age, CNI plugins)
-//! comes in, a checked value goes out, and back again byte for byte; nothing here talks to a store or
-//! knows the time. JSON is read as Go reads it (`go_json`): keys match whatever their case, the last
-//! of several wins, unknown ones are ignored. What flannel wrote and can read back, we can read; what
-//! makes no sense gets an error that names the field and its value, [quoted](crate::log::quote).
+//! Theory of operation. This room turns text that others wrote (operators, flanneld of any age, CNI plugins) into
+//! checked values, and such values into the bytes that flannel would write. Nothing here talks to a store or knows
+//! the time. JSON is read as Go reads it (`go_json`): keys match whatever their case, the last of several wins, and
+//! unknown ones are ignored. We can read all that flannel wrote and can read back. Text that makes no sense gets an
+//! error that names the field and its value, [quoted](crate::log::quote).
 //!
 //! | file | text | value |
 //! |---|---|---|
-//! | [`config`] | `<prefix>/config` | [`Config`] |
+//! | `config` | `<prefix>/config` | [`Config`] |
 //! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
-//! | [`env_file`] | `/run/flannel/subnet.env` | [`EnvFile`] |
+//! | `env_file` | `/run/flannel/subnet.env` | [`EnvFile`] |
 
 pub mod allocate;
-pub mod config;
-pub mod env_file;
+mod config;
+mod env_file;
 mod event;
 mod go_json;
 pub mod lease;
@@ -29,7 +29,7 @@ pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
 
 use ipnet::Ipv4Net;
 
-/// Whether two subnets share an address: then one of them contains the other.
+/// Whether two subnets share an address. If they do, one of them contains the other.
 pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }

@@ -1,13 +1,16 @@
-//! The lab's etcd and what is in it, through curl (v2) and etcdctl (v3).
+//! The etcd of the lab. curl (v2) and etcdctl (v3) read and write its keys.
 
-use super::{Lab, Proc, eventually, secs, words};
+#[path = "../support/etcd.rs"]
+mod etcd;
+
+use super::{Lab, Proc, eventually, secs};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 const URL: &str = "http://10.77.0.254:2379";
 const PREFIX: &str = "/coreos.com/network";
 
-/// Which of etcd's two stores.
+/// The API of etcd that a test uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     V2,
@@ -15,7 +18,7 @@ pub enum Api {
 }
 
 impl Api {
-    /// The command line flag that chooses it.
+    /// The flag of flanneld that chooses it.
     pub fn flag(self) -> &'static str {
         match self {
             Api::V2 => "--etcd-api=v2",
@@ -25,23 +28,20 @@ impl Api {
 }
 
 impl Lab {
-    /// Starts etcd; a second start finds the data of the first.
+    /// Starts etcd. A second start finds the data of the first.
     pub fn start_etcd(&mut self) {
-        let line = format!(
-            "etcd --name lab --data-dir {} --enable-v2=true --listen-client-urls {URL} --advertise-client-urls {URL} \
-             --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
-             --initial-cluster lab=http://127.0.0.1:2380 --heartbeat-interval 20 --election-timeout 200",
-            self.path("etcd").display()
-        );
+        let line = etcd::command_line(URL, "http://127.0.0.1:2380", &self.path("etcd"));
+        let mut line: Vec<&str> = line.iter().map(String::as_str).collect();
+        line.extend(["--heartbeat-interval=20", "--election-timeout=200"]);
         let log = self.path("etcd.log");
-        self.etcd = Some(Proc::start(&self.ns("sw"), &words(&line), &[], &log));
+        self.etcd = Some(Proc::start(&self.ns("sw"), &line, &[], &log));
         eventually(secs(20), "etcd", || {
             let health = self.try_run(&self.ns("sw"), &["curl", "-fsSm2", &format!("{URL}/health")]);
-            (health.status.success() && health.stdout.windows(4).any(|w| w == b"true")).then_some(())
+            (health.status.success() && etcd::serves(&String::from_utf8_lossy(&health.stdout))).then_some(())
         });
     }
 
-    /// Kills etcd; its data stay.
+    /// Ends etcd at once. Its data stay.
     pub fn stop_etcd(&mut self) {
         self.etcd = None;
     }
@@ -56,7 +56,7 @@ impl Lab {
         self.run(&self.ns("sw"), &[&["etcdctl", "--endpoints", URL], args].concat())
     }
 
-    /// Puts a key under the prefix, without a TTL.
+    /// Writes a key under the prefix, without a TTL.
     pub fn put(&self, api: Api, key: &str, value: &str) {
         match api {
             Api::V2 => {
@@ -68,17 +68,17 @@ impl Lab {
         }
     }
 
-    /// Puts the network config.
+    /// Writes the network config.
     pub fn put_config(&self, api: Api, json: &str) {
         self.put(api, "config", json);
     }
 
-    /// Registers a peer (a reservation, without a TTL): `10.1.9.0-24` at `10.77.0.2`.
+    /// Registers a peer, such as `10.1.9.0-24` at `10.77.0.2`. It is a reservation, since it has no TTL.
     pub fn put_lease(&self, api: Api, key: &str, public_ip: &str) {
         self.put(api, &format!("subnets/{key}"), &format!("{{\"PublicIP\":\"{public_ip}\"}}"));
     }
 
-    /// Deletes one lease.
+    /// Deletes the lease of that key.
     pub fn delete_lease(&self, api: Api, key: &str) {
         match api {
             Api::V2 => drop(self.curl(&["-XDELETE"], &format!("subnets/{key}"))),
@@ -86,7 +86,7 @@ impl Lab {
         }
     }
 
-    /// Every lease: the key's last element, and the value as it stands in the store.
+    /// All leases: the last element of each key, and the value as it stands in the store.
     pub fn leases(&self, api: Api) -> BTreeMap<String, String> {
         let short = |key: &str| key.strip_prefix(&format!("{PREFIX}/subnets/")).unwrap().to_owned();
         match api {
@@ -120,7 +120,7 @@ impl Lab {
         }
     }
 
-    /// Empties the store's leases and config, for tests that use one lab several times.
+    /// Deletes all leases and the config, for tests that use one lab several times.
     pub fn clear(&self, api: Api) {
         match api {
             Api::V2 => drop(self.curl(&["-XDELETE", "-G", "-drecursive=true"], "")),

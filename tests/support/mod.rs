@@ -1,5 +1,7 @@
-//! A real etcd for one test: random loopback ports, its own directory, ended when it is dropped.
+//! A real etcd for one test. It has random loopback ports and a directory of its own, and ends when it is dropped.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
+
+mod etcd;
 
 use flanneld::etcd::{Api, Settings, Store, connect};
 use flanneld::store::{Change, Error, Registry, Watch};
@@ -9,18 +11,18 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How to start it.
+/// How to start an etcd.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
-    /// Further flags of etcd.
+    /// More flags for its command line.
     pub(crate) flags: Vec<String>,
-    /// Serve clients over TLS; the flags name the files.
+    /// Whether it serves clients over TLS. The flags name the files.
     pub(crate) tls: bool,
     /// More arguments for every curl, such as a client certificate.
     pub(crate) curl: Vec<String>,
 }
 
-/// A running etcd.
+/// A running etcd process.
 pub(crate) struct Etcd {
     child: Option<Child>,
     directory: tempfile::TempDir,
@@ -51,17 +53,14 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// Starts the process (again, on the same data and ports) and waits until it serves.
+    /// Starts the process and waits until it serves. A second start finds the same data and ports.
     pub(crate) fn run(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
-        let child = Command::new("etcd")
-            .args(["--name", "one", "--enable-v2=true", "--logger=zap", "--log-level=error"])
-            .args(["--listen-client-urls", &self.url(), "--advertise-client-urls", &self.url()])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
-            .arg("--data-dir")
-            .arg(self.directory.path().join("data"))
+        let line = etcd::command_line(&self.url(), &peer, &self.directory.path().join("data"));
+        let child = Command::new(&line[0])
+            .args(&line[1..])
+            .args(["--logger=zap", "--log-level=error"])
             .args(&self.options.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -80,7 +79,7 @@ impl Etcd {
         let output = self.curl_command("/health").output();
         let output = output.expect("curl does not start: install the Debian package curl");
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        if text.contains("\"true\"") { Ok(()) } else { Err(text) }
+        if etcd::serves(&text) { Ok(()) } else { Err(text) }
     }
 
     fn curl_command(&self, path: &str) -> Command {
@@ -102,7 +101,7 @@ impl Etcd {
         }
     }
 
-    /// What it holds now, both APIs; the process is stopped for it and then goes on.
+    /// Copies what both APIs hold now. The process is stopped for it and then started again.
     pub(crate) fn back_up(&mut self) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         self.stop();
@@ -111,7 +110,7 @@ impl Etcd {
         copy
     }
 
-    /// Goes on from a copy of its data, so that revisions that were handed out since come again.
+    /// Goes on from a copy of its data. Revisions that were handed out since the copy come again.
     pub(crate) fn restore(&mut self, copy: &tempfile::TempDir) {
         self.stop();
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
@@ -125,11 +124,11 @@ impl Etcd {
         assert!(cp.status().unwrap().success());
     }
 
-    /// Freezes or thaws the process.
+    /// Sends the process a signal: `-STOP` freezes it, `-CONT` thaws it.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().expect("etcd runs").id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-        // A thread that runs stops at its next entry into the kernel, not at once.
+        // A running thread does not stop at once, but when it enters the kernel next.
         let stopped = |task: std::fs::DirEntry| {
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T'))
@@ -140,7 +139,7 @@ impl Etcd {
         }
     }
 
-    /// Runs etcdctl on it.
+    /// Runs etcdctl on this etcd and returns its output.
     pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
@@ -154,7 +153,7 @@ impl Etcd {
         text
     }
 
-    /// Runs curl on a path of it, and returns the body.
+    /// Runs curl on a path of this etcd and returns the body.
     pub(crate) fn curl(&self, path: &str, arguments: &[&str]) -> String {
         let output = self.curl_command(path).args(arguments).output().unwrap();
         assert!(output.status.success(), "curl {path}: {}", String::from_utf8_lossy(&output.stderr));
@@ -220,7 +219,7 @@ pub(crate) async fn until_available<T>(mut call: impl AsyncFnMut() -> Result<T, 
     }
 }
 
-/// Makes one of each call; all must succeed.
+/// Makes one call of each kind. All must succeed.
 pub(crate) async fn works(store: &Store) {
     let before = store.list().await.unwrap();
     let mut watch = store.watch(before.revision).await.unwrap();
@@ -235,7 +234,7 @@ pub(crate) async fn works(store: &Store) {
     assert!(matches!(seen[2], Change::Gone { .. }));
 }
 
-/// The error of a list, which must come within `limit`.
+/// Lists the leases and returns the error, which must come within `limit`.
 pub(crate) async fn failure(store: &Store, limit: Duration) -> Error {
     let since = Instant::now();
     let error = store.list().await.unwrap_err();

@@ -1,4 +1,4 @@
-//! What the keys API answers.
+//! The answers of the keys API.
 
 use crate::log::quote;
 use crate::store::{Error, Revision};
@@ -14,15 +14,15 @@ pub(super) mod fault {
     pub(in crate::etcd::v2) const INDEX_CLEARED: u32 = 401;
 }
 
-/// A server without the keys API answers 404 without an error code.
-pub(in crate::etcd) const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
+/// The text that tells of a server without the keys API.
+const NO_KEYS_API: &str = "this server has no keys API: etcd 3.6 and newer has no v2 API, and 3.4 \
     and 3.5 need --enable-v2=true";
 
-/// A key with what it holds.
+/// A key or directory with its content.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Node {
-    /// The whole path; the root has none.
+    /// The whole path of the key. The root has none.
     #[serde(default)]
     pub(super) key: String,
     pub(super) value: Option<String>,
@@ -32,11 +32,11 @@ pub(super) struct Node {
     pub(super) nodes: Vec<Node>,
     #[serde(default)]
     pub(super) modified_index: Revision,
-    /// By the server's clock, hence only its presence counts.
+    /// The end of the TTL by the server's clock, which may differ from ours. So only its presence counts.
     pub(super) expiration: Option<String>,
 }
 
-/// A refusal in the keys API's own words.
+/// A refusal in the words of the keys API.
 #[derive(Debug, Deserialize)]
 pub(super) struct Fault {
     #[serde(rename = "errorCode")]
@@ -45,7 +45,7 @@ pub(super) struct Fault {
     message: String,
     #[serde(default)]
     cause: String,
-    /// The store's index.
+    /// The index of the store when it refused.
     #[serde(default)]
     pub(super) index: Revision,
 }
@@ -66,15 +66,33 @@ impl From<Fault> for Error {
     }
 }
 
-/// A whole answer.
+/// A whole answer of the keys API.
 #[derive(Debug)]
 pub(super) enum Answer {
     Done { action: String, node: Node, index: Option<Revision> },
     Failed(Fault),
 }
 
-/// Reads an answer's body; `index` is its `X-Etcd-Index`.
-pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> Result<Answer, Error> {
+/// Why nothing can be made of an answer.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// The server has no keys API: it answers 404 without an error code.
+    NoKeysApi,
+    /// The answer fails for any other reason.
+    Failed(Error),
+}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::NoKeysApi => Self::Invalid(NO_KEYS_API.to_owned()),
+            Unusable::Failed(error) => error,
+        }
+    }
+}
+
+/// Reads the body of an answer; `index` is its `X-Etcd-Index`.
+pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> Result<Answer, Unusable> {
     #[derive(Deserialize)]
     struct Done {
         action: String,
@@ -86,7 +104,8 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
     }
     if status.is_success() {
         let Done { action, node } = serde_json::from_slice(body).map_err(|error| {
-            Error::Invalid(format!("an answer that is not the keys API's: {}", quote(&error.to_string())))
+            let reason = quote(&error.to_string());
+            Unusable::Failed(Error::Invalid(format!("an answer that is not the keys API's: {reason}")))
         })?;
         return Ok(Answer::Done { action, node, index });
     }
@@ -95,15 +114,15 @@ pub(super) fn read(status: StatusCode, index: Option<Revision>, body: &[u8]) -> 
     }
     let text = match serde_json::from_slice::<Message>(body) {
         Ok(Message { message }) => quote(&message),
-        // A proxy's page, as likely as not.
+        // This is often the page of a proxy.
         Err(_) => quote(&String::from_utf8_lossy(&body[..body.len().min(1000)])),
     };
-    Err(match status {
+    Err(Unusable::Failed(match status {
+        StatusCode::NOT_FOUND => return Err(Unusable::NoKeysApi),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied(format!("{status}: {text}")),
-        StatusCode::NOT_FOUND => Error::Invalid(NO_KEYS_API.to_owned()),
         status if status.is_server_error() => Error::Unavailable(format!("{status}: {text}")),
         status => Error::Invalid(format!("{status}: {text}")),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -123,7 +142,7 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let read = |status, body: &str| read(status, None, body.as_bytes());
+        let read = |status, body: &str| read(status, None, body.as_bytes()).map_err(Error::from);
         let gone = read(StatusCode::BAD_REQUEST, r#"{"errorCode":401,"message":"m","cause":"c","index":2}"#);
         assert!(matches!(gone, Ok(Answer::Failed(Fault { code: fault::INDEX_CLEARED, index: 2, .. }))));
         let auth = read(StatusCode::UNAUTHORIZED, r#"{"message":"Insufficient credentials"}"#);
@@ -146,7 +165,7 @@ mod tests {
             for status in [StatusCode::OK, StatusCode::FORBIDDEN, StatusCode::BAD_GATEWAY] {
                 let text = match read(status, None, body.as_bytes()) {
                     Ok(Answer::Failed(fault)) => Error::from(fault).to_string(),
-                    other => other.unwrap_err().to_string(),
+                    other => Error::from(other.unwrap_err()).to_string(),
                 };
                 assert!(!text.contains(char::is_control) && text.len() < 600, "{text:.600}");
             }

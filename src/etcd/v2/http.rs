@@ -1,15 +1,15 @@
-//! Requests of the keys API: URLs, authentication, TLS, fail-over.
+//! The requests of the keys API: their URLs, authentication, TLS, and the change to another endpoint.
 
-use super::answer::{self, Answer, Fault};
+use super::answer::{self, Answer, Fault, Unusable};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, unreached};
-use crate::etcd::tls::{self, text};
+use crate::etcd::tls;
 use crate::store::{Error, Revision};
 use reqwest::{Client, Method, Response, Url};
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// One request.
+/// One request to the keys API.
 #[derive(Debug)]
 pub(super) struct Request {
     method: Method,
@@ -19,7 +19,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// A linearizable read.
+    /// A linearizable read of a key.
     pub(super) fn get(key: String, recursive: bool) -> Self {
         let query = vec![
             ("quorum", "true".to_owned()),
@@ -39,15 +39,19 @@ impl Request {
         Self { method: Method::GET, key, query, form: Vec::new() }
     }
 
+    /// A write that happens only under these conditions.
     pub(super) fn put(
         key: String,
         conditions: Vec<(&'static str, String)>,
         form: Vec<(&'static str, String)>,
     ) -> Self {
+        debug_assert!(!conditions.is_empty(), "every write is conditional");
         Self { method: Method::PUT, key, query: conditions, form }
     }
 
+    /// A deletion that happens only under these conditions.
     pub(super) fn delete(key: String, conditions: Vec<(&'static str, String)>) -> Self {
+        debug_assert!(!conditions.is_empty(), "every write is conditional");
         Self { method: Method::DELETE, key, query: conditions, form: Vec::new() }
     }
 }
@@ -72,26 +76,32 @@ impl Http {
         Ok(Self { settings, endpoints, client: RefCell::new(None) })
     }
 
-    /// The connection has turned out to be dead: the next request starts elsewhere if it can.
+    /// Notes that the connection is dead: the next request starts at another endpoint if there is one.
     pub(super) fn turn(&self) {
         self.endpoints.turn();
     }
 
+    /// The deadline of a request.
     pub(super) fn timeout(&self) -> Duration {
         self.endpoints.timeout()
     }
 
-    /// How long one poll may bring nothing.
+    /// How long one poll may bring nothing before it is begun anew.
     pub(super) fn patience(&self) -> Duration {
         self.endpoints.patience()
     }
 
-    /// Sends a request to the first endpoint that answers.
-    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+    /// Sends a request to the first endpoint that answers. `None`: the server has no keys API.
+    pub(super) async fn ask(&self, request: &Request) -> Result<Option<Answer>, Error> {
         self.endpoints.ask(async |attempt| whole(self.start(request, attempt).await?).await).await
     }
 
-    /// Starts a long poll; the body comes later. A refusal comes at once.
+    /// Sends a request to the first endpoint that answers, which must have the keys API.
+    pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        self.ask(request).await?.ok_or_else(|| Unusable::NoKeysApi.into())
+    }
+
+    /// Starts a long poll. Its body comes later; a refusal comes at once.
     pub(super) async fn poll(&self, request: &Request) -> Result<Result<Response, Fault>, Error> {
         self.endpoints
             .ask(async |attempt| {
@@ -100,13 +110,15 @@ impl Http {
                     return Ok(Ok(response));
                 }
                 match whole(response).await? {
-                    Answer::Failed(fault) => Ok(Err(fault)),
-                    Answer::Done { .. } => Err(unreached("a watch without an answer".to_owned())),
+                    Some(Answer::Failed(fault)) => Ok(Err(fault)),
+                    None => Err(Failure::Answered(Unusable::NoKeysApi.into())),
+                    Some(Answer::Done { .. }) => Err(unreached("a watch without an answer".to_owned(), None)),
                 }
             })
             .await
     }
 
+    /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         #[derive(serde::Deserialize)]
         struct Version {
@@ -116,7 +128,7 @@ impl Http {
             .endpoints
             .ask(async |attempt| {
                 let request = self.client()?.get(format!("{}/version", attempt.url));
-                let response = request.send().await.map_err(|error| unreached(text(error)))?;
+                let response = request.send().await.map_err(tls::failure)?;
                 body(response).await
             })
             .await?;
@@ -143,11 +155,11 @@ impl Http {
             if error.is_connect() {
                 attempt.write_undone();
             }
-            unreached(text(error))
+            tls::failure(error)
         })
     }
 
-    /// The client, a new one if an endpoint has failed since it was made.
+    /// The client. If an endpoint has failed since it was made, a new one takes its place.
     fn client(&self) -> Result<Client, Failure> {
         let generation = self.endpoints.generation();
         if let Some((made, client)) = &*self.client.borrow()
@@ -161,7 +173,7 @@ impl Http {
     }
 }
 
-/// `<endpoint>/v2/keys<key>`; what a URL cannot hold is escaped.
+/// The URL `<endpoint>/v2/keys<key>`. Characters that a URL cannot hold are escaped.
 fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
     let invalid = || Error::Invalid(format!("{endpoint} is no HTTP URL"));
     let mut url = Url::parse(endpoint).map_err(|_| invalid())?;
@@ -170,10 +182,12 @@ fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
         .pop_if_empty()
         .extend(["v2", "keys"])
         .extend(key.split('/').filter(|element| !element.is_empty()));
+    debug_assert!(url.path().contains("/v2/keys"), "{url} is not below the keys API");
     Ok(url)
 }
 
-async fn whole(response: Response) -> Result<Answer, Failure> {
+/// Reads the whole answer. `None`: the server has no keys API.
+async fn whole(response: Response) -> Result<Option<Answer>, Failure> {
     let status = response.status();
     let index = index(&response);
     let body = body(response).await?;
@@ -181,31 +195,34 @@ async fn whole(response: Response) -> Result<Answer, Failure> {
         Ok(Answer::Failed(fault)) if status.is_server_error() => {
             Err(Failure::Unreached(Error::Unavailable(Error::from(fault).to_string())))
         }
-        Ok(answer) => Ok(answer),
-        Err(error @ Error::Unavailable(_)) => Err(Failure::Unreached(error)),
-        Err(error) => Err(Failure::Answered(error)),
+        Ok(answer) => Ok(Some(answer)),
+        Err(Unusable::NoKeysApi) => Ok(None),
+        Err(Unusable::Failed(error @ Error::Unavailable(_))) => Err(Failure::Unreached(error)),
+        Err(Unusable::Failed(error)) => Err(Failure::Answered(error)),
     }
 }
 
-/// The store's index when it began to answer.
+/// The index of the store when it began to answer (`X-Etcd-Index`).
 pub(super) fn index(response: &Response) -> Option<Revision> {
     response.headers().get("x-etcd-index")?.to_str().ok()?.parse().ok()
 }
 
+/// Reads the body of an answer, within its limit.
 async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreached(text(error)))? {
+    while let Some(chunk) = response.chunk().await.map_err(tls::failure)? {
         append(&mut body, &chunk).map_err(Failure::Answered)?;
     }
     Ok(body)
 }
 
-/// Adds to a body, within its limit.
+/// Adds a chunk to a body, within its limit.
 pub(super) fn append(body: &mut Vec<u8>, chunk: &[u8]) -> Result<(), Error> {
     if body.len() + chunk.len() > MOST_BYTES {
         return Err(Error::Invalid(format!("an answer of more than {MOST_BYTES} bytes")));
     }
     body.extend_from_slice(chunk);
+    debug_assert!(body.len() <= MOST_BYTES);
     Ok(())
 }
 

@@ -4,13 +4,13 @@
 //! |---|---|
 //! | config | `GET …/config?quorum=true` |
 //! | networks | `GET <prefix>?recursive=false`, and for each directory in it `GET …/config` |
-//! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 is an empty list |
+//! | list | `GET …/subnets?recursive=true&quorum=true`; error 100 means an empty list |
 //! | create | `PUT …/subnets/<key>?prevExist=false` with `ttl` and `value` |
-//! | update | `PUT …/subnets/<key>?prevIndex=<held>&prevValue=<held>` with `ttl` and `value`; no `ttl` for a reservation |
+//! | update | `PUT …/subnets/<key>?prevIndex=<held>&prevValue=<held>` with `ttl` and `value`; without `ttl` for a reservation |
 //! | delete | `DELETE …/subnets/<key>?prevIndex=<held>&prevValue=<held>` |
-//! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>`, one event each |
+//! | watch | `GET …/subnets?wait=true&recursive=true&waitIndex=<next>` for each event |
 //!
-//! The same requests as flannel's, except that every write is conditional.
+//! flannel makes the same requests, except that here every write is conditional.
 
 mod answer;
 mod http;
@@ -23,7 +23,7 @@ use super::endpoints::seconds;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
 use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
-use answer::{Answer, Fault, Node, fault};
+use answer::{Answer, Fault, Node, Unusable, fault};
 use http::{Http, Request};
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,25 +36,52 @@ pub struct V2 {
 }
 
 impl V2 {
-    /// Checks the settings; contacts nobody yet.
+    /// Checks the settings. No server is contacted yet.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let http = Rc::new(Http::new(settings.clone())?);
         Ok(Self { http, keys: Keyspace::new(&settings.prefix) })
     }
 
-    /// The server's major version by its own word (`/version`).
+    /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         self.http.server_major().await
     }
 
-    /// Whether an error says that the server has no keys API, and so nothing in it.
-    pub(super) fn is_absent(error: &Error) -> bool {
-        matches!(error, Error::Invalid(text) if text == answer::NO_KEYS_API)
+    /// Whether the network has a config here. A server without the keys API holds none.
+    pub(super) async fn has_config(&self) -> Result<bool, Error> {
+        match self.http.ask(&Request::get(self.keys.config(), false)).await? {
+            Some(Answer::Done { .. }) => Ok(true),
+            None | Some(Answer::Failed(Fault { code: fault::NO_KEY, .. })) => Ok(false),
+            Some(Answer::Failed(other)) => Err(other.into()),
+        }
     }
 
+    /// The networks as [`Registry::networks`] tells them; `None`: the server has no keys API.
+    pub(super) async fn networks_if_served(&self) -> Result<Option<Vec<String>>, Error> {
+        let children = match self.http.ask(&Request::get(self.keys.root().to_owned(), false)).await? {
+            Some(Answer::Done { node, .. }) => node.nodes,
+            Some(Answer::Failed(Fault { code: fault::NO_KEY, .. })) => return Ok(Some(Vec::new())),
+            Some(Answer::Failed(other)) => return Err(other.into()),
+            None => return Ok(None),
+        };
+        let mut names = Vec::new();
+        for child in children.into_iter().filter(|child| child.dir) {
+            let name = child.key.rsplit('/').next().unwrap_or_default();
+            match self.http.ask(&Request::get(self.keys.config_of(name), false)).await? {
+                Some(Answer::Done { node, .. }) if !node.dir => names.push(name.to_owned()),
+                Some(Answer::Done { .. } | Answer::Failed(Fault { code: fault::NO_KEY, .. })) => {}
+                Some(Answer::Failed(other)) => return Err(other.into()),
+                None => return Ok(None),
+            }
+        }
+        names.sort();
+        Ok(Some(names))
+    }
+
+    /// Writes a lease under `conditions`. The inner error is the refusal of the store.
     async fn put(
         &self,
         key: SubnetKey,
@@ -89,22 +116,7 @@ impl Registry for V2 {
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {
-        let children = match self.http.send(&Request::get(self.keys.root().to_owned(), false)).await? {
-            Answer::Done { node, .. } => node.nodes,
-            Answer::Failed(Fault { code: fault::NO_KEY, .. }) => return Ok(Vec::new()),
-            Answer::Failed(other) => return Err(other.into()),
-        };
-        let mut names = Vec::new();
-        for child in children.into_iter().filter(|child| child.dir) {
-            let name = child.key.rsplit('/').next().unwrap_or_default();
-            match self.http.send(&Request::get(self.keys.config_of(name), false)).await? {
-                Answer::Done { node, .. } if !node.dir => names.push(name.to_owned()),
-                Answer::Done { .. } | Answer::Failed(Fault { code: fault::NO_KEY, .. }) => {}
-                Answer::Failed(other) => return Err(other.into()),
-            }
-        }
-        names.sort();
-        Ok(names)
+        self.networks_if_served().await?.ok_or_else(|| Unusable::NoKeysApi.into())
     }
 
     async fn list(&self) -> Result<Listing, Error> {
@@ -145,12 +157,12 @@ impl Registry for V2 {
     }
 }
 
-/// The key is as we know it.
+/// The conditions under which the key is still as we know it.
 fn unchanged(held: &Entry) -> Vec<(&'static str, String)> {
     vec![("prevIndex", held.revision.to_string()), ("prevValue", held.value.clone())]
 }
 
-/// A compare-and-swap finds the key changed or gone.
+/// The error of a conditional write. A key that has changed or gone is a conflict.
 fn conflict(fault: Fault) -> Error {
     match fault.code {
         fault::NO_KEY | fault::COMPARE_FAILED => Error::Conflict,
@@ -158,7 +170,7 @@ fn conflict(fault: Fault) -> Error {
     }
 }
 
-/// The children of `subnets`, in the order of their keys: etcd gives them in none.
+/// The children of `subnets`, in the order of their keys. etcd answers with them in no order.
 fn listing(keys: &Keyspace, nodes: Vec<Node>, revision: Revision) -> Listing {
     let mut listing = Listing { revision, ..Listing::default() };
     for node in nodes {
@@ -169,10 +181,11 @@ fn listing(keys: &Keyspace, nodes: Vec<Node>, revision: Revision) -> Listing {
     }
     listing.entries.sort_by_key(|entry| entry.key);
     listing.skipped.sort_by(|a, b| a.key.cmp(&b.key));
+    debug_assert!(listing.entries.is_sorted_by_key(|entry| entry.key));
     listing
 }
 
-/// The lease that a node makes.
+/// The lease that a key of the store describes.
 fn decoded(keys: &Keyspace, node: &Node) -> Result<Entry, Skipped> {
     let name = keys.name(&node.key).unwrap_or(&node.key);
     if node.dir {

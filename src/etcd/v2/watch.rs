@@ -1,10 +1,9 @@
 //! The watch over the keys API: a long poll for each event.
 //!
-//! The server keeps 1000 events of the whole store. A network where nothing happens, in a store where
-//! much happens, would fall out of that window; so a poll that has brought nothing for a while is begun
-//! anew from the index that its own header told. This skips nothing: etcd writes that header
-//! (`X-Etcd-Index`) after it has searched its history up to that index for our prefix, and under the
-//! same lock begins to wait for what comes later.
+//! The server keeps 1000 events of the whole store. The watch of a quiet network in a busy store would fall out of that
+//! window. So a poll that has brought nothing for a while is begun anew, from the index that its own header told. This
+//! skips no event: etcd writes that header (`X-Etcd-Index`) after it has searched its history up to that index for our
+//! prefix, and begins to wait for later events under the same lock.
 
 use super::answer::{self, Answer, Node};
 use super::decoded;
@@ -21,10 +20,10 @@ use tokio::time::Instant;
 pub struct V2Watch {
     http: Rc<Http>,
     keys: Keyspace,
-    /// `waitIndex` of the next poll.
+    /// The `waitIndex` of the next poll.
     next: Revision,
     poll: Option<Poll>,
-    /// What ended the watch.
+    /// The error that ended the watch.
     over: Option<Error>,
 }
 
@@ -37,16 +36,18 @@ struct Poll {
 }
 
 impl V2Watch {
+    /// Starts a watch for all changes after `revision`.
     pub(super) async fn open(http: Rc<Http>, keys: Keyspace, revision: Revision) -> Result<Self, Error> {
         let mut watch = Self { http, keys, next: revision.saturating_add(1), poll: None, over: None };
         watch.begin().await?;
         Ok(watch)
     }
 
+    /// Starts the next poll.
     async fn begin(&mut self) -> Result<(), Error> {
         let request = Request::wait(self.keys.leases(), self.next);
         let response = self.http.poll(&request).await?.map_err(Error::from)?;
-        // The store is younger than what we have seen of it: it was restored from an older state.
+        // The store has not reached the index that we have seen of it: it was restored from an older state.
         if http::index(&response).is_some_and(|index| index.saturating_add(1) < self.next) {
             return Err(Error::Compacted);
         }
@@ -54,12 +55,12 @@ impl V2Watch {
         Ok(())
     }
 
-    /// One step; no change is no end. Dropped at any await, it leaves the poll or the index in place.
+    /// Makes one step, which may bring no change. When its future is dropped, the poll and the index stay in place.
     async fn step(&mut self) -> Result<Option<Change>, Error> {
         let Some(poll) = &mut self.poll else { return self.begin().await.map(|()| None) };
         match tokio::time::timeout_at(poll.until, poll.response.chunk()).await {
             Ok(Ok(Some(chunk))) => {
-                // An event is on its way: what is left of it has a request's time.
+                // An event is on its way. The rest of it has as much time as a request.
                 poll.until = Instant::now() + self.http.timeout();
                 http::append(&mut poll.body, &chunk).map(|()| None)
             }
@@ -70,7 +71,7 @@ impl V2Watch {
         }
     }
 
-    /// The end of a poll: an event, or nothing (etcd ends a poll itself after some minutes).
+    /// Ends a poll with its event, if it brought one. etcd itself ends a poll after some minutes without an event.
     fn finish(&mut self) -> Result<Option<Change>, Error> {
         let Some(poll) = self.poll.take() else { return Ok(None) };
         let searched = http::index(&poll.response);
@@ -109,11 +110,11 @@ impl Watch for V2Watch {
     }
 }
 
-/// What an event means, if anything.
+/// The change that an event tells of, if it tells of one.
 fn change(keys: &Keyspace, action: &str, node: &Node) -> Result<Option<Change>, Error> {
     let gone = matches!(action, "delete" | "expire" | "compareAndDelete");
     let Some(name) = keys.name(&node.key) else {
-        // The directory or one above it: everything in it went without an event of its own.
+        // The directory of the leases, or one above it, was deleted: its keys went without events of their own.
         return if gone { Err(Error::Compacted) } else { Ok(None) };
     };
     if gone {

@@ -1,11 +1,11 @@
-//! One gRPC connection at a time: connect, authenticate, re-authenticate, tell errors apart.
+//! The gRPC connection, of which there is one at a time: connecting, authenticating, and telling errors apart.
 //!
-//! `etcd-client` can hold several endpoints, but it balances over them blindly and its own token
-//! refresh does not know "revision of auth store is old". So it gets one endpoint, and a failure
-//! replaces the whole client: certificates are read and the user is authenticated anew.
+//! `etcd-client` can hold several endpoints, but it balances over them blindly, and its own token refresh does not know
+//! "revision of auth store is old". So each client gets one endpoint, and a failure replaces the whole client: the
+//! certificates are read again and the user is authenticated again.
 
 use crate::etcd::Settings;
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, causes, chain, unreached};
+use crate::etcd::endpoints::{Attempt, DEFAULT_PATIENCE, Endpoints, Failure, causes, chain, unreached};
 use crate::etcd::tls::{self, Pem};
 use crate::log::quote;
 use crate::store::Error;
@@ -17,10 +17,11 @@ use std::cell::RefCell;
 use std::error::Error as _;
 use std::time::Duration;
 
-/// HTTP/2 pings: one after this much silence on the connection …
+/// An HTTP/2 ping is sent after this much silence on the connection.
 const PING_AFTER: Duration = Duration::from_secs(10);
-/// … which is dead if no answer comes within this.
+/// The connection is dead if no answer to a ping comes within this time.
 const PING_ANSWER: Duration = Duration::from_secs(5);
+const _: () = assert!(PING_AFTER.as_secs() + PING_ANSWER.as_secs() < DEFAULT_PATIENCE);
 
 /// gRPC status codes (grpc.io, "Status codes and their use in gRPC").
 mod code {
@@ -33,9 +34,10 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// The connection to the store, made when it is needed.
 pub(super) struct Connection {
     settings: Settings,
-    /// A key that we may read: a get of it shows that a new connection works.
+    /// A key that we may read. Reading it shows whether a new connection works.
     probe: String,
     endpoints: Endpoints,
     /// The client and the generation of endpoints that it was made in.
@@ -54,21 +56,23 @@ impl Connection {
         Ok(Self { settings, probe, endpoints, client: RefCell::new(None) })
     }
 
+    /// The deadline of a request at each endpoint.
     pub(super) fn timeout(&self) -> Duration {
         self.endpoints.timeout()
     }
 
+    /// How long a watch may bring nothing before it is asked for a sign of life.
     pub(super) fn patience(&self) -> Duration {
         self.endpoints.patience()
     }
 
-    /// The connection has turned out to be dead: the next call makes a new one, elsewhere if it can.
+    /// Notes that the connection is dead: the next call makes a new one, at another endpoint if there is one.
     pub(super) fn turn(&self) {
         self.endpoints.turn();
     }
 
-    /// Makes a call at the first endpoint that answers. A refused token is replaced once, and the call
-    /// repeated: etcd refuses before it writes, so that this is safe for writes too.
+    /// Makes a call at the first endpoint that answers. If the token is refused, it is replaced once and the call is
+    /// repeated. This is safe for writes too, because etcd refuses a token before it writes.
     pub(super) async fn call<T>(
         &self,
         call: impl AsyncFn(&mut Client, &Attempt<'_>) -> Result<T, ClientError>,
@@ -90,7 +94,7 @@ impl Connection {
             .await
     }
 
-    /// Revokes a lease that no key hangs on.
+    /// Revokes a lease if no key hangs on it.
     pub(super) async fn revoke_if_unused(&self, id: i64) -> Result<(), Error> {
         self.call(async |client, _| {
             let options = LeaseTimeToLiveOptions::new().with_keys();
@@ -103,7 +107,7 @@ impl Connection {
         .await
     }
 
-    /// The client at this endpoint, a new one if there is none.
+    /// The client at this endpoint. If there is none of this generation, a new one is made.
     async fn client(&self, url: &str) -> Result<Client, Failure> {
         let generation = self.endpoints.generation();
         let present = self.client.borrow().clone();
@@ -113,7 +117,7 @@ impl Connection {
             return Ok(client);
         }
         let mut client = connect(url, &self.settings).await?;
-        // The client connects with its first request: better with one that may be repeated.
+        // The client connects with its first request. This one may be repeated, which a write may not.
         let options = GetOptions::new().with_keys_only();
         if let Err(error) = client.get(self.probe.clone(), Some(options)).await
             && let Failure::Unreached(error) = failure(error)
@@ -126,27 +130,29 @@ impl Connection {
 }
 
 impl Connection {
-    /// Why a server has closed a TLS connection: hyper keeps the alert from gRPC, but tells it to a
-    /// plain request. `None` if that one finds nothing wrong, or nothing at all.
+    /// Asks why a server has closed a TLS connection. hyper often keeps the alert from a gRPC call, but hands it to a
+    /// plain HTTP request. `None` if such a request succeeds or cannot be made.
     async fn reason(&self, url: &str) -> Option<Failure> {
         if !url.starts_with("https://") {
             return None;
         }
         let client = tls::http_client(&self.settings).ok()?;
         let error = client.get(format!("{url}/version")).send().await.err()?;
-        Some(unreached(tls::text(error)))
+        Some(tls::failure(error))
     }
 }
 
+/// Makes a client for this endpoint and authenticates the user, if the settings name one.
 async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(settings.timeout / 2)
         .with_keep_alive(PING_AFTER, PING_ANSWER)
-        // etcd takes pings without a stream for abuse and closes the connection after the third.
+        // etcd treats pings without an open stream as abuse, and closes the connection after the third.
         .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     if url.starts_with("https://") {
         let pem = Pem::read(settings).map_err(Failure::Unreached)?;
+        pem.check()?;
         options = options.with_tls(tls_options(pem));
     }
     let Some(credentials) = &settings.credentials else {
@@ -154,7 +160,7 @@ async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
     };
     let with_user = options.clone().with_user(&credentials.username, &credentials.password);
     match Client::connect([url], Some(with_user)).await {
-        // Like etcd's own client: a user is no error where authentication is off.
+        // As in etcd's own client, naming a user is no error where authentication is off.
         Err(error) if error.to_string().contains("authentication is not enabled") => {
             Client::connect([url], Some(options)).await.map_err(failure)
         }
@@ -173,15 +179,15 @@ fn tls_options(pem: Pem) -> TlsOptions {
     }
 }
 
-/// The token has expired, or the users or roles have changed since it was issued. A watch reports a bad
-/// token as "permission denied", so that case is tried once more as well.
+/// Whether the token has expired, or users or roles have changed since it was issued. A watch reports a bad token as
+/// "permission denied", so a watch that is denied is tried once more as well.
 fn is_stale_token(error: &ClientError) -> bool {
     let text = error.to_string();
     let stale = text.contains("invalid auth token") || text.contains("revision of auth store is old");
     stale || (matches!(error, ClientError::WatchError(_)) && text.contains("permission denied"))
 }
 
-/// What an error of `etcd-client` means for a call.
+/// The meaning of an error of `etcd-client` for a call.
 pub(super) fn failure(error: ClientError) -> Failure {
     match &error {
         ClientError::GRpcStatus(status) => {
@@ -195,18 +201,21 @@ pub(super) fn failure(error: ClientError) -> Failure {
                 code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::UNIMPLEMENTED => {
                     Failure::Answered(Error::Invalid(text))
                 }
-                // The lease has gone between grant and put: nothing was written.
+                // The etcd lease ended between its grant and the put, so nothing was written.
                 code::NOT_FOUND => Failure::Answered(Error::Unavailable(text)),
-                // Not the status' own text, which holds its source as the programmer sees it.
-                _ => unreached(causes(format!("{text} ({:?})", status.code()), status.source())),
+                // The text that a status prints of itself would hold its source in Rust's debug form.
+                _ => {
+                    let cause = status.source();
+                    unreached(causes(format!("{text} ({:?})", status.code()), cause), cause)
+                }
             }
         }
         ClientError::WatchError(text) if text.contains("permission denied") || text.contains("auth") => {
             Failure::Answered(Error::Denied(quote(text)))
         }
         ClientError::InvalidArgs(text) => Failure::Answered(Error::Invalid(quote(text))),
-        ClientError::TransportError(error) => unreached(chain(error)),
-        other => unreached(quote(&other.to_string())),
+        ClientError::TransportError(error) => unreached(chain(error), Some(error)),
+        other => unreached(quote(&other.to_string()), None),
     }
 }
 

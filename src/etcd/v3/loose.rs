@@ -1,23 +1,23 @@
 //! etcd leases that may hold no key any more.
 //!
-//! Every renewal attaches a new etcd lease to the key, and the old one would otherwise live on for its
-//! TTL, a day as a rule (flannel leaves it so). A lease comes here when it was replaced, when its key
-//! was deleted, and when its own write failed. It is revoked only after etcd has said that no key hangs
-//! on it: a write whose answer was lost may have attached it, and revoking it then would delete the key
-//! of a subnet that is in use.
+//! Every renewal attaches a new etcd lease to the key. The old lease would live on for its TTL, usually a day, as it does
+//! with flannel. A lease comes here when it was replaced, when its key was deleted, and when its own write failed. It
+//! is revoked only after etcd has said that no key hangs on it: a write whose answer was lost may have attached it, and
+//! revoking it would then delete the key of a subnet that is in use.
 
 use super::connection::Connection;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-/// More than one daemon can lose in a row; beyond it the oldest are left to their TTL.
+/// The most leases that are kept here, more than one daemon can lose in a row. Beyond it the oldest are forgotten and
+/// end with their TTL.
 const MOST: usize = 32;
 
-/// Leases to revoke once they hold nothing.
+/// The etcd leases to revoke as soon as no key hangs on them.
 #[derive(Debug, Default)]
 pub(super) struct LooseLeases(RefCell<VecDeque<i64>>);
 
-/// A lease that was granted and is not attached to its key yet. Dropped so, it becomes a loose one.
+/// A lease that was granted and is not attached to its key yet. If it is dropped like that, it becomes a loose one.
 #[derive(Debug)]
 pub(super) struct Granted<'a> {
     id: i64,
@@ -26,12 +26,14 @@ pub(super) struct Granted<'a> {
 }
 
 impl Granted<'_> {
+    /// The id of the etcd lease.
     pub(super) fn id(&self) -> i64 {
         self.id
     }
 
-    /// The key holds it now.
+    /// Notes that the lease is attached to its key now, and returns its id.
     pub(super) fn attached(mut self) -> i64 {
+        debug_assert!(!self.attached, "a lease is attached once");
         self.attached = true;
         self.id
     }
@@ -46,19 +48,22 @@ impl Drop for Granted<'_> {
 }
 
 impl LooseLeases {
+    /// Guards a lease that etcd has just granted.
     pub(super) fn guard(&self, id: i64) -> Granted<'_> {
         Granted { id, loose: self, attached: false }
     }
 
+    /// Takes a lease that may hold no key any more.
     pub(super) fn push(&self, id: Option<i64>) {
         let mut leases = self.0.borrow_mut();
         if leases.len() == MOST {
             leases.pop_front();
         }
         leases.extend(id);
+        debug_assert!(leases.len() <= MOST);
     }
 
-    /// Revokes those that hold no key and forgets those that do. What etcd does not answer stays.
+    /// Revokes the leases that hold no key and forgets those that do. When etcd does not answer, the rest stays.
     pub(super) async fn revoke(&self, connection: &Connection) {
         let count = self.0.borrow().len();
         for _ in 0..count {

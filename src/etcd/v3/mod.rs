@@ -5,12 +5,12 @@
 //! | config, list | one linearizable range; a key without an etcd lease is a reservation |
 //! | networks | ranges of one key that hop from child to child of the prefix, and a range for each `config` |
 //! | create | grant; txn { version = 0 → put with the lease } |
-//! | update | grant; txn { mod revision and value = held → put with the new lease }; the old lease is let go |
+//! | update | grant; txn { mod revision and value = held → put with the new lease }; the old lease becomes loose |
 //! | update of a reservation | txn { mod revision and value = held → put without a lease } |
-//! | delete | txn { mod revision and value = held → delete }; its lease is let go |
-//! | watch | prefix watch from revision + 1, leader required |
+//! | delete | txn { mod revision and value = held → delete }; its lease becomes loose |
+//! | watch | prefix watch from revision + 1, which needs a leader |
 //!
-//! etcd leases that hold no key any more do not pile up: see `loose.rs`.
+//! Loose etcd leases, which hold no key any more, do not pile up: `loose.rs` revokes them.
 
 mod connection;
 mod loose;
@@ -39,17 +39,17 @@ pub struct V3 {
 }
 
 impl V3 {
-    /// Checks the settings and the certificate files; contacts nobody yet.
+    /// Checks the settings. No server is contacted yet.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let keys = Keyspace::new(&settings.prefix);
         let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
         Ok(Self { connection, keys, loose: LooseLeases::default() })
     }
 
-    /// Puts the value if all of `compares` holds, with a new lease if there is a TTL. `None`: it did not.
+    /// Puts the value if all of `compares` hold, with a new lease if there is a TTL. `None` if they do not hold.
     async fn put(
         &self,
         key: SubnetKey,
@@ -58,6 +58,7 @@ impl V3 {
         compares: impl Fn(&str) -> Vec<Compare>,
     ) -> Result<Option<Entry>, Error> {
         let name = self.keys.lease(&key);
+        debug_assert!(!compares(&name).is_empty(), "every write is conditional");
         let value = attrs.encode(ValueForm::V3);
         self.connection
             .call(async |client, attempt| {
@@ -97,7 +98,7 @@ impl V3 {
         Ok(answer.kvs().first().map(|kv| kv.key().to_vec()))
     }
 
-    /// Lets go of the leases that hold nothing, in what is left of this call's time.
+    /// Revokes loose leases in the time that is left of this call.
     async fn tidy(&self, started: Instant) {
         let until = started + self.connection.timeout();
         if tokio::time::timeout_at(until, self.loose.revoke(&self.connection)).await.is_err() {
@@ -120,16 +121,17 @@ impl Registry for V3 {
     async fn networks(&self) -> Result<Vec<String>, Error> {
         let root = format!("{}/", self.keys.root());
         let end = format!("{}0", self.keys.root());
+        debug_assert!(root < end, "the range holds what begins with the root");
         let mut names = Vec::new();
         let mut from = root.clone().into_bytes();
-        // Below a child there may be thousands of leases: hop over them.
+        // There may be thousands of leases below a child, so this hops from child to child.
         while let Some(key) = self.first_key(from, end.as_bytes()).await? {
             let below = &key[root.len().min(key.len())..];
             let Some(slash) = below.iter().position(|byte| *byte == b'/') else {
                 from = [key.as_slice(), b"\0"].concat();
                 continue;
             };
-            // `0` is what follows `/`.
+            // `0` is the character after `/`, so this is the first key after all those below the child.
             from = [root.as_bytes(), &below[..slash], b"0"].concat();
             let Ok(name) = std::str::from_utf8(&below[..slash]) else { continue };
             let config = self.keys.config_of(name).into_bytes();
@@ -174,7 +176,7 @@ impl Registry for V3 {
         let started = Instant::now();
         let same = |name: &str| unchanged(name, held);
         let made = self.put(held.key, attrs, held.lease.map(|_| ttl), same).await;
-        // Replaced, or perhaps: the answer may be all that was lost.
+        // The old lease was replaced, or may have been: perhaps only the answer was lost.
         if matches!(made, Ok(Some(_)) | Err(Error::Unavailable(_))) {
             self.loose.push(held.lease.map(signed));
         }
@@ -208,7 +210,7 @@ impl Registry for V3 {
     }
 }
 
-/// The key is as we know it.
+/// The comparisons that hold while the key is still as we know it.
 fn unchanged(name: &str, held: &Entry) -> Vec<Compare> {
     vec![
         Compare::mod_revision(name, CompareOp::Equal, signed(held.revision)),
@@ -216,7 +218,7 @@ fn unchanged(name: &str, held: &Entry) -> Vec<Compare> {
     ]
 }
 
-/// The lease that a key-value pair of etcd makes.
+/// The lease that a key-value pair of etcd describes.
 fn decoded(keys: &Keyspace, kv: &KeyValue) -> Result<Entry, Skipped> {
     let key = String::from_utf8_lossy(kv.key());
     let name = keys.name(&key).unwrap_or(&key);
@@ -227,11 +229,12 @@ fn decoded(keys: &Keyspace, kv: &KeyValue) -> Result<Entry, Skipped> {
     keyspace::entry(name, value, unsigned(kv.mod_revision()), lease)
 }
 
-/// Revisions and lease ids are never negative, but protobuf has them as `int64`.
+/// A revision or lease id from etcd. They are never negative, but protobuf has them as `int64`.
 fn unsigned(number: i64) -> u64 {
     number.cast_unsigned()
 }
 
+/// A revision or lease id in the type that etcd takes.
 fn signed(number: u64) -> i64 {
     number.cast_signed()
 }

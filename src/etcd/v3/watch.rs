@@ -1,8 +1,8 @@
 //! The watch over gRPC.
 //!
-//! A dead connection is noticed by HTTP/2 pings (15 s). A server that is alive but stuck is noticed by
-//! progress requests: once a server has answered one, a later one without an answer ends the watch.
-//! etcd before 3.4 does not know them and is left to the pings.
+//! HTTP/2 pings notice a dead connection after 15 s. Progress requests notice a server that is alive but stuck: once a
+//! server has answered one, a later one without an answer ends the watch. etcd before 3.4 does not know such requests,
+//! so there only the pings help.
 
 use super::connection::{Connection, failure};
 use super::{decoded, unsigned};
@@ -20,17 +20,18 @@ pub struct V3Watch {
     connection: Rc<Connection>,
     keys: Keyspace,
     stream: WatchStream,
-    /// When to act on silence.
+    /// The time at which silence is acted on.
     deadline: Instant,
-    /// A progress request is out.
+    /// Whether a progress request waits for its answer.
     asked: bool,
-    /// This server has answered one before.
+    /// Whether this server has answered a progress request before.
     answers: bool,
-    /// What ended the watch.
+    /// The error that ended the watch.
     over: Option<Error>,
 }
 
 impl V3Watch {
+    /// Starts a watch for all changes after `revision`.
     pub(super) async fn open(
         connection: Rc<Connection>,
         keys: Keyspace,
@@ -50,7 +51,7 @@ impl V3Watch {
         })
     }
 
-    /// Nothing came for a while: ask for a sign of life, or give up on one that was asked for.
+    /// Acts on silence: asks for a sign of life, or ends the watch if one was asked for in vain.
     async fn silent(&mut self) -> Result<(), Error> {
         if self.asked && self.answers {
             return Err(Error::Unavailable("the watch gives no sign of life".to_owned()));
@@ -61,12 +62,12 @@ impl V3Watch {
         Ok(())
     }
 
-    /// How long an answer to that may take.
+    /// How long the server may take to give a sign of life.
     fn grace(&self) -> Duration {
         if self.answers { self.connection.timeout() } else { self.connection.patience() }
     }
 
-    /// The changes that a message brings, none for a sign of life.
+    /// The changes that a message brings. A sign of life brings none.
     fn changes(&mut self, response: &WatchResponse) -> Result<Vec<Change>, Error> {
         if response.compact_revision() != 0 {
             return Err(Error::Compacted);
@@ -81,6 +82,7 @@ impl V3Watch {
         Ok(response.events().iter().filter_map(|event| change(&self.keys, event)).collect())
     }
 
+    /// Makes one step, which may bring no change.
     async fn step(&mut self) -> Result<Vec<Change>, Error> {
         match tokio::time::timeout_at(self.deadline, self.stream.message()).await {
             Err(_) => self.silent().await.map(|()| Vec::new()),
@@ -112,8 +114,8 @@ impl Watch for V3Watch {
     }
 }
 
-/// Starts the watch and waits for etcd to confirm it. The inner error is the store's last word; the
-/// outer one may be mended by a new token or another endpoint.
+/// Starts the watch and waits until etcd confirms it. The inner error is the final answer of the store. After the outer
+/// one, a new token or another endpoint may help.
 async fn start(
     client: &mut Client,
     directory: &str,
@@ -128,8 +130,8 @@ async fn start(
     if first.compact_revision() != 0 {
         return Ok(Err(Error::Compacted));
     }
-    // etcd takes a revision that it has not reached yet, and then says nothing until it has: after a restore
-    // from an older state that would hide all that happens until then.
+    // etcd accepts a revision that it has not reached yet, and then is silent until it reaches it. After a restore from
+    // an older state that would hide every change until then.
     if first.header().is_some_and(|header| header.revision().saturating_add(1) < from) {
         return Ok(Err(Error::Compacted));
     }
@@ -139,7 +141,7 @@ async fn start(
     Ok(Ok(stream))
 }
 
-/// What an event means, if anything.
+/// The change that an event tells of, if it tells of one.
 fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
     let kv = event.kv()?;
     if event.event_type() == EventType::Put {
@@ -147,10 +149,11 @@ fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
     }
     let key = String::from_utf8_lossy(kv.key());
     let revision = unsigned(kv.mod_revision());
-    // Nobody followed a key that names no subnet, so nobody misses it.
+    // A key that names no subnet was never reported as a lease, so its end is not reported either.
     keyspace::subnet(keys.name(&key)?).ok().map(|key| Change::Gone { key, revision })
 }
 
+/// The error by which the watch ends.
 fn ended(error: ClientError) -> Error {
     match failure(error) {
         Failure::Unreached(error) | Failure::Answered(error) => error,

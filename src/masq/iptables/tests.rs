@@ -1,4 +1,4 @@
-//! Scripts by their exact text, and what they lead to in a small model of `iptables-restore --noflush`.
+//! The scripts are checked by their exact text, and by their effect in a small model of `iptables-restore --noflush`.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ fn a_fresh_host_gets_everything() {
     assert_eq!(restore("", &rules().none(), &[]), None);
 }
 
-/// Chains with their rules, as a host has them.
+/// The chains of a host, with their rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Host(BTreeMap<(String, String), Vec<String>>);
 
@@ -122,7 +122,7 @@ fn with(rules: &Rules) -> Host {
 fn a_second_look_changes_nothing() {
     let mut host = with(&rules());
     assert!(!host.apply(&rules(), &[]));
-    // Whatever the version puts into quotes.
+    // A rule is recognised whichever words the version puts into quotes.
     let unquoted = host.save().replace("0x4000/0x4000", "\"0x4000/0x4000\"");
     assert_eq!(restore(&unquoted, &rules(), &[]), None);
 }
@@ -175,7 +175,7 @@ fn what_an_earlier_run_left_goes() {
     host = with(&other_network);
     host.apply(&rules(), &[other_network.network]);
     assert_eq!(host, right);
-    // Flags that were switched off.
+    // The flags were switched off.
     host.apply(&Rules { masquerade: false, ..rules() }, &[]);
     assert_eq!(host, with(&Rules { masquerade: false, ..rules() }));
     host.apply(&rules().none(), &[]);
@@ -193,7 +193,7 @@ fn daemons_of_several_networks_share_the_chains_in_peace() {
     assert!(!host.apply(&rules(), &[]));
     assert!(!host.apply(&other, &[]));
     let both = host.clone();
-    // One of them rebuilds: the other is still content.
+    // One daemon repairs the rule that both share, and the other finds nothing to do.
     host.chain("nat", "FLANNEL-POSTRTG").remove(0);
     assert!(host.apply(&other, &[]));
     assert!(!host.apply(&rules(), &[]));
@@ -219,7 +219,7 @@ fn rules_of_others_stay_where_they_are() {
     assert!(!host.apply(&rules(), &[]));
     host.apply(&rules().none(), &[]);
     assert_eq!(host, before);
-    // Inside our chain too, and a chain that somebody else jumps to is not deleted.
+    // This holds inside our chain, too, and a chain that a foreign rule jumps to is not deleted.
     host.apply(&rules(), &[]);
     host.chain("filter", "FLANNEL-FWD").insert(0, "-s 192.0.2.1/32 -j DROP".to_owned());
     host.chain("nat", "POSTROUTING").push("-o eth1 -j FLANNEL-POSTRTG".to_owned());

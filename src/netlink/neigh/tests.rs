@@ -1,4 +1,4 @@
-//! Against the real kernel, each test in a network namespace of its own.
+//! These tests run against the real kernel, each in a network namespace of its own.
 
 use super::super::namespace::{ip, ip_shows, run};
 use super::super::{DEFAULT_VXLAN_PORT, Vxlan};
@@ -13,7 +13,7 @@ fn mac(text: &str) -> Mac {
     text.parse().unwrap()
 }
 
-/// A VXLAN device that is up.
+/// Makes a VXLAN device that is up.
 pub(in super::super) async fn overlay(netlink: &Netlink) -> u32 {
     ip("link add d0 type veth peer name d0-peer");
     ip("link set d0 up");
@@ -34,7 +34,7 @@ pub(in super::super) async fn overlay(netlink: &Netlink) -> u32 {
     index
 }
 
-/// `bridge fdb show` for the overlay.
+/// The output of `bridge fdb show` for the overlay.
 fn fdb() -> Vec<String> {
     let output = std::process::Command::new("bridge").args(["fdb", "show", "dev", "flannel.9"]).output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -113,7 +113,7 @@ fn fdb_entries_become_what_is_wanted() {
     });
 }
 
-/// The acceptance numbers of the issue, at the level of writes.
+/// A thousand peers are written within two seconds, and a second round writes nothing.
 #[test]
 fn a_thousand_entries_take_no_time() {
     run("netlink::neigh::tests::a_thousand_entries_take_no_time", || async {

@@ -1,4 +1,4 @@
-//! Against the real kernel, each test in a network namespace of its own.
+//! These tests run against the real kernel, each in a network namespace of its own.
 
 use super::super::namespace::{ip, ip_shows, run};
 use super::*;
@@ -8,7 +8,7 @@ fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
-/// Two devices: one with a prefix, where gateways are, and one of the overlay.
+/// Makes two devices: one with a prefix, where gateways are, and one of the overlay.
 async fn devices(netlink: &Netlink) -> (u32, u32) {
     for (name, address) in [("d0", "192.0.2.1/24"), ("d1", "10.1.0.0/32")] {
         ip(&format!("link add {name} type veth peer name {name}-peer"));
@@ -30,7 +30,7 @@ fn onlink(link_index: u32, destination: Ipv4Net) -> (Ipv4Net, Route) {
     (destination, Route { destination, link_index, gateway: Some(destination.network()), onlink: true })
 }
 
-/// `ip route show`, blanks single.
+/// The output of `ip route show`, with single blanks.
 fn routes(selector: &str) -> Vec<String> {
     let shown = ip_shows(&format!("route show {selector}"));
     shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
@@ -42,7 +42,7 @@ fn our_routes_become_what_is_wanted() {
         let netlink = Netlink::new().unwrap();
         let (d0, _) = devices(&netlink).await;
         let territory = Territory { network: net("10.1.0.0/16"), device: None };
-        // Stale, moved, another network's of ours, and foreign ones.
+        // The routes are a stale one, a moved one, one of another network of ours, and foreign ones.
         ip("route add 10.1.9.0/24 via 192.0.2.9 proto 78");
         ip("route add 10.1.2.0/24 via 192.0.2.22 proto 78");
         ip("route add 10.2.9.0/24 via 192.0.2.9 proto 78");
@@ -90,7 +90,7 @@ fn a_foreign_route_stays_and_a_bad_one_stops_nothing() {
     });
 }
 
-/// What the original flanneld left: its routes have no number of their own.
+/// The original flanneld may have left routes, which carry no protocol number of its own.
 #[test]
 fn an_older_flannels_routes_are_taken_over() {
     run("netlink::route_set::tests::an_older_flannels_routes_are_taken_over", || async {

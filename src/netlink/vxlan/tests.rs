@@ -1,4 +1,4 @@
-//! Against the real kernel, each test in a network namespace of its own.
+//! These tests run against the real kernel, each in a network namespace of its own.
 
 use super::super::namespace::{ip, ip_shows, run};
 use super::*;
@@ -83,7 +83,7 @@ fn a_device_that_differs_is_made_anew() {
         assert_eq!(netlink.vxlan_mac("flannel.7").await.unwrap(), None);
         let (_, changes) = netlink.ensure_vxlan(&first).await.unwrap();
         assert!(changes.to_string().starts_with("delete flannel.7 (it is no VXLAN device)"), "{changes}");
-        // Another device of the same VNI and port is not ours to delete.
+        // We must not delete another device of the same VNI and port.
         let rival = Vxlan { name: "flannel.x".to_owned(), ..first };
         let error = netlink.ensure_vxlan(&rival).await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EEXIST), "{error}");

@@ -1,4 +1,4 @@
-//! The choice against a naive one.
+//! The choice is compared with a naive one.
 
 use super::*;
 use crate::subnet::overlap;
@@ -16,7 +16,7 @@ fn config(text: &str) -> Config {
     Config::parse(text).unwrap()
 }
 
-/// The definition, step by step.
+/// The candidates by their definition, one step after the other.
 fn naive(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let mut free = Vec::new();
     let mut base = u64::from(u32::from(config.subnet_min));
@@ -67,7 +67,7 @@ fn ten_thousand_leases_take_no_time() {
     let free = candidates(&config, &taken);
     assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
     assert_eq!(free[0], Ipv4Net::new((0x0A00_0000 + 10_001 * 256).into(), 24).unwrap());
-    // One lease over a million short subnets is one step.
+    // A lease that covers a million subnets is stepped over at once.
     let short = self::config(r#"{"Network":"10.0.0.0/8","SubnetLen":30}"#);
     let start = Instant::now();
     assert_eq!(candidates(&short, &[net("10.0.0.0/9")])[0], net("10.128.0.0/30"));

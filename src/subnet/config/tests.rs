@@ -1,4 +1,4 @@
-//! flannel's configs, good and bad.
+//! Good and bad network configs, as flannel takes or refuses them.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn error(text: &str) -> String {
     Config::parse(text).unwrap_err().to_string()
 }
 
-/// (network, len, min, max)
+/// A network with the length, minimum and maximum of its subnets.
 fn derived(text: &str) -> (String, u8, String, String) {
     let c = Config::parse(text).unwrap();
     (c.network.to_string(), c.subnet_len, c.subnet_min.to_string(), c.subnet_max.to_string())
@@ -142,7 +142,7 @@ proptest::proptest! {
         object["SubnetLen"] = len.map(|len| len % 34).into();
         for (field, value) in [("SubnetMin", min), ("SubnetMax", max)] {
             if let Some(value) = value {
-                // Mostly inside the network, mostly on a /24 boundary.
+                // Most bounds are inside the network and on a /24 boundary.
                 let inside = (addr & !0xFFFF) | (value & if value & 1 == 0 { 0xFF00 } else { 0xFFFF });
                 object[field] = Ipv4Addr::from(inside).to_string().into();
             }

@@ -1,4 +1,4 @@
-//! The file, byte for byte.
+//! The file is checked byte for byte.
 
 use super::*;
 use proptest::prelude::*;
@@ -61,7 +61,7 @@ fn a_planted_temporary_is_neither_followed_nor_kept() {
         assert_eq!(fs::read_to_string(&path).unwrap(), TEXT, "{what}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{what}: something was left or made");
     }
-    // What cannot be removed is an error, and stays.
+    // A file that cannot be removed stays, and is an error.
     fs::create_dir(&temporary).unwrap();
     let error = file().write(&path).unwrap_err().to_string();
     assert!(error.starts_with("cannot create "), "{error}");

@@ -1,4 +1,4 @@
-//! flannel's keys and values.
+//! Keys and values as flannel writes them.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,8 +1,10 @@
-//! Against the real kernel, each test in a network namespace of its own.
+//! These tests run against the real kernel, each in a network namespace of its own.
 
-use super::namespace::{ip, ip_shows, run};
+pub(crate) mod namespace;
+
 use super::*;
 use ipnet::Ipv4Net;
+use namespace::{ip, ip_shows, run};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ fn addr(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-/// A device that is up, has a carrier and these addresses.
+/// Makes a device that is up and has a carrier and these addresses.
 async fn device(netlink: &Netlink, name: &str, addresses: &[&str]) -> u32 {
     ip(&format!("link add {name} type veth peer name {name}-peer"));
     ip(&format!("link set {name}-peer up"));
@@ -194,12 +196,12 @@ fn foreign_routes_are_left_alone() {
         assert!(error.to_string().contains("a route of protocol 4"), "{error}");
         assert_eq!(ip_shows("-4 route show table all"), before);
 
-        // One of another metric is no obstacle, and stays.
+        // A route of another metric is no obstacle, and stays.
         ip("route del 10.0.0.0/8 dev d1 metric 0");
         assert!(!netlink.ensure_route(wanted).await.unwrap().is_empty());
         assert!(ip_shows("route show 10.0.0.0/8").contains("dev d1 proto static scope link metric 50"));
 
-        // One that leads the same way will do.
+        // A foreign route that leads the same way serves as well.
         ip("route add 172.16.0.0/12 dev d0 proto static");
         let same = Route { destination: net("172.16.0.0/12"), ..wanted };
         assert!(netlink.ensure_route(same).await.unwrap().is_empty());
@@ -286,7 +288,7 @@ fn the_monitor_tells_that_it_lost_events_and_goes_on() {
         let netlink = Netlink::new().unwrap();
         let mut monitor = Monitor::new().unwrap();
         let d0 = device(&netlink, "d0", &[]).await;
-        // `ip` runs while the runtime does not: nobody empties the socket.
+        // The runtime stands still while `ip` runs, so that the socket is not emptied.
         let mut batch = tempfile::NamedTempFile::new().unwrap();
         for i in 0..5000 {
             let line = format!("route add 10.{}.{}.0/24 dev d0\n", i / 250, i % 250);

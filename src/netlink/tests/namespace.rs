@@ -1,5 +1,5 @@
-//! A fresh network namespace for a test: the test binary runs itself again under `unshare --net`,
-//! for that one test. The namespace ends with the child process.
+//! A fresh network namespace for a test. The test binary runs itself again under `unshare --net`, for that one test;
+//! the namespace ends with the child process.
 
 use std::future::Future;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 const INSIDE: &str = "FLANNELD_TEST_INSIDE_NAMESPACE";
 
 /// Runs `body` on a current-thread runtime in a namespace of its own. `test` is the full path of the
-/// calling test, as `cargo test -- --list` shows it. Needs root.
+/// calling test, as `cargo test -- --list` shows it. This needs root.
 pub(crate) fn run<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
@@ -32,7 +32,7 @@ pub(crate) fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The output of `ip` with these words.
+/// Runs `ip` with these words and returns its output.
 pub(crate) fn ip_shows(words: &str) -> String {
     let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
