@@ -1,5 +1,5 @@
-//! Runs one pure operation a number of times and nothing else, for `benches/callgrind.sh` to count instructions.
-//! `count` lists the operations as `name packets bytes`; `count NAME TIMES` runs one.
+//! Runs one pure operation a number of times and nothing else, so that `benches/callgrind.sh` can count instructions.
+//! `count` lists the operations as `name packets bytes`, and `count NAME TIMES` runs one.
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod pure;

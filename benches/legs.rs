@@ -1,7 +1,7 @@
-//! Null tests: one leg of a packet's way at a time, with nothing done to the packet. Their cost is a floor for
-//! the daemon's: `perf/null.sh` adds them up. `blast` and `sink` are also the traffic of `perf/many.sh`.
+//! Null tests: each carries packets over one leg of their way and does nothing to them. Their cost is a floor for the
+//! daemon's, and `perf/null.sh` adds them up. `blast` and `sink` are also the traffic of `perf/many.sh`.
 //!
-//! `legs LEG key=value…`; every leg prints `key value` lines:
+//! The call is `legs LEG key=value…`. Every leg prints `key value` lines:
 //!
 //! | leg | what it does | keys |
 //! |---|---|---|
@@ -27,9 +27,9 @@ use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// Payload of a datagram in a full packet, near enough to a TCP segment's.
+/// The payload of a datagram in a full packet, which is nearly that of a TCP segment.
 const STEP: usize = 1400;
-/// Payload sizes of IMIX: 7 small, 4 middle, 1 large.
+/// The payload sizes of IMIX: 7 small, 4 middle, 1 large.
 const IMIX: [usize; 12] = [64, 576, 64, 64, 576, 64, 1400, 64, 576, 64, 576, 64];
 
 fn main() {
@@ -43,17 +43,17 @@ fn main() {
         "tun-write" => tun_write(&keys),
         "blast" => blast(&keys),
         "sink" => sink(&keys),
-        // What `cargo bench` and `cargo test` say to every bench: nothing to do without a leg's name.
+        // `cargo bench` and `cargo test` start every bench without a leg's name. Then there is nothing to do.
         _ => println!("usage: legs copy|sum|tun-read|tun-write|blast|sink key=value…"),
     }
 }
 
-/// `key=value`; anything else is not for us.
+/// Splits `key=value`. Anything else is not for us.
 fn own(arg: String) -> Option<(String, String)> {
     arg.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
 }
 
-/// The command line.
+/// The keys of the command line and their values.
 struct Keys(HashMap<String, String>);
 
 impl Keys {
@@ -67,7 +67,7 @@ impl Keys {
     }
 }
 
-/// What one thread did since it was made.
+/// What one thread has done since the tally was made.
 struct Tally {
     start: Instant,
     cpu: Duration,
@@ -103,13 +103,13 @@ impl Tally {
     }
 }
 
-/// Time on a processor of the calling thread.
+/// The time that the calling thread has spent on a processor.
 fn thread_cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// Waits until the descriptor can be read; false after `limit`.
+/// Waits until the descriptor can be read; false if it cannot within `limit`.
 fn readable(fd: &impl AsFd, limit: Duration) -> bool {
     let limit = Timespec::try_from(limit).unwrap();
     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
@@ -144,7 +144,7 @@ fn device(keys: &Keys) -> Queue {
     device.into_queues().pop().unwrap()
 }
 
-/// Reads until `seconds` after the first packet.
+/// Reads frames until `seconds` after the first one.
 fn tun_read(keys: &Keys) {
     let queue = device(keys);
     let mut buffer = vec![0; READ_SIZE];
@@ -166,7 +166,7 @@ fn tun_read(keys: &Keys) {
     tally.finish();
 }
 
-/// Writes as fast as it goes, from when the device is up.
+/// Writes frames as fast as it can as soon as the device is up.
 fn tun_write(keys: &Keys) {
     let queue = device(keys);
     let frame = super_packet(keys);
@@ -184,7 +184,7 @@ fn tun_write(keys: &Keys) {
     tally.finish();
 }
 
-/// A frame as the daemon writes it: vnet header, IPv4, UDP with the pseudo-header's sum, payload.
+/// A frame as the daemon writes it: vnet header, IPv4, UDP with the pseudo-header's sum, and payload.
 fn super_packet(keys: &Keys) -> Vec<u8> {
     let (from, to): (Ipv4Addr, SocketAddrV4) = (
         keys.get("from", Ipv4Addr::new(198, 18, 0, 1)),

@@ -1,7 +1,7 @@
-//! Times of the packet path's parts, by criterion: `cargo bench --bench micro [-- PATTERN]`.
+//! Criterion times the parts of the packet path: `cargo bench --bench micro [-- PATTERN]`.
 //!
-//! The pure operations need nothing. The ring needs io_uring; the TUN pairs need root, and run in a network
-//! namespace of their own if one can be had: `unshare -n cargo bench --bench micro`.
+//! The pure operations need nothing. The ring needs io_uring, and the TUN pairs need root. To keep them off the host's
+//! network, give them a namespace of their own: `unshare -n cargo bench --bench micro`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 
 mod pure;
@@ -31,7 +31,7 @@ fn pure_operations(c: &mut Criterion) {
     }
 }
 
-/// RFC 1071 word by word.
+/// Sums as RFC 1071 describes it, word by word.
 fn naive(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
@@ -41,7 +41,7 @@ fn naive(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Ours is `pure/checksum`.
+/// Checksums that are not ours; ours is `pure/checksum`.
 fn other_checksums(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
     for size in pure::SIZES {
@@ -54,9 +54,9 @@ fn other_checksums(c: &mut Criterion) {
     }
 }
 
-/// A turn of the ring on real descriptors: a datagram goes out to ourselves and comes in; or only a wake-up.
+/// Turns of the ring on real descriptors: a wake-up, a datagram that goes out and comes back in, or a frame.
 fn ring_turns(c: &mut Criterion) {
-    // Down in a fresh network namespace.
+    // In a fresh network namespace it is down.
     ip("link set lo up");
     let (tun, far) = UnixDatagram::pair().unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -110,7 +110,7 @@ fn udp_round(ring: &mut Ring, payload: &[u8], to: SocketAddrV4) {
     }
 }
 
-/// `ip` with these words; false if it failed.
+/// Runs `ip` with these words; false if that failed.
 fn ip(words: &str) -> bool {
     Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success())
 }
@@ -121,9 +121,8 @@ fn random_name(letter: char) -> String {
     format!("fl{letter}{:06x}", random & 0xff_ffff)
 }
 
-/// Two devices with a route from one's network into the other: what is written to the first, for that network,
-/// the kernel forwards and the second gives it back. One pair is one packet through the whole: the device's two
-/// calls, and the kernel's forwarding between them.
+/// Two devices, with a route from the first into the second. The kernel forwards what is written to the first, and the
+/// second gives it back. So a pair is two calls to the devices, and the kernel's forwarding between them.
 fn tun_pairs(c: &mut Criterion) {
     let forward = "/proc/sys/net/ipv4/ip_forward";
     let Ok(was) = std::fs::read_to_string(forward) else { return };
@@ -181,7 +180,7 @@ fn vnet_pair(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, whole: bool) 
     });
 }
 
-/// Forwarding runs within the write, so the packet is mostly there at once.
+/// Reads the forwarded packet. The kernel forwards within the write, so it is mostly there at once.
 fn read(queue: &Queue, buffer: &mut [u8]) {
     while queue.read(buffer).is_err() {
         std::thread::yield_now();
@@ -191,7 +190,7 @@ fn read(queue: &Queue, buffer: &mut [u8]) {
 /// 64 KB of TCP as frames for a TUN, vnet header first: one super-packet, or its segments.
 fn packets(whole: bool) -> Vec<Vec<u8>> {
     let (vnet, mut packet) = pure::super_packet();
-    // Addresses that `configure` routes, in place of the operation's.
+    // These addresses, which `configure` routes, replace those of the operation.
     packet[12..20].copy_from_slice(&[198, 18, 1, 2, 198, 18, 2, 2]);
     flanneld::packet::ipv4::set_header_checksum(&mut packet[..20]);
     if whole {

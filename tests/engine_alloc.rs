@@ -1,4 +1,4 @@
-//! A worker allocates nothing once it runs: a counting allocator, and real traffic over a TUN device and
+//! A worker allocates nothing once it runs. A counting allocator watches while real traffic crosses a TUN device and
 //! sockets in a network namespace of its own, on both carriers.
 #![allow(unsafe_code, reason = "a global allocator is one")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -24,7 +24,7 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call goes on to the system's allocator unchanged; counting touches atomics and the stack only.
+// SAFETY: every call goes on to the system's allocator unchanged. Counting touches atomics and the stack only.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -114,8 +114,8 @@ fn start(carrier: Carrier, mirror: SocketAddrV4) -> (Engine, SocketAddrV4) {
     (engine.unwrap(), address)
 }
 
-/// Sends every packet back with its inner addresses swapped, until told to stop. Thus a host of ours that
-/// connects to the far one finds its own listener.
+/// Sends every packet back with its inner addresses swapped, until told to stop. So a host of ours that connects to the
+/// far one finds its own listener.
 fn mirror(socket: &Socket, stop: &AtomicBool) {
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
@@ -133,7 +133,7 @@ fn mirror(socket: &Socket, stop: &AtomicBool) {
     }
 }
 
-/// A TCP stream through the mirror, in chunks.
+/// A TCP stream that crosses the mirror in chunks.
 struct Stream {
     out: TcpStream,
     back: TcpStream,
@@ -158,8 +158,8 @@ impl Stream {
     }
 }
 
-/// One round of everything that a worker meets: a stream, small packets, packets without a route, with TTL 1,
-/// and from a stranger.
+/// Sends one round of all that a worker meets: a stream, small packets, packets without a route, packets with TTL 1,
+/// and packets from a stranger.
 fn round(stream: &mut Stream, hosts: &[UdpSocket; 2], stranger: &UdpSocket, engine: SocketAddrV4) {
     let [host, short_lived] = hosts;
     stream.carry_a_chunk();

@@ -1,4 +1,5 @@
-//! The packet path's pure functions as repeatable operations: what `micro` times and `count` counts.
+//! The pure functions of the packet path as operations that can be repeated. `micro` times them and `count` counts
+//! their instructions.
 
 use flanneld::offload::batch::{Limits, Trains};
 use flanneld::offload::coalesce::{Coalescer, HEAD_ROOM, Settings};
@@ -10,31 +11,31 @@ use flanneld::route::{Peer, RouteCommand, RouteTable};
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// One repeatable operation.
+/// An operation that can be repeated.
 pub(crate) struct Op {
     /// Packets, look-ups or blocks that one run handles.
     pub(crate) packets: usize,
-    /// Bytes that one run touches; 0 where that means nothing.
+    /// Bytes that one run touches, or 0 where that means nothing.
     pub(crate) bytes: usize,
-    /// Does it once.
+    /// Runs the operation once.
     pub(crate) run: Box<dyn FnMut()>,
 }
 
-/// Sizes that checksums are measured at.
+/// The sizes at which checksums are measured.
 pub(crate) const SIZES: [usize; 3] = [64, 1500, 65_536];
-/// Routes that look-ups are measured at.
+/// The numbers of routes at which look-ups are measured.
 pub(crate) const PEERS: [u32; 4] = [2, 1_000, 10_000, 100_000];
 
-/// Payload of one segment: MTU 1472, 20 bytes of IPv4, 32 of TCP with timestamps.
+/// The payload of one segment: an MTU of 1472 less 20 bytes of IPv4 and 32 of TCP with timestamps.
 const SEGMENT: usize = 1420;
-/// What TCP makes of 64 KiB.
+/// The number of segments that TCP makes of 64 KiB.
 const SEGMENTS: usize = 45;
 const HEADER: usize = 52;
 
-/// Makes an operation.
+/// A function that makes an operation.
 pub(crate) type Make = Box<dyn Fn() -> Op>;
 
-/// All operations, by name and how to make them: making one costs more than running it.
+/// All operations by name, not yet made: making one costs more than running it.
 pub(crate) fn all() -> Vec<(String, Make)> {
     let mut ops: Vec<(String, Make)> = Vec::new();
     let mut add = |name: String, make: Make| ops.push((name, make));
@@ -143,13 +144,13 @@ fn segment() -> Op {
 
 fn trains(peers: u16) -> Op {
     let limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
-    let mut batcher = Trains::new(32, limits);
+    let mut trains = Trains::new(32, limits);
     let keys: Vec<_> = (0..peers).map(|i| SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 7890 + i)).collect();
     let run = move || {
         for i in 0..SEGMENTS {
-            black_box(batcher.place(black_box(keys[i % keys.len()]), 1472).unwrap());
+            black_box(trains.place(black_box(keys[i % keys.len()]), 1472).unwrap());
         }
-        batcher.clear();
+        trains.clear();
     };
     Op { packets: SEGMENTS, bytes: 0, run: Box::new(run) }
 }

@@ -23,11 +23,11 @@ pub(super) const HEAD_BYTES: usize = FRAMES * HEAD_ROOM;
 /// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
 pub(super) const PACKETS_PER_RECEIVE: usize = 128;
 
-/// Most receive buffers a direction.
+/// Most receive buffers of one direction.
 #[allow(clippy::cast_possible_truncation, reason = "the assertion below compares it with its origin")]
 const MOST_BUFFERS: u16 = *BUFFERS_RANGE.end() as u16;
 
-// The trains of a turn hold all that it gathers, and one frame more: it may begin just below the limit.
+// The trains of a turn hold all that it gathers, and one frame more, since that may begin just below the limit.
 const _: () = assert!(TRAINS * TRAIN_BYTES >= TURN_BYTES + READ_SIZE);
 // An empty coalescer has room for any receive. Otherwise the worker would wait for that room for ever.
 const _: () = assert!(FRAMES >= PACKETS_PER_RECEIVE && PIECES >= PACKETS_PER_RECEIVE);
@@ -35,7 +35,7 @@ const _: () = assert!(FRAMES >= PACKETS_PER_RECEIVE && PIECES >= PACKETS_PER_REC
 const _: () = assert!(MAX_PIECES >= PACKETS_PER_RECEIVE);
 // An ICMP error takes no more of the heads' memory than any other frame may take.
 const _: () = assert!(VNET_LEN + MAX_REPLY <= HEAD_ROOM);
-// A frame is one `writev`: its head and its pieces.
+// One `writev` takes a whole frame: its head and its pieces.
 const _: () = assert!(MAX_PIECES < libc::UIO_MAXIOV as usize);
 // Buffers are numbered in 16 bits, and the ring of provided buffers takes as many as the operator may ask for.
 const _: () = assert!(MOST_BUFFERS as usize == *BUFFERS_RANGE.end() && MOST_BUFFERS <= ring::MOST_BUFFERS);

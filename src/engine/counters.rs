@@ -1,40 +1,41 @@
-//! Counters: the only thing that comes up from a worker. One writer each, relaxed, a cache line of their own.
+//! Counters: what comes up from a worker while it runs. Each has one writer, its worker, which adds with relaxed
+//! atomics; drops and counts start on cache lines of their own, so that workers do not slow each other down.
 
 use crate::report::{Sample, metric};
 use crossbeam::utils::CachePadded;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a packet was dropped. Every way to lose a packet has one.
+/// Why a packet was dropped. Every way to lose a packet has a reason of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
-    /// From the TUN: a frame whose vnet header and packet do not fit together.
+    /// From the TUN: the frame's vnet header and its packet do not fit together.
     TunFrame,
-    /// From the TUN: not IPv4 (the kernel sends IPv6 router solicitations into any TUN).
+    /// From the TUN: the packet is not IPv4 (the kernel sends IPv6 router solicitations into any TUN).
     TunNotIpv4,
-    /// From the TUN: an IPv4 header that lies about its lengths.
+    /// From the TUN: the IPv4 header is wrong about its lengths.
     TunMalformed,
-    /// From the TUN: for a multicast or broadcast address.
+    /// From the TUN: the destination is a multicast or broadcast address.
     TunMulticast,
-    /// From the TUN: no peer has that address (our own subnet included); answered with ICMP.
+    /// From the TUN: no peer has that address (our own subnet is no peer's); the sender gets an ICMP answer.
     NoRoute,
-    /// From the TUN: TTL 0 or 1; answered with ICMP.
+    /// From the TUN: the TTL is 0 or 1; the sender gets an ICMP answer.
     TunTtl,
     /// To a peer: the socket's send buffer is full, or the kernel is out of memory.
     SendBuffer,
-    /// To a peer: no route to its address, or the link is down.
+    /// To a peer: the host has no route to its address, or the link is down.
     SendUnreachable,
-    /// To a peer: larger than the path allows.
+    /// To a peer: the packet is larger than the path allows.
     SendTooBig,
-    /// To a peer: any other error.
+    /// To a peer: the send failed with any other error.
     SendFailed,
-    /// From the network: longer than any buffer.
+    /// From the network: the datagram is longer than its buffer.
     Truncated,
-    /// From the network: not IPv4.
+    /// From the network: the datagram is not an IPv4 packet.
     NotIpv4,
-    /// From the network: not exactly one IPv4 packet.
+    /// From the network: the datagram is not exactly one IPv4 packet.
     Malformed,
-    /// From the network: wrong IPv4 header checksum.
+    /// From the network: the IPv4 header checksum is wrong.
     HeaderChecksum,
     /// From the network: the sender's address is no peer's.
     UnknownPeer,
@@ -42,7 +43,7 @@ pub enum DropReason {
     InnerSource,
     /// From the network: the inner destination is not in our subnet.
     InnerDestination,
-    /// From the network: TTL 0 or 1; answered with ICMP.
+    /// From the network: the TTL is 0 or 1; the sender gets an ICMP answer.
     Ttl,
     /// To the TUN: the device is down.
     TunDown,
@@ -53,7 +54,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    /// All reasons, in the order of their numbers.
+    /// All reasons, in the order in which they are declared.
     pub const ALL: [DropReason; 21] = [
         DropReason::TunFrame,
         DropReason::TunNotIpv4,
@@ -107,50 +108,50 @@ impl DropReason {
     }
 }
 
-/// What else is counted.
+/// What is counted besides drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
     /// Frames read from the TUN; one may hold many packets.
     TunReads,
-    /// Packets taken from the TUN for a peer; a send that then fails counts them as dropped too.
+    /// Packets taken from the TUN for a peer. If their send fails, they count as dropped too.
     TunPackets,
-    /// Their bytes, IPv4 headers included.
+    /// Bytes of [`Count::TunPackets`], IPv4 headers included.
     TunBytes,
     /// Sends on the socket; one may hold many packets.
     UdpSends,
     /// Receives from the socket; one may hold many packets.
     UdpReceives,
-    /// Packets from peers that passed all checks; a write that then fails counts them as dropped too.
+    /// Packets from peers that passed all checks. If their write fails, they count as dropped too.
     UdpPackets,
-    /// Their bytes, IPv4 headers included.
+    /// Bytes of [`Count::UdpPackets`], IPv4 headers included.
     UdpBytes,
     /// Frames written to the TUN; one may hold many packets.
     TunWrites,
-    /// ICMP errors sent.
+    /// ICMP errors that were sent.
     IcmpSent,
-    /// ICMP errors not sent, to keep below the rate limit or for want of room in a turn.
+    /// ICMP errors that were not sent: the rate limit was reached, or the turn had no room.
     IcmpLimited,
-    /// Segmented sends that the kernel refused and that were resent packet by packet.
+    /// Segmented sends that the kernel refused; the worker resent them packet by packet.
     Resent,
     /// Times that segmentation was switched off for ten minutes because the kernel refused it.
     SegmentationOff,
-    /// Turns of the worker: one wait each.
+    /// Turns of the worker; each has one wait at most.
     Turns,
-    /// Turns in which the wait, if there was one, began with a pause of moderation (`--moderation`). Its name
-    /// outside is `rests`.
+    /// Turns whose wait, if there was one, began with a pause of moderation (`--moderation`). In logs and metrics their
+    /// name is `rests`.
     Pauses,
-    /// Times that the kernel had a packet and no buffer to put it in (it waits in its queue).
+    /// Times that the kernel had a packet and no buffer to put it in. The packet waits in the kernel's queue.
     Starved,
-    /// Errors of reading from the TUN and of receiving, other than the deletion of the device.
+    /// Errors of reading from the TUN and of receiving. The deletion of the device is not among them.
     ReceiveErrors,
-    /// Route changes applied.
+    /// Route changes that were applied.
     RouteChanges,
-    /// Route changes refused.
+    /// Route changes that were refused.
     RouteErrors,
 }
 
 impl Count {
-    /// All counts, in the order of their numbers.
+    /// All counts, in the order in which they are declared.
     pub const ALL: [Count; 18] = [
         Count::TunReads,
         Count::TunPackets,
@@ -217,7 +218,7 @@ const _: () = {
     }
 };
 
-/// One worker's counters. Only that worker writes, so a load and a store make an addition.
+/// One worker's counters. Only that worker writes them, so it adds by a load and a store.
 #[derive(Debug)]
 pub struct Counters {
     drops: CachePadded<[AtomicU64; DROPS]>,
@@ -246,7 +247,7 @@ impl Counters {
         add(&self.counts[count as usize], n);
     }
 
-    /// The state now.
+    /// The values of all counters now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -262,7 +263,7 @@ fn add(counter: &AtomicU64, n: usize) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n as u64), Ordering::Relaxed);
 }
 
-/// Counters at one moment, of one worker or summed.
+/// The values of counters at one moment, of one worker or summed over several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
     drops: [u64; DROPS],
@@ -282,7 +283,7 @@ impl Snapshot {
         self.drops[reason as usize]
     }
 
-    /// All packets dropped.
+    /// Packets dropped for any reason.
     #[must_use]
     pub fn dropped_total(&self) -> u64 {
         self.drops.iter().sum()
@@ -314,8 +315,9 @@ impl Snapshot {
     }
 }
 
-/// A line for each counter.
 impl fmt::Display for Snapshot {
+    /// Writes a line per counter: first `count <name> <n>`, then `drop <reason> <n>`. Zeros are included, so that a
+    /// reader sees which counters exist.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.samples().try_for_each(|sample| writeln!(f, "{sample}"))
     }

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-/// Errors a second in the long run, and at once after a quiet second.
+/// So many errors may be sent a second in the long run, and so many at once after a quiet second.
 const RATE: u32 = 100;
+/// The time in which the bucket gains one token.
 const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
 // A quiet second fills the bucket exactly.
 const _: () = assert!(INTERVAL.as_nanos() * RATE as u128 == 1_000_000_000);
 
-/// The bucket; full at first.
+/// The bucket of one direction. It is full at first.
 #[derive(Debug)]
 pub(super) struct IcmpLimit {
     tokens: u32,
@@ -20,13 +21,13 @@ impl IcmpLimit {
         IcmpLimit { tokens: RATE, filled: None }
     }
 
-    /// Whether one more may be sent at `now`.
+    /// Whether one more error may be sent at `now`; if so, it takes a token.
     pub(super) fn allow(&mut self, now: Instant) -> bool {
         let since = self.filled.map_or(Duration::ZERO, |filled| now.saturating_duration_since(filled));
         let earned = u32::try_from(since.as_nanos() / INTERVAL.as_nanos()).unwrap_or(RATE).min(RATE);
         if earned > 0 || self.filled.is_none() {
             self.tokens = (self.tokens + earned).min(RATE);
-            // Keep the fraction that has not earned a token yet, unless the bucket is full.
+            // The time that has not earned a token yet counts for the next one, unless the bucket is full.
             let spent = INTERVAL * earned;
             self.filled = Some(if earned == RATE { now } else { self.filled.map_or(now, |at| at + spent) });
         }

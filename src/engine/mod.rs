@@ -1,17 +1,16 @@
 //! The engine carries packets: it joins the rooms of the packet path and runs them, one worker a core.
 //!
 //! A worker owns a TUN queue, a UDP socket, a [`port`] (io_uring or poll), its buffers and its own copy of the
-//! routes; workers share nothing. Its loop is `worker`: obey the control thread, take datagrams and frames
-//! from the port, push them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hand that
-//! back to the port in one turn.
+//! routes. Workers share nothing. `worker` is the loop of each: it obeys the control thread, takes datagrams and
+//! frames from the port, pushes them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hands
+//! that back to the port in one turn.
 //!
-//! The control thread holds an [`Engine`]. Down go [`RouteCommand`]s and a stop, over a bounded channel and a
-//! wake-up; up come [`counters`], which only the worker writes, and word of a worker's end
-//! ([`Engine::poll_ended`]). Nothing else crosses, and no worker ever waits
-//! for the control thread.
+//! The control thread holds an [`Engine`]. [`RouteCommand`]s and the stop go down, over a bounded channel with a
+//! wake-up. [`counters`], which only the worker writes, come up, and so does the news that a worker has ended
+//! ([`Engine::poll_ended`]). Nothing else crosses, and no worker ever waits for the control thread.
 //!
-//! A turn is bounded in bytes and in packets, so route changes and the stop are seen within one turn also under
-//! full load.
+//! `budgets` bounds a turn in bytes and in packets, so a worker sees route changes and the stop within one turn
+//! even under full load.
 
 mod budgets;
 pub mod counters;
@@ -45,10 +44,10 @@ use std::time::{Duration, Instant};
 use tracing::error;
 use worker::{BACK_OFF, Command};
 
-/// How long the control thread waits for a worker to take a command before it gives the worker up. A turn
-/// takes well under a millisecond.
+/// How long the control thread waits for a worker to take a command before it gives that worker up. This is long:
+/// a turn takes well under a millisecond.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a stop waits for all workers together: it must leave room within the second that the daemon has.
+/// How long a stop waits for all workers together. The daemon has a second to end and needs the other half itself.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 // A worker that spins, pauses and backs off in one turn still takes its commands and its stop in time.
@@ -58,16 +57,16 @@ const _: () = assert!(
 );
 const _: () = assert!(STOP_PATIENCE.as_millis() < COMMAND_PATIENCE.as_millis());
 
-/// Why the engine did not start, or ended.
+/// Why the engine did not start, or why it does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// `--engine=uring` on a host that cannot.
+    /// The operator wants io_uring (`--engine=uring`), and this host cannot.
     #[error(transparent)]
     Ring(#[from] RingError),
-    /// No thread, no event descriptor.
+    /// The host has no thread or no event descriptor left.
     #[error("cannot start worker {0}: {1}")]
     Start(usize, io::Error),
-    /// A worker has ended or hangs.
+    /// A worker has ended, or hangs.
     #[error("worker {0} does not answer")]
     Worker(usize),
 }
@@ -88,7 +87,7 @@ struct Handle {
     wake: Wake,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<io::Result<()>>>,
-    /// Disconnected when the thread has ended.
+    /// The channel is disconnected as soon as the thread has ended.
     alive: Receiver<Infallible>,
 }
 
@@ -98,10 +97,10 @@ impl Handle {
     }
 }
 
-/// Held by a worker's thread while it works, however that ends.
+/// A worker's thread holds this while it works. However the thread ends, the drop tells the control thread.
 #[derive(Debug)]
 struct Alive {
-    /// Dropped first, so that whoever is woken finds the worker's end.
+    /// The drop takes this first, so that whoever it wakes finds the worker ended.
     sender: Option<Sender<Infallible>>,
     waiting: Arc<AtomicWaker>,
 }
@@ -117,7 +116,7 @@ impl Engine {
     /// Starts one worker for each queue of `setup`, with its routes already in place.
     ///
     /// # Errors
-    /// [`EngineError`]; workers already started are stopped again.
+    /// [`EngineError`] says why. Workers that have started already are stopped again.
     pub fn start(setup: Setup) -> Result<Engine, EngineError> {
         start::start(setup)
     }
@@ -125,7 +124,7 @@ impl Engine {
     /// Changes a route in every worker.
     ///
     /// # Errors
-    /// [`EngineError::Worker`] if a worker does not take it.
+    /// [`EngineError::Worker`] if a worker does not take the change.
     pub fn route(&self, command: RouteCommand) -> Result<(), EngineError> {
         self.command(&Command::Route(command))
     }
@@ -145,7 +144,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The counters of all workers together.
+    /// The counters of all workers, added up.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::default();
@@ -161,21 +160,20 @@ impl Engine {
         &self.carriers
     }
 
-    /// The first worker that has ended by itself, if any.
+    /// The first worker that has ended by itself; `None` while all work.
     #[must_use]
     pub fn ended(&self) -> Option<usize> {
         self.workers.iter().position(Handle::has_ended)
     }
 
-    /// Ready with that worker as soon as one has ended. One task may wait at a time.
+    /// Ready with the worker's number as soon as one has ended. Only one task may wait at a time.
     pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<usize> {
         self.waiting.register(context.waker());
         self.ended().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Stops all workers and waits for them, half a second at most; gives their last counters, and the first
-    /// worker's error if one had ended with an error. A worker that does not end is left behind, with its
-    /// descriptors.
+    /// Stops all workers and waits for them, half a second at most. Returns their last counters, and the error of the
+    /// first worker that ended with one. A worker that does not end in time is left behind with its descriptors.
     pub fn stop(mut self) -> (Snapshot, io::Result<()>) {
         let result = self.join();
         (self.snapshot(), result)
@@ -183,8 +181,8 @@ impl Engine {
 
     fn join(&mut self) -> io::Result<()> {
         let deadline = Instant::now() + STOP_PATIENCE;
-        // All of them first, so that one with a full channel costs the others no time. A worker that has ended
-        // takes no command: that is what we want.
+        // All are told before any is waited for, so that one with a full channel costs the others no time. A worker
+        // that has ended takes no command, and needs none.
         let mut full = Vec::new();
         for worker in self.workers.iter().filter(|worker| worker.thread.is_some()) {
             if worker.commands.try_send(Command::Stop).is_err_and(|error| error.is_full()) {

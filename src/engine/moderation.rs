@@ -1,56 +1,60 @@
 //! When a worker lets packets gather before it looks again.
 //!
-//! A worker that runs dry sleeps until the next packet. Where small packets come fast, that is a wake-up, a turn and a
-//! short train for every few of them, on a host that has no core to spare. Network cards have the same trouble with
-//! interrupts, and moderate them (`ethtool -C adaptive-rx`); so does a worker: it pauses for a fixed moment and then
-//! takes all that has come.
+//! A worker that runs dry sleeps until the next packet. Where small packets come fast, that costs a wake-up, a turn and
+//! a short train for every few of them, on a host that has no core to spare. Network cards have the same trouble with
+//! interrupts and moderate them (`ethtool -C adaptive-rx`). A worker does the same: it pauses for a fixed moment and
+//! then takes all that has come.
 //!
-//! A pause is latency, and whoever waits for an answer pays for it. So there is none unless traffic is one-sided: the
-//! packets of requests and answers, of TCP and its ACKs, of calls, go both ways and never meet one. Nor is there one
-//! where frames are large (each is worth a turn) or rare (a pause would gather nothing).
+//! A pause is latency, and whoever waits for an answer pays for it. So a worker pauses only where traffic is one-sided:
+//! the packets of requests and answers, of TCP and its ACKs, and of calls go both ways and never meet a pause. It does
+//! not pause where frames are large (each is worth a turn) or rare (a pause would gather nothing).
 
 use super::settings::LONGEST_MODERATION;
 use std::time::{Duration, Instant};
 
-/// Traffic is judged over at least this long.
+/// Traffic is judged over at least this time.
 const WINDOW: Duration = Duration::from_millis(1);
 // A window is at least one pause long. Otherwise any traffic at all would count as more than a packet a pause.
 const _: () = assert!(LONGEST_MODERATION.as_nanos() <= WINDOW.as_nanos());
-/// Mean bytes a read above which there is nothing to gain.
+/// Above this many bytes a read, on average, a pause gains nothing.
 const LARGE: usize = 8 << 10;
-/// How many times the reads of one side must outnumber the other's.
+/// How many times as many reads one side must have as the other.
 const ONE_SIDED: usize = 16;
 
 /// Judges the traffic of one worker.
 #[derive(Debug)]
 pub(super) struct Moderation {
     pause: Duration,
+    /// When the current window began.
     since: Instant,
+    /// Reads from the TUN in this window.
     frames: usize,
+    /// Receives from the socket in this window.
     receives: usize,
     bytes: usize,
+    /// What the last window was judged to be worth: a pause or none.
     in_force: bool,
 }
 
 impl Moderation {
-    /// Pauses of `pause` at a time; zero: never.
+    /// The worker pauses for `pause` at a time; with zero it never does.
     pub(super) fn new(pause: Duration, now: Instant) -> Moderation {
         Moderation { pause, since: now, frames: 0, receives: 0, bytes: 0, in_force: false }
     }
 
-    /// A read from the TUN.
+    /// Counts a read from the TUN of `len` bytes.
     pub(super) fn frame(&mut self, len: usize) {
         self.frames += 1;
         self.bytes += len;
     }
 
-    /// A receive from the socket.
+    /// Counts a receive from the socket of `len` bytes.
     pub(super) fn receive(&mut self, len: usize) {
         self.receives += 1;
         self.bytes += len;
     }
 
-    /// How long to pause after this turn, in which the port ran dry.
+    /// How long the worker pauses after this turn, in which the port ran dry.
     pub(super) fn pause(&mut self, now: Instant) -> Duration {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed >= WINDOW {
@@ -60,6 +64,7 @@ impl Moderation {
         if self.in_force { self.pause } else { Duration::ZERO }
     }
 
+    /// Whether a pause was worth its latency in the window that `elapsed` since it began.
     fn pays(&self, elapsed: Duration) -> bool {
         let reads = self.frames + self.receives;
         let pauses = elapsed.as_nanos().checked_div(self.pause.as_nanos());
@@ -76,7 +81,7 @@ mod tests {
 
     const PAUSE: Duration = Duration::from_micros(50);
 
-    /// What the second look says after a window with this traffic.
+    /// The pause that is asked for after a window with this traffic.
     fn after(frames: usize, receives: usize, len: usize, window: Duration) -> Duration {
         let start = Instant::now();
         let mut moderation = Moderation::new(PAUSE, start);

@@ -1,9 +1,9 @@
-//! What the kernel refused of a path's trains, and what trains may be because of it.
+//! Which trains the kernel refused, and what trains may be because of it.
 //!
 //! The kernel can fragment a packet, but not the segments of a train: where a path is narrower than our link, it
-//! refuses the whole train (`EMSGSIZE`; `EINVAL` before Linux 6.14). The size is then remembered for that peer, up to
-//! [`MOST_NARROW`] peers, and beyond that for everybody. Where the kernel cannot segment at all, nobody gets trains.
-//! Both are forgotten after [`REMEMBER`], since a path may have widened and a link may have changed.
+//! refuses the whole train (`EMSGSIZE`; `EINVAL` before Linux 6.14). The worker then remembers the size for that peer.
+//! It does so for [`MOST_NARROW`] peers; one more, and the size holds for everybody. Where the kernel cannot segment at
+//! all, nobody gets trains. The worker forgets both after [`REMEMBER`], since paths may widen and links may change.
 
 use crate::offload::batch::Limits;
 use std::net::SocketAddrV4;
@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 const CERTAIN_SIZE: u16 = 524;
 /// How long a refusal is remembered: as long as the kernel remembers a path MTU (`net.ipv4.route.mtu_expires`).
 const REMEMBER: Duration = Duration::from_secs(600);
-/// Most peers remembered as narrow. Beyond that, everybody's trains get shorter.
+/// The worker remembers so many narrow peers. With more, everybody's trains get smaller packets.
 const MOST_NARROW: usize = 64;
 
-/// What a refusal was for.
+/// Why the kernel refused a train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     /// The path is narrower than the train's packets.
     Size,
-    /// The kernel cannot segment on that way.
+    /// The kernel cannot segment on the way to that peer.
     Segmentation,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum Cause {
 pub(super) struct Refusals {
     /// What trains may be when nothing was refused.
     unrefused: Limits,
-    /// What anybody's trains may be now.
+    /// What the trains of all peers may be now.
     limits: Limits,
     /// When [`Refusals::limits`] was lowered last.
     limited: Option<Instant>,
@@ -42,7 +42,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Nothing is refused yet: trains may be what `limits` says.
+    /// Starts without refusals: trains may be what `limits` says.
     pub(super) fn new(limits: Limits) -> Refusals {
         Refusals {
             unrefused: limits,
@@ -53,7 +53,7 @@ impl Refusals {
         }
     }
 
-    /// What anybody's trains may be now; [`Refusals::fits`] knows what else holds for a peer.
+    /// What the trains of all peers may be now; [`Refusals::fits`] knows what else holds for one peer.
     pub(super) fn limits(&self) -> Limits {
         self.limits
     }
@@ -74,6 +74,7 @@ impl Refusals {
         cause
     }
 
+    /// Changes what is remembered; returns why the kernel refused.
     fn note(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32, now: Instant) -> Cause {
         let uncertain = errno == libc::EINVAL && segment_size > CERTAIN_SIZE;
         if errno != libc::EMSGSIZE && !uncertain {
@@ -187,7 +188,7 @@ mod tests {
             refusals.learn(peer(200), size, libc::EMSGSIZE, now);
             assert_eq!(refusals.limits(), Limits { max_segment_size: most, ..LIMITS });
         }
-        assert!(refusals.fits(peer(200), 1300), "the common limit is the batcher's to keep");
+        assert!(refusals.fits(peer(200), 1300), "the common limit is the trains' to keep");
         refusals.learn(peer(200), 1400, libc::EIO, now);
         let both = Limits { max_segment_size: 1099, enabled: false, ..LIMITS };
         assert_eq!(refusals.limits(), both);

@@ -4,18 +4,18 @@ pub use crate::tun::TunOffload;
 use std::fmt;
 use std::time::Duration;
 
-/// Settings of the engine; the command line fills them in.
+/// The settings of the engine. The command line fills them in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How many workers; `None` lets the engine choose. At most [`MAX_WORKERS`].
+    /// How many workers there are, at most [`MAX_WORKERS`]. With `None` the `udp` backend chooses.
     pub workers: Option<usize>,
-    /// Cores to pin workers to, worker `i` to `cores[i % cores.len()]`; empty: no pinning.
+    /// Cores to which workers are pinned: worker `i` to `cores[i % cores.len()]`. Without cores there is no pinning.
     pub cores: Vec<usize>,
-    /// How many reads a worker takes from one descriptor before it turns to the next.
+    /// How many reads a worker takes from one descriptor before it turns to the next (`--batch`).
     pub reads_per_turn: usize,
-    /// Receive buffers per direction and worker.
+    /// How many receive buffers each worker has for each direction.
     pub buffers: usize,
-    /// How system calls are made.
+    /// What carries packets between the workers and the kernel (`--engine`).
     pub carrier: Carrier,
     /// Offloads at the TUN device.
     pub tun_offload: TunOffload,
@@ -25,31 +25,32 @@ pub struct Settings {
     pub peer_filter: PeerFilter,
     /// How long a worker that has nothing to do looks for more before it sleeps; at most [`LONGEST_SPIN`].
     pub spin: Duration,
-    /// How long a worker lets small packets gather where they come fast and from one side; zero: never. At most
-    /// [`LONGEST_MODERATION`].
+    /// How long a worker lets small packets gather where they come fast and from one side, at most
+    /// [`LONGEST_MODERATION`]. With zero it never does.
     pub moderation: Duration,
-    /// `SO_RCVBUF` wished for, in bytes; the kernel may give less.
+    /// The `SO_RCVBUF` to ask for, in bytes. The kernel may give less.
     pub receive_buffer: usize,
-    /// `SO_SNDBUF` wished for, in bytes; the kernel may give less.
+    /// The `SO_SNDBUF` to ask for, in bytes. The kernel may give less.
     pub send_buffer: usize,
-    /// Every worker sends from the network's port, as flannel does. Otherwise only the first does, and the
+    /// Whether every worker sends from the network's port, as flannel does. Otherwise only the first does so, and the
     /// others send from ports of their own, by which the receiver can spread flows over its cores.
     pub one_source_port: bool,
 }
 
 /// A TUN device has at most this many queues (`MAX_TAP_QUEUES`, Linux `drivers/net/tun.c`).
 pub const MAX_WORKERS: usize = crate::tun::MAX_QUEUES;
-/// A longer look would only burn the core.
+/// The longest [`Settings::spin`]: a longer look would only burn the core.
 pub const LONGEST_SPIN: Duration = Duration::from_millis(10);
-/// A longer pause would overflow the TUN's queue (500 packets) at a rate that one core can carry.
+/// The longest [`Settings::moderation`]: a longer pause would overflow the TUN's queue (500 packets) at a rate that one
+/// core can carry.
 pub const LONGEST_MODERATION: Duration = Duration::from_millis(1);
-/// Range of [`Settings::reads_per_turn`].
+/// The range of [`Settings::reads_per_turn`].
 pub const READS_PER_TURN_RANGE: std::ops::RangeInclusive<usize> = 1..=1024;
-/// Range of [`Settings::buffers`].
+/// The range of [`Settings::buffers`].
 pub const BUFFERS_RANGE: std::ops::RangeInclusive<usize> = 4..=256;
 
 impl Settings {
-    /// Whether the numbers are such as the engine can work with; the command line lets no others in.
+    /// Whether all numbers are in their ranges. The command line lets no others in.
     pub(super) fn are_in_range(&self) -> bool {
         let counts =
             READS_PER_TURN_RANGE.contains(&self.reads_per_turn) && BUFFERS_RANGE.contains(&self.buffers);
@@ -78,43 +79,43 @@ impl Default for Settings {
     }
 }
 
-/// How packets cross between this process and the kernel.
+/// What carries packets between this process and the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Carrier {
-    /// io_uring where the kernel allows it, else poll.
+    /// The engine takes io_uring where the kernel allows it, and poll elsewhere.
     #[default]
     Auto,
-    /// io_uring; an error at start where it is not to be had.
+    /// The engine takes io_uring. Where the kernel does not allow it, the start fails.
     Uring,
-    /// `poll(2)` and plain reads and writes.
+    /// The engine takes `poll(2)` and plain system calls.
     Poll,
 }
 
-/// Offloads at the UDP socket; each kind is probed and can be refused by the kernel.
+/// Offloads at the UDP socket. The daemon probes each kind, since the kernel may refuse it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UdpOffload {
-    /// `UDP_SEGMENT` when sending and `UDP_GRO` when receiving.
+    /// Sends use `UDP_SEGMENT` and receives use `UDP_GRO`.
     #[default]
     Auto,
-    /// `UDP_SEGMENT` only.
+    /// Only sends are offloaded, with `UDP_SEGMENT`.
     Send,
-    /// `UDP_GRO` only.
+    /// Only receives are offloaded, with `UDP_GRO`.
     Receive,
-    /// Neither.
+    /// Neither sends nor receives are offloaded.
     Off,
 }
 
 /// Which packets from the network are let in. A looser filter suits peers behind NAT or routers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PeerFilter {
-    /// The outer source is a peer, the inner source lies in that peer's subnet, the inner
-    /// destination in ours.
+    /// The outer source must be a peer, the inner source must lie in that peer's subnet, and the inner destination must
+    /// lie in ours.
     #[default]
     Strict,
-    /// The inner source lies in some peer's subnet and the inner destination in ours; the outer
-    /// source may be anything (a peer behind NAT).
+    /// The inner source must lie in some peer's subnet and the inner destination in ours. The outer source may be
+    /// anything, since NAT changes it.
     Inner,
-    /// Everything, as flannel does.
+    /// Every packet is let in, as flannel does.
     Off,
 }
 

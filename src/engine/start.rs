@@ -1,4 +1,4 @@
-//! Starting the workers: buffers, port, thread.
+//! Starts the workers: each gets its buffers, its port and its thread.
 
 use super::budgets::{FRAMES, HEAD_BYTES, PIECES, TRAINS, ring_sizes};
 use super::counters::Counters;
@@ -26,29 +26,29 @@ use std::thread;
 use std::time::Instant;
 use tracing::{info, warn};
 
-/// How late a worker's timer may come, in nanoseconds.
+/// How late a worker's timer may fire, in nanoseconds.
 const TIMER_SLACK_NS: u64 = 1000;
-/// Commands that may wait for a worker.
+/// How many commands may wait for a worker.
 const COMMANDS: usize = 4096;
 
-/// All that the engine needs.
+/// All that the engine needs to start.
 #[derive(Debug)]
 pub struct Setup {
-    /// The operator's wishes.
+    /// What the operator has set.
     pub settings: Settings,
-    /// The whole overlay.
+    /// The network of the whole overlay.
     pub network: Ipv4Net,
-    /// Our part of it.
+    /// The subnet of the overlay that is ours.
     pub subnet: Ipv4Net,
     /// The largest packet that fits the external link with its outer headers: the link's MTU − 28.
     pub max_packet: u16,
-    /// What the TUN device took.
+    /// The offloads that the TUN device took.
     pub offloads: Offloads,
-    /// Most packets in one `UDP_SEGMENT` send; `None` if the kernel lacks it or the operator does not want it.
+    /// Most packets in one `UDP_SEGMENT` send; `None` if the kernel lacks it or the operator has switched it off.
     pub segments: Option<u16>,
-    /// One for each worker.
+    /// The descriptors of each worker; there are as many workers as links.
     pub links: Vec<Link>,
-    /// Routes known already.
+    /// The routes that are known already.
     pub routes: Vec<RouteCommand>,
 }
 
@@ -104,7 +104,7 @@ pub(super) fn start(setup: Setup) -> Result<Engine, EngineError> {
     Ok(engine)
 }
 
-/// What a worker does, whatever carries its packets.
+/// What a worker is made of, apart from what carries its packets.
 pub(super) struct Pipeline {
     pub(super) commands: Receiver<Command>,
     pub(super) counters: Arc<Counters>,
@@ -126,7 +126,7 @@ impl Pipeline {
         });
         Worker {
             port,
-            out: Outgoing { batcher: Trains::new(TRAINS, self.limits), coalescer },
+            out: Outgoing { trains: Trains::new(TRAINS, self.limits), coalescer },
             tun_to_udp: TunToUdp::new(self.subnet.network()),
             udp_to_tun: UdpToTun::new(self.subnet, settings.peer_filter),
             routes: self.routes,
@@ -142,7 +142,7 @@ impl Pipeline {
 
 type Started = Sender<Result<Carrier, RingError>>;
 
-/// Where a worker works: its descriptors, and the thread that becomes its own.
+/// Where a worker works: its descriptors and what its thread is to be.
 struct Place {
     index: usize,
     link: Link,
@@ -151,7 +151,7 @@ struct Place {
 }
 
 impl Place {
-    /// The thread's body. The ring must be made by the thread that uses it.
+    /// The body of the worker's thread. It makes the ring itself, since only the thread that made a ring may use it.
     fn work(self, pipeline: Pipeline, started: &Started) -> io::Result<()> {
         self.pin();
         self.sharpen_timer();
@@ -197,8 +197,8 @@ impl Place {
         }
     }
 
-    /// The kernel lets a timer come up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`): as long as a pause
-    /// of moderation.
+    /// Asks for sharp timers. The kernel lets a timer fire up to 50 µs late to save wake-ups (`PR_SET_TIMERSLACK`), and
+    /// that is as long as a pause of moderation.
     fn sharpen_timer(&self) {
         let asked = NonZero::new(TIMER_SLACK_NS);
         if let Err(error) = set_current_timer_slack(asked) {

@@ -1,6 +1,6 @@
 //! Frames from the TUN become trains for peers: header check → route → TTL → segment → train.
 //!
-//! The mirror image of [`super::udp_to_tun`].
+//! This file is the mirror image of [`super::udp_to_tun`].
 
 use super::counters::{Count, Counters, DropReason};
 use super::icmp_limit::IcmpLimit;
@@ -17,24 +17,25 @@ use std::time::Instant;
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It is handled: the next one, please.
+    /// It is handled, and the next one can come.
     Whole,
-    /// The trains are full: the same one again after the next turn.
+    /// The trains are full. The same frame comes again after the turn.
     InPart,
 }
 
-/// A frame whose packets did not all find room: its plan, its peer and its first packet without a place.
+/// What is left of a frame whose packets did not all find room.
 #[derive(Debug)]
 struct Remainder {
     plan: Plan,
     to: SocketAddrV4,
+    /// The first packet that has no place yet.
     next: usize,
 }
 
 /// The direction from the TUN to the peers.
 #[derive(Debug)]
 pub(super) struct TunToUdp {
-    /// Our own address on the TUN: the source of our ICMP errors.
+    /// Our own address on the TUN, from which our ICMP errors come.
     address: Ipv4Addr,
     limit: IcmpLimit,
     remainder: Option<Remainder>,
@@ -45,7 +46,7 @@ impl TunToUdp {
         TunToUdp { address, limit: IcmpLimit::new(), remainder: None }
     }
 
-    /// Takes the current frame, or the remainder of it.
+    /// Takes the current frame, or what is left of it.
     pub(super) fn take(
         &mut self,
         frame: &mut [u8],
@@ -70,6 +71,7 @@ impl TunToUdp {
         self.place(&frame[VNET_LEN..], remainder, refusals, out, counters)
     }
 
+    /// Checks a new frame and plans its packets.
     fn begin(
         &mut self,
         frame: &mut [u8],
@@ -86,7 +88,7 @@ impl TunToUdp {
         if ip.to_many() {
             return Err(DropReason::TunMulticast);
         }
-        // Look-up before TTL, as flannel does: an unroutable packet is unreachable, whatever its TTL.
+        // The look-up comes before the TTL, as in flannel: a packet without a route is unreachable, whatever its TTL.
         let Some(peer) = routes.lookup(ip.destination) else {
             self.answer(Kind::NetUnreachable, packet, out, counters);
             return Err(DropReason::NoRoute);
@@ -99,6 +101,7 @@ impl TunToUdp {
         Ok(Remainder { plan, to: routes.address(peer), next: 0 })
     }
 
+    /// Places as many packets as the trains have room for.
     fn place(
         &mut self,
         packet: &[u8],
@@ -112,9 +115,9 @@ impl TunToUdp {
         while remainder.next < count {
             let len = remainder.plan.packet_len(remainder.next);
             let room = if refusals.fits(remainder.to, len) {
-                out.batcher.place(remainder.to, len)
+                out.trains.place(remainder.to, len)
             } else {
-                out.batcher.place_alone(remainder.to, len)
+                out.trains.place_alone(remainder.to, len)
             };
             let Some(room) = room else { break };
             remainder.plan.write(packet, remainder.next, room);
@@ -130,7 +133,7 @@ impl TunToUdp {
         Taken::InPart
     }
 
-    /// An ICMP error for the local sender, written back to the TUN.
+    /// Answers the local sender with an ICMP error, which is written back to the TUN.
     fn answer(&mut self, kind: Kind, packet: &[u8], out: &mut Outgoing, counters: &Counters) {
         let mut reply = [0; icmp::MAX_REPLY];
         let Some(len) = icmp::error_reply(kind, packet, self.address, &mut reply) else { return };

@@ -1,7 +1,7 @@
 //! Datagrams from peers become frames for the TUN: split by stride → header check → source check → TTL →
 //! coalesce.
 //!
-//! The mirror image of [`super::tun_to_udp`].
+//! This file is the mirror image of [`super::tun_to_udp`].
 
 use super::counters::{Count, Counters, DropReason};
 use super::icmp_limit::IcmpLimit;
@@ -29,7 +29,7 @@ impl UdpToTun {
         UdpToTun { subnet, filter, limit: IcmpLimit::new() }
     }
 
-    /// Takes a receive: one packet, or several joined by the kernel.
+    /// Takes a receive: one packet, or several that the kernel joined.
     pub(super) fn take(
         &mut self,
         received: &Received,
@@ -59,6 +59,7 @@ impl UdpToTun {
         counters.add(Count::UdpBytes, bytes);
     }
 
+    /// Checks one packet of a receive and hands it to the coalescer.
     fn packet(
         &mut self,
         received: &Received,
@@ -82,19 +83,19 @@ impl UdpToTun {
                 self.answer(packet, &ip, routes, out, counters);
                 Err(DropReason::Ttl)
             }
-            // The worker makes room for any receive beforehand.
+            // The worker takes a receive only when there is room for all its packets.
             Pushed::NoRoom => Err(DropReason::TunWrite),
         }
     }
 
-    /// Who may send what: WireGuard's rule of allowed addresses, with the leases as the list.
+    /// Decides who may send what. This is WireGuard's rule of allowed addresses, with the leases as the list.
     fn admit(&self, ip: &Ipv4, from: SocketAddrV4, routes: &RouteTable) -> Result<(), DropReason> {
         if self.filter == PeerFilter::Off {
             return Ok(());
         }
         let owner = routes.lookup(ip.source);
         if self.filter == PeerFilter::Strict {
-            // Peers may send from ports of their choice: one for each worker.
+            // Ports are not compared: a peer may send from one for each of its workers.
             if owner.is_none_or(|owner| routes.address(owner).ip() != from.ip()) {
                 let known = routes.is_peer(*from.ip());
                 return Err(if known { DropReason::InnerSource } else { DropReason::UnknownPeer });
@@ -105,7 +106,7 @@ impl UdpToTun {
         if self.subnet.contains(&ip.destination) { Ok(()) } else { Err(DropReason::InnerDestination) }
     }
 
-    /// Time exceeded, through the overlay, to the sender.
+    /// Tells the sender through the overlay that its packet's time was exceeded.
     fn answer(
         &mut self,
         packet: &[u8],
@@ -120,7 +121,7 @@ impl UdpToTun {
         let Some(len) = icmp::error_reply(Kind::TimeExceeded, packet, from, &mut reply) else { return };
         let mut sent = self.limit.allow(Instant::now());
         if sent {
-            match out.batcher.place(routes.address(owner), len) {
+            match out.trains.place(routes.address(owner), len) {
                 Some(room) => room.copy_from_slice(&reply[..len]),
                 None => sent = false,
             }

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What the control thread may ask.
+/// What the control thread may ask of a worker.
 #[derive(Debug, Clone)]
 pub(super) enum Command {
     Route(RouteCommand),
@@ -27,7 +27,7 @@ const PATIENCE: usize = 16;
 /// How long it backs off.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(10);
 
-/// One worker, on whatever carries its packets.
+/// One worker with its port `P`.
 pub(super) struct Worker<P> {
     pub(super) port: P,
     pub(super) out: Outgoing,
@@ -36,7 +36,7 @@ pub(super) struct Worker<P> {
     pub(super) routes: RouteTable,
     pub(super) commands: Receiver<Command>,
     pub(super) counters: Arc<Counters>,
-    /// Most frames, and most receives, a turn.
+    /// Most frames, and most receives, of one turn.
     pub(super) reads_per_turn: usize,
     /// Receive errors since the last packet from either side.
     pub(super) receive_errors: usize,
@@ -49,7 +49,7 @@ impl<P: Port> Worker<P> {
     /// Works until it is told to stop.
     ///
     /// # Errors
-    /// What makes the port useless.
+    /// An error of the port that makes it useless.
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.obey() {
             let dry = self.gather();
@@ -59,7 +59,7 @@ impl<P: Port> Worker<P> {
         Ok(())
     }
 
-    /// Carries out what the control thread has asked; false: stop.
+    /// Carries out what the control thread has asked; false if the worker is to stop.
     pub(super) fn obey(&mut self) -> bool {
         self.port.take_woken();
         loop {
@@ -74,7 +74,7 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Takes what the port has, both ways, up to a turn's fill. True if the port ran dry both ways before that.
+    /// Takes what the port has in both directions, until a turn is full. True if the port ran dry in both before that.
     pub(super) fn gather(&mut self) -> bool {
         debug_assert_eq!(self.out.count(), 0, "the last turn carried everything out");
         let dry = self.gather_datagrams();
@@ -115,7 +115,7 @@ impl<P: Port> Worker<P> {
             match self.tun_to_udp.take(frame, &self.routes, &self.refusals, &mut self.out, &self.counters) {
                 Taken::Whole => self.port.advance(),
                 Taken::InPart => {
-                    debug_assert!(self.out.batcher.open() > 0, "a turn without a train would make no room");
+                    debug_assert!(self.out.trains.open() > 0, "a turn without a train would make no room");
                     return false;
                 }
             }
@@ -124,11 +124,11 @@ impl<P: Port> Worker<P> {
         false
     }
 
-    /// Sends and writes what was gathered, waits, and deals with what failed. `pause`: as in [`Port::turn`].
+    /// Sends and writes what was gathered, waits as [`Port::turn`] does with `pause`, and deals with what failed.
     pub(super) fn turn(&mut self, pause: Duration) -> io::Result<()> {
         self.counters.add(Count::Turns, 1);
         self.counters.add(Count::Pauses, usize::from(!pause.is_zero()));
-        self.counters.add(Count::UdpSends, self.out.batcher.open());
+        self.counters.add(Count::UdpSends, self.out.trains.open());
         self.counters.add(Count::TunWrites, self.out.coalescer.len());
         self.port.turn(&mut self.out, pause)?;
         debug_assert!(
@@ -150,7 +150,7 @@ impl<P: Port> Worker<P> {
     }
 
     fn send_failed(&mut self, train: usize, errno: i32) {
-        let Some((to, train)) = self.out.batcher.trains().nth(train) else { return };
+        let Some((to, train)) = self.out.trains.iter().nth(train) else { return };
         let refused = is_segmentation_refused(&io::Error::from_raw_os_error(errno));
         if train.count() < 2 || !refused {
             self.counters.dropped(send_reason(errno), train.count());
@@ -166,13 +166,13 @@ impl<P: Port> Worker<P> {
         if self.refusals.learn(to, train.segment_size(), errno, Instant::now()) == Cause::Segmentation {
             self.counters.add(Count::SegmentationOff, 1);
         }
-        self.out.batcher.set_limits(self.refusals.limits());
+        self.out.trains.set_limits(self.refusals.limits());
     }
 
     fn forget_refusals(&mut self) {
         if !self.refusals.is_empty() {
             self.refusals.forget(Instant::now());
-            self.out.batcher.set_limits(self.refusals.limits());
+            self.out.trains.set_limits(self.refusals.limits());
         }
     }
 

@@ -4,23 +4,25 @@ use super::pool::{Filled, Pool};
 use io_uring::types::RecvMsgOut;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// A datagram, or a run of equal ones joined by `UDP_GRO`, in a buffer lent to us until the next turn.
+/// A datagram in a buffer that is lent to us until the end of the next turn, or several that `UDP_GRO` joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Datagram {
     /// The buffer's number.
     pub buffer: u16,
     /// Where the payload starts in it.
     pub start: usize,
-    /// Bytes of payload.
+    /// How many bytes the payload has.
     pub len: usize,
-    /// The sender.
+    /// The sender's address.
     pub from: SocketAddrV4,
     /// Whether the buffer was too small for the payload.
     pub truncated: bool,
+    /// Where the control messages start in the buffer, and how many bytes they have.
     pub(super) control: (usize, usize),
 }
 
-/// Reads the header that multishot `recvmsg` puts in front of the payload (`struct io_uring_recvmsg_out`).
+/// Reads what multishot `recvmsg` has put in front of the payload. `None` if that is cut off or
+/// names no sender.
 pub(super) fn parse(pool: &Pool, filled: &Filled, receive: &libc::msghdr) -> Option<Datagram> {
     let bytes = pool.bytes(filled);
     let message = RecvMsgOut::parse(bytes, receive).ok()?;

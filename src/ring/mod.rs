@@ -6,14 +6,14 @@
 //! datagram, in the order in which the kernel queued them. A third, on the event descriptor of [`Wake`],
 //! lets the control thread interrupt the wait.
 //!
-//! [`Ring::turn`] is the only way into the kernel. It submits what was staged ([`Staging`]), waits, and returns only
-//! when every send and write of that turn is complete. So the kernel holds nothing of the caller's between
-//! turns: what it reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of
-//! reach until it lends them (`pool::Filled`). The wait costs nothing, because neither a TUN write nor a
-//! `MSG_DONTWAIT` send ever blocks: both are done when the `enter` that submits them returns.
+//! [`Ring::turn`] is the only way into the kernel. It submits what was staged ([`Staging`]) and goes on only when every
+//! send and write of that turn is complete. So the kernel holds nothing of the caller's between turns: what it
+//! reads is borrowed for the turn, and what it fills are the pools' buffers, which are out of reach until it lends
+//! them (`pool::Filled`). Waiting for completion costs nothing, because neither a TUN write nor a `MSG_DONTWAIT`
+//! send ever blocks: both are done when the `enter` that submits them returns.
 //!
-//! A turn first drains the completion queue fully and sorts it into frames, datagrams and failures; handling
-//! reads in queue order while waiting for sends behind them would deadlock.
+//! A turn drains the completion queue fully and sorts it into frames, datagrams and failures before anything is
+//! handled. Reads that are handled in queue order, while sends behind them are waited for, would deadlock.
 
 mod close;
 mod datagram;
@@ -43,40 +43,40 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use token::Token;
 
-/// Places in the table of registered files.
+/// The TUN's place in the table of registered files; the other descriptors follow.
 const TUN_SLOT: u32 = 0;
 const RECEIVE_SLOT: u32 = 1;
 const SEND_SLOT: u32 = 2;
 const WAKE_SLOT: u32 = 3;
-/// Groups of provided buffers.
+/// The two groups of provided buffers.
 const FRAMES: u16 = 0;
 const DATAGRAMS: u16 = 1;
-const _: () = assert!(FRAMES != DATAGRAMS);
-/// Room for a name and for control messages in front of every received payload.
+/// Room for the sender's address in front of every received payload.
 const NAME_BYTES: u8 = 16;
 const _: () = assert!(size_of::<libc::sockaddr_in>() == NAME_BYTES as usize);
+/// Room for control messages, which follows it.
 const CONTROL_BYTES: usize = 32;
-// The `UDP_GRO` message fits: a header and a number, padded to a word.
+// The `UDP_GRO` message fits: a header and a number that is padded to a word.
 const _: () = assert!(CONTROL_BYTES >= size_of::<libc::cmsghdr>() + size_of::<usize>());
-/// The largest ring of provided buffers (`io_uring_register_buf_ring(3)`).
+/// Most buffers in a ring of provided buffers (`io_uring_register_buf_ring(3)`).
 pub const MOST_BUFFERS: u16 = 32_768;
-// So the ring of entries, whose size is the next power of two, is never larger than that either.
+// A ring of entries has the next power of two as its size. So it is never larger than that either.
 const _: () = assert!(MOST_BUFFERS.is_power_of_two());
-/// Submissions besides the staged ones: the three standing requests.
+/// The three standing requests, which are submitted besides the staged operations.
 const STANDING: usize = 3;
 
 /// How much a ring can hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    /// Buffers for frames read from the TUN, 68 KiB each; at least 1.
+    /// Buffers for frames read from the TUN, at least 1. Each has 68 KiB.
     pub frames: u16,
-    /// Buffers for datagrams received, 68 KiB each; at least 1.
+    /// Buffers for datagrams received, at least 1. Each has 68 KiB.
     pub datagrams: u16,
     /// Most sends in one turn.
     pub sends: usize,
     /// Most TUN writes in one turn.
     pub writes: usize,
-    /// Most parts of all writes of one turn together.
+    /// Most parts that all writes of one turn have together.
     pub vectors: usize,
     /// How long to look for completions before sleeping for them.
     pub spin: Duration,
@@ -103,31 +103,31 @@ impl Sizes {
 /// The descriptors that a ring works on.
 #[derive(Debug, Clone, Copy)]
 pub struct Descriptors<'fd> {
-    /// A TUN queue.
+    /// The TUN queue to read from and write to.
     pub tun: BorrowedFd<'fd>,
     /// The UDP socket to receive on.
     pub receive: BorrowedFd<'fd>,
     /// The UDP socket to send from; it may be the same one.
     pub send: BorrowedFd<'fd>,
-    /// A [`Wake`].
+    /// The event descriptor of a [`Wake`].
     pub wake: BorrowedFd<'fd>,
 }
 
 /// A staged operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Which.
+    /// The operation that failed.
     pub operation: Operation,
-    /// Why: a positive errno.
+    /// The reason, as a positive errno.
     pub errno: i32,
 }
 
 /// A staged operation, by its number within the turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// The n-th [`Staging::send`].
+    /// The [`Staging::send`] of this number.
     Send(usize),
-    /// The n-th [`Staging::write`].
+    /// The [`Staging::write`] of this number.
     Write(usize),
 }
 
@@ -139,18 +139,25 @@ struct Disarmed {
     wake: bool,
 }
 
-/// One worker's io_uring. Not `Send`: the kernel accepts submissions only from the thread that made it.
+impl Disarmed {
+    fn all(self) -> bool {
+        self.frames && self.datagrams && self.wake
+    }
+}
+
+/// One worker's io_uring. It is not `Send`, since the kernel takes submissions only from the thread that made it.
 pub struct Ring {
-    /// Dropped by hand, before all that the kernel may still write to.
+    /// The drop closes this by hand, before all that the kernel may still write to.
     io: ManuallyDrop<IoUring>,
     frames: ManuallyDrop<Pool>,
     datagrams: ManuallyDrop<Pool>,
     store: ManuallyDrop<Store>,
-    /// Lengths of name and control room for the standing receive; the kernel reads it when that is armed.
+    /// How much room the standing receive has for name and control messages. The kernel reads it when that is armed.
     receive: ManuallyDrop<Box<libc::msghdr>>,
     disarmed: Disarmed,
     ready_frames: VecDeque<Filled>,
     ready_datagrams: VecDeque<Filled>,
+    /// Datagrams given out since the last turn; the kernel gets their buffers back in the next one.
     consumed_datagrams: Vec<Filled>,
     failures: Vec<Failure>,
     woken: bool,
@@ -163,7 +170,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Makes the ring, probes it, registers descriptors and buffers.
+    /// Makes the ring, probes it, and registers descriptors and buffers.
     ///
     /// # Errors
     /// [`RingError`] names what is missing and the remedy.
@@ -181,7 +188,7 @@ impl Ring {
         let Descriptors { tun, receive, send, wake } = descriptors;
         let files = [tun, receive, send, wake].map(|fd| fd.as_raw_fd());
         io.submitter().register_files(&files).map_err(setup::classify)?;
-        // SAFETY: all-zero bytes are a valid msghdr.
+        // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
         let mut receive: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         receive.msg_namelen = libc::socklen_t::from(NAME_BYTES);
         receive.msg_controllen = CONTROL_BYTES;
@@ -208,12 +215,12 @@ impl Ring {
         Ok(ring)
     }
 
-    /// One turn: carries out what `stage` stages and gives back the datagrams handled since the last turn. Then it
-    /// lets packets gather for the time in `wait`, and if there is nothing to handle (no frame, no datagram, no
-    /// wake-up, no failure), it sleeps until there is. With `None` it does neither.
+    /// Carries out what `stage` stages and gives the buffers of the datagrams handled since the last turn back to the
+    /// kernel. Then it lets packets gather for the time in `wait`. If there is still nothing to handle (no frame, no
+    /// datagram, no wake-up, no failure), it sleeps until there is. With `None` it does neither.
     ///
     /// # Errors
-    /// Only what makes the ring useless: the caller must give it up.
+    /// Only an error that makes the ring useless, so that the caller must give it up.
     pub fn turn<'a>(
         &mut self,
         wait: Option<Duration>,
@@ -231,7 +238,7 @@ impl Ring {
             outstanding = outstanding.saturating_sub(finished);
         }
         self.store.clear();
-        // After the writes that read from them, before the wait that needs them.
+        // The writes that read from these buffers are done, and the wait that follows needs them.
         while let Some(filled) = self.consumed_datagrams.pop() {
             self.datagrams.release(filled);
         }
@@ -242,8 +249,7 @@ impl Ring {
         }
     }
 
-    /// The frame to handle next, as the TUN gave it: vnet header and packet. The same until
-    /// [`Ring::advance`].
+    /// The frame to handle now as the TUN gave it, vnet header first. It stays the same until [`Ring::advance`].
     pub fn frame(&mut self) -> Option<&mut [u8]> {
         let filled = self.ready_frames.front()?;
         Some(self.frames.bytes_mut(filled))
@@ -255,28 +261,28 @@ impl Ring {
         !self.ready_frames.is_empty()
     }
 
-    /// Done with the current frame.
+    /// Gives the buffer of the current frame, which is handled, back to the kernel.
     pub fn advance(&mut self) {
         if let Some(filled) = self.ready_frames.pop_front() {
             self.frames.release(filled);
         }
     }
 
-    /// The next datagram; its bytes stay until the end of the next turn.
+    /// The next datagram. Its bytes stay until the end of the next turn.
     pub fn datagram(&mut self) -> Option<Datagram> {
         loop {
             let filled = self.ready_datagrams.pop_front()?;
             let parsed = parse(&self.datagrams, &filled, &self.receive);
             self.consumed_datagrams.push(filled);
             match parsed {
-                // IPv4 datagrams always have a sender: this would be the kernel's mistake.
+                // Datagrams over IPv4 always have a sender, so this would be the kernel's mistake.
                 None => self.receive_error = Some(libc::EBADMSG),
                 datagram => return datagram,
             }
         }
     }
 
-    /// A range of a datagram given out since the last turn; empty for an earlier one.
+    /// A range of a datagram that was given out since the last turn. For an earlier datagram it is empty.
     #[must_use]
     pub fn payload(&self, buffer: u16, start: usize, len: usize) -> &[u8] {
         let filled = self.consumed_datagrams.iter().find(|filled| filled.index == buffer);
@@ -284,7 +290,7 @@ impl Ring {
         bytes.and_then(|bytes| bytes.get(start..start + len)).unwrap_or_default()
     }
 
-    /// The control messages of a datagram given out since the last turn.
+    /// The control messages of a datagram that was given out since the last turn.
     #[must_use]
     pub fn control(&self, datagram: &Datagram) -> &[u8] {
         let (start, len) = datagram.control;
@@ -297,18 +303,18 @@ impl Ring {
         self.failures.capacity()
     }
 
-    /// Staged operations of the last turn that failed, in order of completion.
+    /// The staged operations of the last turn that failed, in order of completion.
     #[must_use]
     pub fn failures(&self) -> &[Failure] {
         &self.failures
     }
 
-    /// Whether the control thread called since the last time.
+    /// Whether the control thread has woken the worker since the last call.
     pub fn take_woken(&mut self) -> bool {
         std::mem::take(&mut self.woken)
     }
 
-    /// The last errno of a standing read or receive since the last time, if any; it is armed again.
+    /// The last errno of a standing read or receive since the last call, if one failed. The request is made again.
     pub fn take_receive_error(&mut self) -> Option<i32> {
         self.receive_error.take()
     }
@@ -327,14 +333,14 @@ impl Ring {
         } else {
             return Ok(());
         }
-        // Where something was left to handle, what gathered during the pause comes with it, without waiting for more.
+        // Where something is left to handle, what gathered in the pause joins it and nobody waits for more.
         self.enter(usize::from(self.nothing_to_handle()))?;
         let finished = self.harvest();
         debug_assert_eq!(finished, 0, "a staged operation outlived its turn");
         Ok(())
     }
 
-    /// Looks, without a system call, whether the kernel has work for us, for as long as the operator allows.
+    /// Looks whether the kernel has work for us, without a system call and for as long as the operator allows.
     fn spin(&mut self) -> io::Result<()> {
         if self.spin.is_zero() {
             return Ok(());
@@ -348,8 +354,9 @@ impl Ring {
     }
 
     fn nothing_to_handle(&self) -> bool {
-        let quiet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
-        quiet && !self.woken && self.failures.is_empty() && self.receive_error.is_none()
+        let no_packet = self.ready_frames.is_empty() && self.ready_datagrams.is_empty();
+        let no_error = self.failures.is_empty() && self.receive_error.is_none();
+        no_packet && no_error && !self.woken
     }
 
     fn enter(&mut self, want: usize) -> io::Result<()> {
@@ -358,15 +365,15 @@ impl Ring {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
-                    // The completion queue has overflowed into the kernel's list: drain, then go on.
+                    // The completion queue has overflowed into the kernel's list. The caller drains it and comes again.
                     Some(libc::EBUSY) => return Ok(()),
-                    // The kernel is short of memory: drain, and give it a moment.
+                    // The kernel is short of memory. It gets a moment, and the caller drains the queue.
                     Some(libc::EAGAIN) => {
                         std::thread::sleep(Duration::from_millis(1));
                         return Ok(());
                     }
-                    // Staged memory may still be in the kernel's hands and there is no way to get it
-                    // back: returning would end its borrow.
+                    // Staged memory may still be in the kernel's hands, and there is no way to get it back. A
+                    // return would end its borrow, so the process ends instead.
                     _ if !self.store.entries().is_empty() => std::process::abort(),
                     _ => return Err(error),
                 },
@@ -376,16 +383,17 @@ impl Ring {
 
     fn submit_staged(&mut self) -> io::Result<()> {
         let mut queue = self.io.submission();
-        // SAFETY: every entry points into `store` (boxed, unmoving, cleared only at the next turn), into
-        // buffers lent to us (given back only after the wait), or into memory borrowed for the turn; `turn`
-        // does not return before each has completed.
+        // SAFETY: every entry points into `store` (boxed and unmoving), into buffers lent to us, or into memory
+        // borrowed for the turn. `turn` neither reuses nor gives back any of them, nor does it return, before each
+        // entry has completed.
         unsafe { queue.push_multiple(self.store.entries()) }.map_err(|_| full())
     }
 
-    /// Makes the standing requests again that have ended.
+    /// Makes those standing requests again that have ended.
     fn arm(&mut self) -> io::Result<()> {
-        if self.disarmed.frames && self.tun_error.is_none() && self.frames.free() > 0 {
-            // io-uring 0.7.15 overwrites the fixed-file flag of this one operation.
+        let can_read = self.tun_error.is_none() && self.frames.free() > 0;
+        if self.disarmed.frames && can_read {
+            // For this one operation io-uring 0.7.15 overwrites the fixed-file flag, so it is set again.
             let entry = opcode::ReadMulti::new(types::Fixed(TUN_SLOT), 0, FRAMES)
                 .build()
                 .flags(squeue::Flags::FIXED_FILE);
@@ -412,7 +420,7 @@ impl Ring {
         unsafe { self.io.submission().push(entry) }.map_err(|_| full())
     }
 
-    /// Sorts all completions; returns how many staged operations are among them.
+    /// Sorts all completions and returns how many staged operations are among them.
     fn harvest(&mut self) -> usize {
         let mut finished = 0;
         while let Some(completion) = { self.io.completion().next() } {
@@ -477,7 +485,7 @@ fn full() -> io::Error {
     io::Error::other("the submission queue is smaller than the stage")
 }
 
-/// The buffer of a completion; `Ok(None)` for one without (a standing request that ended quietly).
+/// The buffer that a completion filled. A standing request that ended quietly has none: `Ok(None)`.
 fn filled(pool: &mut Pool, completion: &cqueue::Entry) -> Result<Option<Filled>, i32> {
     let len = usize::try_from(completion.result()).map_err(|_| -completion.result())?;
     let Some(index) = cqueue::buffer_select(completion.flags()) else { return Ok(None) };

@@ -1,4 +1,13 @@
 //! Provided buffers: memory that the kernel picks from when a frame or a datagram arrives.
+//!
+//! ```text
+//! memory  │ buffer 0 │ buffer 1 │ buffer 2 │ …                     `count` buffers of BUFFER_BYTES
+//! lent    │ ours     │ kernel's │ kernel's │ …                     who may touch each of them
+//! entries │ address, length, number │ address, length, number │ …  which buffers the kernel got, oldest first
+//! ```
+//!
+//! There are `slots` entries, which are used in turn. The last two bytes of the first one are the tail: it says how
+//! many entries were written so far, and the kernel takes no entry beyond it.
 
 use super::{CONTROL_BYTES, NAME_BYTES};
 use crate::packet::vnet::VNET_LEN;
@@ -9,8 +18,8 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// One buffer: the largest frame (10 bytes of vnet header and 65 535 of packet) or the largest datagram
-/// (65 507) with the 64 bytes that multishot `recvmsg` puts in front, rounded up to whole pages.
+/// Bytes of one buffer. The largest frame fits (10 bytes of vnet header and 65 535 of packet), and so does the largest
+/// datagram (65 507) behind the 64 bytes that multishot `recvmsg` puts in front. The sum is rounded up to whole pages.
 pub const BUFFER_BYTES: usize = 17 * PAGE;
 const PAGE: usize = 4096;
 /// What multishot `recvmsg` puts in front of a payload: `struct io_uring_recvmsg_out`, a name, control messages.
@@ -27,19 +36,21 @@ pub(super) struct Filled {
     pub(super) len: usize,
 }
 
-/// A group of equal buffers and the ring of entries through which the kernel is told which are free.
+/// A group of equal buffers, and the ring of entries that tells the kernel which of them are free.
 pub(super) struct Pool {
     memory: NonNull<u8>,
     entries: NonNull<BufRingEntry>,
     slots: u16,
     count: u16,
+    /// How many entries were written, as the kernel counts them: modulo 2^16.
     tail: u16,
     group: u16,
+    /// For each buffer: whether it is ours and not the kernel's.
     lent: Vec<bool>,
 }
 
 impl Pool {
-    /// Allocates `count` buffers; the kernel knows nothing of them before [`Pool::register`].
+    /// Allocates `count` buffers. The kernel knows nothing of them before [`Pool::register`].
     pub(super) fn new(group: u16, count: u16) -> Pool {
         let slots = count.next_power_of_two();
         let pool = Pool {
@@ -73,8 +84,8 @@ impl Pool {
         Ok(())
     }
 
-    /// The kernel has filled buffer `index` with `len` bytes: it is ours until [`Pool::release`].
-    /// `None` if the index is not one that the kernel holds, which would be a kernel bug.
+    /// Takes buffer `index`, which the kernel has filled with `len` bytes. It is ours until [`Pool::release`].
+    /// `None` if the kernel does not hold that buffer, which would be its mistake.
     pub(super) fn take(&mut self, index: u16, len: usize) -> Option<Filled> {
         let lent = self.lent.get_mut(usize::from(index))?;
         if *lent || len > BUFFER_BYTES {
@@ -99,24 +110,24 @@ impl Pool {
         self.lent.len() - self.free()
     }
 
-    /// What the kernel wrote.
+    /// The bytes that the kernel wrote.
     pub(super) fn bytes(&self, filled: &Filled) -> &[u8] {
         debug_assert!(self.lent[usize::from(filled.index)], "the kernel may be writing there");
         let start = self.start(filled.index);
-        // SAFETY: `start` is the first of BUFFER_BYTES initialised bytes (zeroed at allocation), `len` was
-        // checked in `take`, and a `Filled` exists only while the kernel does not hold the buffer.
+        // SAFETY: `start` is the first of BUFFER_BYTES initialised bytes (zeroed at allocation), `take` has checked
+        // `len`, and a `Filled` exists only while the kernel does not hold the buffer.
         unsafe { std::slice::from_raw_parts(start, filled.len) }
     }
 
-    /// As [`Pool::bytes`], to change.
+    /// The bytes that the kernel wrote, to change them.
     pub(super) fn bytes_mut(&mut self, filled: &Filled) -> &mut [u8] {
         let start = self.start(filled.index);
-        // SAFETY: as in `bytes`; `&mut self` excludes every other reference into the pool.
+        // SAFETY: the same holds as in `bytes`, and `&mut self` excludes every other reference into the pool.
         unsafe { std::slice::from_raw_parts_mut(start, filled.len) }
     }
 
-    /// The address of `len` bytes at `offset` in a buffer that is lent to us; `None` for a buffer that is
-    /// not, or for a range outside it.
+    /// The address of `len` bytes at `offset` in a buffer that is lent to us. `None` if the buffer is the kernel's, or
+    /// if the range is not inside it.
     pub(super) fn piece(&self, index: u16, offset: usize, len: usize) -> Option<*const u8> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= BUFFER_BYTES);
         let lent = self.lent.get(usize::from(index)).copied().unwrap_or(false);
@@ -131,13 +142,14 @@ impl Pool {
         self.memory.as_ptr().wrapping_add(usize::from(index) * BUFFER_BYTES)
     }
 
+    /// Writes an entry that hands the buffer to the kernel.
     fn give(&mut self, index: u16) {
         debug_assert!(self.lent[usize::from(index)], "the kernel has this buffer already");
         self.lent[usize::from(index)] = false;
         let slot = usize::from(self.tail & (self.slots - 1));
         let entry = self.entries.as_ptr().wrapping_add(slot);
-        // SAFETY: `slot < slots`, so the entry lies in the allocation, which is zeroed and thus initialised;
-        // the kernel reads an entry only after the tail below has passed it.
+        // SAFETY: `slot < slots`, so the entry lies in the allocation, which is initialised since it was zeroed. The
+        // kernel reads an entry only after the tail below has passed it.
         let entry = unsafe { &mut *entry };
         entry.set_addr(self.start(index) as u64);
         // BUFFER_BYTES is far below 4 GiB.
@@ -147,8 +159,8 @@ impl Pool {
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the first entry is valid and initialised, and its `resv` field is the ring's tail.
         let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY: the field is aligned (offset 14 of a page), lives as long as the pool, and only this
-        // thread writes it; the kernel reads it atomically.
+        // SAFETY: the field is aligned (offset 14 of a page) and lives as long as the pool. Only this thread writes
+        // it, and the kernel reads it atomically.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
@@ -156,9 +168,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout, freed once.
+        // SAFETY: `new` allocated it with this very layout, and it is freed once.
         unsafe { dealloc(self.memory.as_ptr(), memory_layout(self.count)) };
-        // SAFETY: as above.
+        // SAFETY: the same holds for the entries.
         unsafe { dealloc(self.entries.as_ptr().cast(), entries_layout(self.slots)) };
     }
 }
@@ -171,8 +183,8 @@ fn entries_layout(slots: u16) -> Layout {
     layout(size_of::<BufRingEntry>(), slots)
 }
 
-/// Pages for `count` things of `size` bytes. `Ring::new` has checked the count, so that it fits any address
-/// space: a layout that does not must end the process here, since a smaller one would be written past.
+/// The layout of whole pages for `count` things of `size` bytes. `Ring::new` has checked the count, so that they fit
+/// any address space. If they did not, the process ends here, since somebody would write past a smaller allocation.
 fn layout(size: usize, count: u16) -> Layout {
     let bytes = size.checked_mul(usize::from(count)).filter(|bytes| *bytes > 0);
     match bytes.map(|bytes| Layout::from_size_align(bytes, PAGE)) {
@@ -183,7 +195,7 @@ fn layout(size: usize, count: u16) -> Layout {
 
 fn allocate(layout: Layout) -> NonNull<u8> {
     debug_assert!(layout.size() > 0);
-    // SAFETY: the layout's size is not zero: callers ask for at least one buffer or entry.
+    // SAFETY: the layout's size is not zero, since callers ask for at least one buffer or entry.
     let start = unsafe { alloc_zeroed(layout) };
     NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))
 }

@@ -1,4 +1,4 @@
-//! Making a ring: setup flags, the probe, and errors that name the remedy.
+//! Makes a ring: setup flags, the probe, and errors that name the remedy.
 
 use io_uring::{IoUring, Probe, opcode};
 use std::io;
@@ -11,7 +11,7 @@ pub(super) const MOST_COMPLETIONS: usize = 2 * MOST_SUBMISSIONS;
 /// Why no ring could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
-    /// `io_uring_setup` was refused by policy.
+    /// A policy of the host refuses `io_uring_setup`.
     #[error(
         "io_uring is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, or run the container \
          with a seccomp profile that permits io_uring_setup, io_uring_enter and io_uring_register \
@@ -24,16 +24,16 @@ pub enum RingError {
     /// The kernel's io_uring is too old.
     #[error("this kernel's io_uring lacks {0} (Linux {1} has it); use --engine=poll")]
     Lacks(&'static str, &'static str),
-    /// Too little lockable memory, or none at all.
+    /// The process may lock too little memory, or the host has none left.
     #[error("no memory for io_uring ({0}): raise `ulimit -l` (LimitMEMLOCK=) or lower --buffers")]
     Memory(io::Error),
-    /// Anything else.
+    /// The set-up failed with any other error.
     #[error("io_uring set-up failed: {0}")]
     Other(#[from] io::Error),
 }
 
-/// Builds a ring of at least `entries` submissions and `completions` completions, with the newest task-run
-/// mode that the kernel takes, and checks that every operation the engine uses is there.
+/// Builds a ring of at least `entries` submissions and `completions` completions with the newest flags that the kernel
+/// takes, and checks that every operation that a ring needs is there.
 pub(super) fn build(entries: u32, completions: u32) -> Result<IoUring, RingError> {
     let io = newest(entries, completions)?;
     let mut probe = Probe::new();
@@ -53,8 +53,9 @@ pub(super) fn build(entries: u32, completions: u32) -> Result<IoUring, RingError
     Ok(io)
 }
 
+/// Builds the ring with the newest flags that the kernel takes.
 fn newest(entries: u32, completions: u32) -> Result<IoUring, RingError> {
-    // Completions run inside our own `enter` only: no interrupts between processors, and bigger batches.
+    // Completions run inside our own `enter` only, so processors do not interrupt each other and more complete at once.
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_submit_all().setup_cqsize(completions);
     builder.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_defer_taskrun();

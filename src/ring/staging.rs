@@ -1,4 +1,4 @@
-//! What the next turn sends and writes: message headers and vectors in preallocated, unmoving arrays.
+//! What the next turn sends and writes. Message headers and vectors lie in arrays that are made once and never move.
 
 use super::pool::Pool;
 use super::{NAME_BYTES, Operation, SEND_SLOT, TUN_SLOT, Token};
@@ -6,16 +6,16 @@ use io_uring::{opcode, squeue, types};
 use std::marker::PhantomData;
 use std::net::SocketAddrV4;
 
-/// Room for one control message (`UDP_SEGMENT` needs 24 bytes), aligned as `cmsghdr` wants it.
+/// Words of room for one control message (`UDP_SEGMENT` needs 24 bytes). Words are aligned as `cmsghdr` wants it.
 const CONTROL_WORDS: usize = 4;
-/// Most bytes of a control message.
+/// Most bytes that a control message may have.
 pub const MOST_CONTROL: usize = CONTROL_WORDS * 8;
 
-/// `AF_INET` (2) in the width of `sin_family`.
+/// The address family `AF_INET` (2) in the width of `sin_family`.
 #[allow(clippy::cast_possible_truncation)]
 const INET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
 
-/// One `sendmsg` in place: the header points at its three neighbours.
+/// All that one `sendmsg` points at: the header points at its three neighbours.
 struct Message {
     header: libc::msghdr,
     name: libc::sockaddr_in,
@@ -23,7 +23,7 @@ struct Message {
     vector: libc::iovec,
 }
 
-/// The arrays that system calls point into. Boxed slices: they are built once and never move or grow.
+/// The arrays that system calls point into. They are boxed slices, which are built once and never move or grow.
 pub(super) struct Store {
     messages: Box<[Message]>,
     vectors: Box<[libc::iovec]>,
@@ -102,8 +102,8 @@ impl Message {
     }
 }
 
-/// The staging of one turn. Everything borrowed for `'a` outlives the turn, in which the kernel is done
-/// with it.
+/// Where a turn's sends and writes are staged. All that is borrowed for `'a` outlives the turn, and the kernel is done
+/// with it when the turn ends.
 pub struct Staging<'t, 'a> {
     pub(super) store: &'t mut Store,
     pub(super) datagrams: &'t Pool,
@@ -111,15 +111,15 @@ pub struct Staging<'t, 'a> {
 }
 
 impl<'a> Staging<'_, 'a> {
-    /// Stages one `sendmsg` of `bytes` with an optional control message (at most 32 bytes). Returns false
-    /// when the stage is full.
+    /// Stages one `sendmsg` of `bytes`, with a control message of at most [`MOST_CONTROL`] bytes or none. Returns false
+    /// if the control message is longer or the stage is full.
     pub fn send(&mut self, bytes: &'a [u8], to: SocketAddrV4, control: &[u8]) -> bool {
         if control.len() > MOST_CONTROL {
             return false;
         }
         let Some(message) = self.store.messages.get_mut(self.store.sends) else { return false };
         message.fill(bytes, to, control);
-        // Never wait for socket room inside the ring: a later send could overtake the waiting one.
+        // A send never waits for room in the socket: a later one could overtake it.
         let flags = libc::MSG_DONTWAIT as u32;
         let entry = opcode::SendMsg::new(types::Fixed(SEND_SLOT), &raw const message.header)
             .flags(flags)
@@ -130,8 +130,8 @@ impl<'a> Staging<'_, 'a> {
         true
     }
 
-    /// Stages one `writev` to the TUN: `head`, then pieces of received datagrams given as (buffer, offset,
-    /// length). Returns false when the stage is full or a piece lies outside what is lent to us.
+    /// Stages one `writev` to the TUN: `head`, then pieces of received datagrams, each as (buffer, offset, length).
+    /// Returns false if the stage is full or a piece lies outside what is lent to us.
     pub fn write(&mut self, head: &'a [u8], pieces: impl Iterator<Item = (u16, usize, usize)>) -> bool {
         if self.store.writes == self.store.most_writes {
             return false;
@@ -149,7 +149,7 @@ impl<'a> Staging<'_, 'a> {
         }
         debug_assert!(next - first <= libc::UIO_MAXIOV as usize, "the kernel refuses so many vectors");
         let vectors = self.store.vectors[first..next].as_ptr();
-        // `next - first` is bounded by the array, far below 4 GiB.
+        // The array bounds `next - first`, far below 4 GiB.
         #[allow(clippy::cast_possible_truncation)]
         let entry = opcode::Writev::new(types::Fixed(TUN_SLOT), vectors, (next - first) as u32)
             .build()

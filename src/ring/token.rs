@@ -1,6 +1,6 @@
 //! The 64 bits by which a completion says what it is about.
 
-/// What a completion is about, in its 64 bits of user data: kind above, index below.
+/// What a completion is about. Its 64 bits of user data hold the kind above and the index below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     Frame,

@@ -1,16 +1,16 @@
-//! An event descriptor: how the control thread wakes a worker that waits for packets.
+//! An event descriptor, by which the control thread wakes a worker that waits for packets.
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Wakes one worker. Clones wake the same one.
+/// Wakes one worker. Its clones wake the same worker.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<OwnedFd>);
 
 impl Wake {
-    /// Makes an event descriptor; fails when the process is out of descriptors.
+    /// Makes an event descriptor. It fails when the process is out of descriptors.
     pub fn new() -> io::Result<Wake> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Wake(Arc::new(fd)))

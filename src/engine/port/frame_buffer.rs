@@ -3,10 +3,10 @@
 use crate::tun::{Queue, READ_SIZE};
 use std::io;
 
-/// One frame, or none.
+/// Holds one frame, or none.
 pub(super) struct FrameBuffer {
     bytes: Box<[u8]>,
-    /// 0: none.
+    /// The frame's length; 0 means that there is none.
     len: usize,
 }
 
@@ -19,7 +19,7 @@ impl FrameBuffer {
         self.len == 0
     }
 
-    /// Reads the next frame of `queue`; on an error there is none.
+    /// Reads the next frame of `queue`. After an error the buffer is empty.
     pub(super) fn read(&mut self, queue: &Queue) -> io::Result<()> {
         debug_assert!(self.is_empty(), "the frame before was never handled");
         self.len = 0;

@@ -1,4 +1,4 @@
-//! The in-memory port: the same pipeline without a kernel, for tests, with faults to order.
+//! The in-memory port: tests drive the same pipeline without a kernel and order the faults that they want.
 
 use super::{Failure, Outgoing, Port, Received};
 use std::collections::VecDeque;
@@ -6,49 +6,50 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-/// A datagram to be received: payload, sender, stride, whether it was cut.
+/// A datagram that the worker will receive.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// The payload.
+    /// The payload, which may be several packets.
     pub payload: Vec<u8>,
-    /// The sender.
+    /// The sender's address.
     pub from: SocketAddrV4,
-    /// As `UDP_GRO` would tell it.
+    /// The stride that `UDP_GRO` would tell.
     pub stride: Option<u16>,
-    /// As `MSG_TRUNC` would tell it.
+    /// Whether the kernel would say `MSG_TRUNC`.
     pub truncated: bool,
 }
 
 /// A train as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// All bytes.
+    /// All its packets, back to back.
     pub bytes: Vec<u8>,
-    /// To whom.
+    /// The peer's address.
     pub to: SocketAddrV4,
-    /// How the kernel would cut it; `None` for a train of one.
+    /// The size at which the kernel would cut it; `None` for a train of one packet.
     pub segment_size: Option<u16>,
 }
 
-/// Packet input and output in memory. It never waits.
+/// Packet input and output in memory. Its turn never waits.
 #[derive(Debug, Default)]
 pub struct MemoryPort {
-    /// Frames to be read from the TUN, vnet header first.
+    /// Frames that the worker will read from the TUN, vnet header first.
     pub frames: VecDeque<Vec<u8>>,
-    /// Datagrams to be received.
+    /// Datagrams that the worker will receive.
     pub arrivals: VecDeque<Arrival>,
     /// Trains that were sent.
     pub sent: Vec<Sent>,
     /// Frames that were written to the TUN, vnet header first.
     pub written: Vec<Vec<u8>>,
-    /// Packets that were sent again one by one, and to whom.
+    /// Packets that were sent again one by one, each with its peer.
     pub resent: Vec<(Vec<u8>, SocketAddrV4)>,
-    /// The errno for each coming send, 0 for success; when empty, all succeed.
+    /// The errno of each coming send, 0 for success. When none is left, sends succeed.
     pub send_faults: VecDeque<i32>,
-    /// The errno for each coming resend, likewise.
+    /// The errno of each coming resend, in the same way.
     pub resend_faults: VecDeque<i32>,
-    /// The errno for each coming write, likewise.
+    /// The errno of each coming write, in the same way.
     pub write_faults: VecDeque<i32>,
+    /// Payloads given out since the last turn, by buffer number.
     given: Vec<Vec<u8>>,
     failures: Vec<Failure>,
 }
@@ -62,7 +63,7 @@ impl MemoryPort {
 impl Port for MemoryPort {
     fn turn(&mut self, out: &mut Outgoing, _pause: Duration) -> io::Result<()> {
         self.failures.clear();
-        for (index, (to, train)) in out.batcher.trains().enumerate() {
+        for (index, (to, train)) in out.trains.iter().enumerate() {
             if let Some(errno) = Self::fault(&mut self.send_faults) {
                 self.failures.push(Failure::Send(index, errno));
                 continue;

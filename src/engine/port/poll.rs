@@ -1,7 +1,7 @@
 //! The poll carrier: `read` and `writev` on the TUN, `recvmmsg` and `sendmmsg` on the socket, `poll` to wait.
 //!
-//! For hosts that forbid io_uring. It reads until a descriptor runs dry and asks `poll` only then. One buffer
-//! serves all frames, so it stays in the cache.
+//! It serves hosts that forbid io_uring. It reads until a descriptor runs dry and asks `poll` only then. One buffer
+//! serves all frames, so that it stays in the cache.
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
@@ -15,11 +15,11 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-/// Most receives gathered by one `recvmmsg`.
+/// One `recvmmsg` gathers at most so many receives.
 const RECEIVES: usize = 8;
-/// For a look without waiting.
+/// The time limit of a look that does not wait.
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-/// The largest datagram.
+/// The largest payload of a datagram.
 const DATAGRAM_BYTES: usize = 65_507;
 // What a peer sends as one train may come as one receive.
 const _: () = assert!(DATAGRAM_BYTES >= TRAIN_BYTES);
@@ -27,9 +27,9 @@ const _: () = assert!(DATAGRAM_BYTES >= TRAIN_BYTES);
 /// How much a poll port can hold.
 #[derive(Debug, Clone, Copy)]
 pub struct PollSizes {
-    /// Receive buffers.
+    /// How many receive buffers there are.
     pub buffers: u16,
-    /// Most datagrams received by one call.
+    /// Most receives gathered by one call.
     pub receives: usize,
     /// Most sends in one turn.
     pub sends: usize,
@@ -49,21 +49,24 @@ pub struct PollPort {
     given: usize,
     /// Buffers below this one hold datagrams.
     filled: usize,
-    /// `received` tells of the buffers from this one on.
+    /// What `receive_many` tells is about the buffers from this one on.
     first_received: usize,
     receive_many: ReceiveMany,
     send_many: SendMany,
     failures: Vec<Failure>,
+    /// The TUN may have a frame for us.
     tun_ready: bool,
+    /// The socket may have a datagram for us.
     udp_ready: bool,
     woken: bool,
+    /// Somebody deleted the device.
     tun_gone: bool,
     receive_errors: usize,
     spin: Duration,
 }
 
 impl PollPort {
-    /// Allocates everything.
+    /// Allocates all that the port will ever need.
     #[must_use]
     pub fn new(link: Link, wake: Wake, sizes: PollSizes) -> PollPort {
         let PollSizes { buffers, receives, sends, writes, .. } = sizes;
@@ -87,10 +90,10 @@ impl PollPort {
         }
     }
 
-    fn send_all(&mut self, batcher: &Trains<SocketAddrV4>) {
+    fn send_all(&mut self, trains: &Trains<SocketAddrV4>) {
         let mut done = 0;
-        while done < batcher.open() {
-            let unsent = batcher.trains().skip(done).map(|(to, train)| {
+        while done < trains.open() {
+            let unsent = trains.iter().skip(done).map(|(to, train)| {
                 let segment_size = (train.count() > 1).then(|| train.segment_size());
                 (train.bytes(), to, segment_size)
             });
@@ -102,7 +105,7 @@ impl PollPort {
                     done += 1;
                 }
             }
-            debug_assert!(done <= batcher.open(), "the kernel took more than there was");
+            debug_assert!(done <= trains.open(), "the kernel took more than there was");
         }
     }
 
@@ -150,15 +153,16 @@ impl PollPort {
     }
 
     fn nothing_to_handle(&self) -> bool {
-        let quiet = self.frame.is_empty() && self.given == self.filled && self.failures.is_empty();
-        quiet && (self.tun_gone || !self.tun_ready) && !self.udp_ready
+        let no_packet = self.frame.is_empty() && self.given == self.filled;
+        let both_dry = (self.tun_gone || !self.tun_ready) && !self.udp_ready;
+        no_packet && both_dry && self.failures.is_empty()
     }
 
     fn wait(&mut self, pause: Duration) -> io::Result<()> {
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
-        // A deleted device would report an error for ever: leave it out.
+        // A deleted device would report an error for ever, so `poll` does not watch it.
         let tun_events = if self.tun_gone { PollFlags::empty() } else { PollFlags::IN };
         let (tun, udp, wake) = {
             let mut fds = [
@@ -189,7 +193,7 @@ impl PollPort {
 impl Port for PollPort {
     fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
         self.failures.clear();
-        self.send_all(&out.batcher);
+        self.send_all(&out.trains);
         self.write_all(&mut out.coalescer);
         if self.given == self.filled {
             self.given = 0;
@@ -198,7 +202,7 @@ impl Port for PollPort {
         if self.nothing_to_handle() {
             self.wait(pause)?;
         } else {
-            // The side that had run dry may have more by now. Without another look a busy side would starve it.
+            // The side that had run dry may have more by now. Without another look, a busy side would starve it.
             self.tun_ready = true;
             self.udp_ready = true;
         }
@@ -210,7 +214,8 @@ impl Port for PollPort {
     }
 
     fn frame(&mut self) -> Option<&mut [u8]> {
-        if self.frame.is_empty() && self.tun_ready && !self.tun_gone {
+        let can_read = self.tun_ready && !self.tun_gone;
+        if self.frame.is_empty() && can_read {
             self.read_frame();
         }
         self.frame.frame()
@@ -221,7 +226,8 @@ impl Port for PollPort {
     }
 
     fn datagram(&mut self) -> Option<Received> {
-        if self.given == self.filled && self.udp_ready && self.filled < self.buffers.len() {
+        let can_receive = self.udp_ready && self.filled < self.buffers.len();
+        if self.given == self.filled && can_receive {
             self.receive_datagrams();
         }
         if self.given == self.filled {
@@ -259,7 +265,7 @@ impl Port for PollPort {
     }
 
     fn take_starved(&mut self) -> usize {
-        // Nothing waits for a buffer here: what is not read stays in the kernel's queues.
+        // The kernel never asks for a buffer here: what is not read stays in its queues.
         0
     }
 }

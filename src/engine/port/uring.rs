@@ -1,46 +1,47 @@
 //! The io_uring carrier: see [`crate::ring`] for how a turn works.
 //!
 //! Small frames are read beside the ring. A request that the ring completes costs more than the `read` of a small
-//! packet and takes a 68 KiB buffer, of which there are few. So where frames turn out to be small, the rest of the turn
-//! reads the TUN directly, always into the same buffer. The order holds: the ring posts completions only while a turn
-//! is in the kernel, and all that it has posted by then comes first.
+//! packet and takes a 68 KiB buffer, of which there are few. So once frames turn out to be small, the port reads the
+//! TUN directly until the turn ends, always into the same buffer. Frames keep their order: the ring posts completions
+//! only while a turn is in the kernel, and the port gives out all that it has posted by then first.
 
 use super::frame_buffer::FrameBuffer;
 use super::{Failure, Link, Outgoing, Port, Received};
 use crate::ring::{self, Operation, Ring, Wake};
 use crate::tun::READ_SIZE;
-use crate::udp::control::{self, SEGMENT_CONTROL_LEN, SegmentControl};
+use crate::udp::control::{self, SegmentControl};
 use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
 /// Below this many bytes a frame is small.
 const SMALL: usize = 4 << 10;
-/// So many small frames in a turn show that more are likely. A lone packet is not worth a futile `read`.
+/// So many small frames in a turn show that more are likely. A lone one is not worth a `read` that finds nothing.
 const TELLING: usize = 2;
 
 // A frame that the ring reads is as long as one that is read beside it may be.
 const _: () = assert!(ring::BUFFER_BYTES >= READ_SIZE);
 // The ring has room for the control messages of either direction.
-const _: () = assert!(ring::MOST_CONTROL >= SEGMENT_CONTROL_LEN);
+const _: () = assert!(ring::MOST_CONTROL >= size_of::<SegmentControl>());
 
 /// A worker's packet input and output on one io_uring.
 pub struct UringPort {
-    /// Closed before the descriptors it works on.
+    /// Field order is drop order: the ring ends before the descriptors that it works on.
     ring: Ring,
     link: Link,
     wake: Wake,
     failures: Vec<Failure>,
     receive_errors: usize,
+    /// What the ring had counted at the last call.
     starved: u64,
-    /// Small frames handled since the last turn, without a larger one.
+    /// Small frames handled in a row since the last turn.
     small_frames: usize,
     /// The frame that was read beside the ring.
     direct: FrameBuffer,
 }
 
 impl UringPort {
-    /// `ring` must have been made on the current thread, on these very descriptors.
+    /// Takes a ring that was made on the current thread, on these very descriptors.
     #[must_use]
     pub fn new(ring: Ring, link: Link, wake: Wake) -> UringPort {
         let failures = Vec::with_capacity(ring.most_staged());
@@ -56,7 +57,7 @@ impl UringPort {
         }
     }
 
-    /// Reads a frame beside the ring. Whatever the error, the ring's own read meets it too and reports it.
+    /// Reads a frame beside the ring. Errors are passed over: the ring's own read meets them too and reports them.
     fn read_directly(&mut self) {
         let _ = self.direct.read(&self.link.queue);
         if self.direct.frame().is_none_or(|frame| frame.len() >= SMALL) {
@@ -67,14 +68,14 @@ impl UringPort {
 
 impl Port for UringPort {
     fn turn(&mut self, out: &mut Outgoing, pause: Duration) -> io::Result<()> {
-        let Outgoing { batcher, coalescer } = out;
+        let Outgoing { trains, coalescer } = out;
         let mut control = SegmentControl::new(1);
-        let (trains, frames) = (batcher.open(), coalescer.len());
+        let (open, frames) = (trains.open(), coalescer.len());
         let (mut sends, mut writes) = (0, 0);
         self.small_frames = 0;
         let wait = self.direct.is_empty().then_some(pause);
         self.ring.turn(wait, |stage| {
-            for (to, train) in batcher.trains() {
+            for (to, train) in trains.iter() {
                 let message: &[u8] = match train.count() {
                     0 | 1 => &[],
                     _ => {
@@ -95,14 +96,14 @@ impl Port for UringPort {
                 writes += 1;
             }
         })?;
-        debug_assert_eq!((sends, writes), (trains, frames), "the stage takes all that was gathered");
+        debug_assert_eq!((sends, writes), (open, frames), "the stage takes all that was gathered");
         self.failures.clear();
         self.failures.extend(self.ring.failures().iter().map(|failure| match failure.operation {
             Operation::Send(index) => Failure::Send(index, failure.errno),
             Operation::Write(index) => Failure::Write(index, failure.errno),
         }));
-        // The stage is as large as batcher and coalescer, so nothing should be left over; if it is, it is lost.
-        self.failures.extend((sends..trains).map(|index| Failure::Send(index, libc::ENOBUFS)));
+        // The stage has room for all that trains and coalescer hold. If some is left over all the same, it is lost.
+        self.failures.extend((sends..open).map(|index| Failure::Send(index, libc::ENOBUFS)));
         self.failures.extend((writes..frames).map(|index| Failure::Write(index, libc::ENOBUFS)));
         debug_assert!(self.failures.len() <= self.ring.most_staged(), "this allocated");
         if self.ring.take_receive_error().is_some() {
@@ -116,7 +117,8 @@ impl Port for UringPort {
     }
 
     fn frame(&mut self) -> Option<&mut [u8]> {
-        if self.direct.is_empty() && self.small_frames >= TELLING && !self.ring.has_frame() {
+        let none_left = self.direct.is_empty() && !self.ring.has_frame();
+        if none_left && self.small_frames >= TELLING {
             self.read_directly();
         }
         self.direct.frame().or_else(|| self.ring.frame())

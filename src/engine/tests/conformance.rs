@@ -33,7 +33,7 @@ on_both_carriers! {
     echo_is_answered_and_the_unreachable_told
 }
 
-/// The contract's packet, going out and (addresses swapped, which keeps the sums) coming in.
+/// The contract's packet goes out, and comes in with its addresses swapped, which keeps the sums.
 fn the_vectors_are_exact(shape: Shape) {
     let read = hex("450000201c4640003f11fd800a0105020a0109039c400009000c000070696e67");
     let wire = hex("450000201c4640003e11fe800a0105020a0109039c400009000c000070696e67");
@@ -52,7 +52,7 @@ fn the_vectors_are_exact(shape: Shape) {
     }
     assert_eq!(seen, swapped(&written));
     let snapshot = rig.stop();
-    // The second packet from the TUN, if it was in time: the host's "port unreachable".
+    // The second packet from the TUN, if it came in time, is the host's "port unreachable".
     assert!((1..=2).contains(&snapshot.get(Count::TunPackets)), "{snapshot}");
     assert_eq!(snapshot.get(Count::UdpPackets), 1, "{snapshot}");
 }
@@ -73,7 +73,7 @@ fn datagrams_of_every_size_pass_both_ways(shape: Shape) {
         rig.peer_sends(&spec.build());
         assert_eq!(receive(&host), Some(payload), "{size}");
     }
-    // Fragmented by the kernel, inside.
+    // The kernel fragments this packet before the TUN gets it.
     let payload = ramp(3000);
     host.send_to(&payload, (FAR, 4000)).unwrap();
     let mut fragments: Vec<_> = (0..3).map(|_| rig.peer_gets()).collect();
@@ -115,7 +115,7 @@ fn trains_pass_in_order_both_ways(shape: Shape) {
     }
 }
 
-/// The same in one segmented send of the peer's, each packet with its own identification.
+/// The peer sends the same payloads in segmented sends, each packet with an identification of its own.
 fn incoming_train(rig: &Rig, host: &UdpSocket, payloads: &[Vec<u8>]) {
     let packet = |(id, payload): (u16, &Vec<u8>)| {
         let ports = (4000, address_of(host).port());
@@ -123,7 +123,7 @@ fn incoming_train(rig: &Rig, host: &UdpSocket, payloads: &[Vec<u8>]) {
     };
     let packets: Vec<_> = (0..).zip(payloads).map(packet).collect();
     let segment_size = u16::try_from(packets[0].len()).unwrap();
-    // The kernel takes 65 507 bytes at once.
+    // The kernel takes at most 65 507 bytes at once.
     for train in packets.chunks(65_507 / packets[0].len()) {
         send_segmented(&rig.peer, &train.concat(), rig.address, segment_size);
     }
@@ -132,7 +132,7 @@ fn incoming_train(rig: &Rig, host: &UdpSocket, payloads: &[Vec<u8>]) {
     }
 }
 
-/// Through the mirror the stream crosses the engine twice, once each way, and its ACKs too.
+/// Through the mirror the stream and its ACKs cross the engine twice, once in each direction.
 fn a_tcp_stream_arrives_whole(shape: Shape) {
     const BYTES: usize = 4 << 20;
     let rig = Rig::start(shape);
@@ -189,7 +189,7 @@ fn echo_is_answered_and_the_unreachable_told(shape: Shape) {
     assert_eq!((reply[20], reply[8]), (0, 63), "echo reply, one hop on");
     assert_eq!((&reply[12..16], &reply[16..20]), (&HOST.octets()[..], &FAR.octets()[..]));
 
-    // The kernel takes a packet from an address of its own only with this.
+    // Only with this setting does the kernel take a packet that comes from an address of its own.
     std::fs::write(format!("/proc/sys/net/ipv4/conf/{}/accept_local", rig.device), "1").unwrap();
     let errors = raw(1);
     let host = host();

@@ -1,37 +1,25 @@
-//! Any mix of frames, datagrams and faults: what goes in comes out or is counted as dropped, each flow in order;
-//! and any bytes at all: no panic.
+//! Whatever mix of frames, datagrams and faults goes in: it comes out or is counted as dropped, and each flow stays in
+//! order. Whatever the bytes are, the worker does not panic.
 
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-/// One thing that happens at the port. A flow's packets are numbered by the bench, in their payload.
+/// One thing that happens at the port. The mixer numbers a flow's packets in their payload.
 #[derive(Debug, Clone)]
 enum Event {
     /// A datagram of a local flow.
-    Small {
-        flow: u8,
-        payload: usize,
-    },
+    Small { flow: u8, payload: usize },
     /// A super-packet of a local flow.
-    Super {
-        flow: u8,
-        tcp: bool,
-        packets: u16,
-        segment_size: u16,
-    },
-    /// A frame to drop.
+    Super { flow: u8, tcp: bool, packets: u16, segment_size: u16 },
+    /// A frame that the worker drops.
     Bad,
-    /// A receive with `packets` datagrams of a peer's flow, of which `bad` (if there are so many) is spoilt.
-    Receive {
-        flow: u8,
-        packets: usize,
-        size: usize,
-        bad: usize,
-    },
-    /// Send and write faults to come.
+    /// A receive with `packets` datagrams of a peer's flow. The one numbered `bad`, if there are so many, is spoilt.
+    Receive { flow: u8, packets: usize, size: usize, bad: usize },
+    /// The next send that has no fault yet fails.
     SendFault(i32),
+    /// The next write that has no fault yet fails.
     WriteFault(i32),
     /// The worker does a turn.
     Turn,
@@ -53,12 +41,12 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A refusal that makes the worker send again: order across that turn is not promised, the packets are.
+/// A refusal that makes the worker send again. All packets leave, but not in order across that turn.
 fn refusal() -> impl Strategy<Value = Event> {
     prop_oneof![Just(libc::EIO), Just(libc::EINVAL), Just(libc::EMSGSIZE)].prop_map(Event::SendFault)
 }
 
-/// The bench, and what was put in.
+/// The bench, and counts of what was put in.
 struct Mixer {
     bench: Bench,
     next: HashMap<(bool, u8), u32>,
@@ -74,7 +62,7 @@ fn number(packet: &[u8]) -> u32 {
     u32::from_be_bytes(packet[transport..transport + 4].try_into().unwrap())
 }
 
-/// Source port 1000 + flow.
+/// The flow that a packet belongs to: its source port, 1000 + the flow's number.
 fn flow(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[20], packet[21]])
 }
@@ -146,7 +134,7 @@ impl Mixer {
         self.bench.arrives(from, &payload, Some(u16::try_from(28 + size).unwrap()));
     }
 
-    /// What left towards the peers, resent or not, and towards the TUN.
+    /// The packets that left towards the peers, resent or not, and those that left towards the TUN.
     fn out(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let resent = self.bench.worker.port.resent.iter().map(|(packet, _)| packet.clone());
         let sent = self.bench.packets_sent().into_iter().map(|(_, packet)| packet);
@@ -177,7 +165,7 @@ impl Mixer {
     fn check_order(packets: &[Vec<u8>]) {
         let mut last = HashMap::new();
         for packet in packets {
-            // One sender's TCP and UDP packets of a port are two flows.
+            // The TCP packets and the UDP packets of one port are two flows.
             let before = last.insert((flow(packet), packet[9]), number(packet));
             assert!(before.is_none_or(|before| before < number(packet)), "flow {} overtaken", flow(packet));
         }
@@ -219,7 +207,7 @@ proptest! {
         Mixer::check_order(&written);
     }
 
-    /// Bytes that nobody vouches for, half of them with the looks of IPv4.
+    /// Takes bytes that nobody vouches for. Half of them look like IPv4.
     #[test]
     fn any_bytes_are_survived(
         inputs in vec((any::<bool>(), any::<[u8; 10]>(), bytes(), any::<Option<u16>>(), any::<bool>()), 1..30)

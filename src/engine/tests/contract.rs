@@ -9,7 +9,7 @@ const WRITTEN: &str = "450000201c4640003d11ff800a0105020a0109039c400009000c00007
 const ANSWER: &str = "4500003800000000080194c20a0105000a010502030060aa00000000\
                       450000201c4640003f11fd800a0105020a0109039c400009000c0000";
 
-/// The host of 10.1.9.0/24, whose peer has 10.1.5.0/24.
+/// The bench of the host that has 10.1.9.0/24 and whose peer has 10.1.5.0/24.
 fn far_end() -> Bench {
     let mut bench = Bench::new();
     bench.worker.udp_to_tun =
@@ -54,7 +54,7 @@ fn without_a_route_the_answer_is_written_to_the_local_tun() {
     assert_eq!((bench.dropped(DropReason::NoRoute), bench.count(Count::IcmpSent)), (1, 1));
 }
 
-/// The contract's six sums, and how they come: the identification is chosen so that the header has that sum.
+/// The contract has six sums. The test chooses the identification so that the header has each of them.
 #[test]
 fn header_checksums_at_the_edges_of_one_step() {
     let edges = [
@@ -97,7 +97,7 @@ fn a_super_packet_becomes_one_train_and_comes_back_as_one_frame() {
         let mut bench = Bench::new();
         bench.port().frames.push_back(super_frame(&spec, segment_size));
         bench.settle();
-        // What the kernel would have cut itself, one hop later.
+        // These are the packets that the kernel would have cut itself, one hop later.
         let mut hop = spec.clone();
         hop.ttl -= 1;
         let expected = cut(&super_frame(&hop, segment_size));
@@ -115,7 +115,7 @@ fn a_super_packet_becomes_one_train_and_comes_back_as_one_frame() {
         hop.ttl -= 1;
         let expected = cut(&super_frame(&hop, segment_size));
         let mut written = far.packets_written();
-        // With DF set the identification means nothing.
+        // With DF set, the identification means nothing.
         let mut expected_unmarked = expected;
         for packet in written.iter_mut().chain(&mut expected_unmarked) {
             packet[4..6].fill(0);

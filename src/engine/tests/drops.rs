@@ -1,9 +1,9 @@
-//! Every reason to drop a packet, reached by packets that deserve it, each counted once.
+//! Every reason to drop a packet is reached by packets that deserve it, and each is counted once.
 
 use super::*;
 use crate::packet::ipv4::set_header_checksum;
 
-/// A packet, or a fault at the port, that is to be counted under one reason.
+/// A packet or a fault at the port that must be counted under one reason.
 struct Case {
     what: &'static str,
     arrange: fn(&mut Bench) -> &mut Bench,
@@ -14,7 +14,7 @@ const fn case(what: &'static str, reason: DropReason, arrange: fn(&mut Bench) ->
     Case { what, arrange, reason }
 }
 
-/// A packet with some bytes overwritten, and a header checksum that is right again.
+/// The packet with some bytes overwritten and its header checksum set right again.
 fn forged(mut packet: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     packet[at..at + bytes.len()].copy_from_slice(bytes);
     set_header_checksum(&mut packet[..20]);
@@ -180,7 +180,7 @@ fn every_reason_has_a_case() {
     }
 }
 
-/// A bad packet takes nobody along: the good ones around it pass, in order, also out of one receive.
+/// A bad packet takes no other along: the good ones around it pass in order.
 #[test]
 fn neighbours_of_a_dropped_packet_pass() {
     for Case { what, arrange, .. } in [TUN_CASES, UDP_CASES].into_iter().flatten() {
@@ -217,7 +217,7 @@ fn a_joined_receive_is_judged_packet_by_packet() {
     );
     assert_eq!((bench.count(Count::UdpReceives), bench.count(Count::UdpPackets)), (1, 3));
 
-    // Cut short: how many were lost cannot be known beyond what the stride tells.
+    // Nobody knows how many packets a truncated receive lost, beyond what the stride tells.
     let mut bench = Bench::new();
     let arrival = Arrival { payload, from: NINE, stride: Some(58), truncated: true };
     bench.port().arrivals.push_back(arrival);
@@ -243,7 +243,7 @@ fn a_failed_super_packet_counts_all_its_packets() {
     assert_eq!((bench.dropped(DropReason::SendBuffer), bench.snapshot().dropped_total()), (10, 10));
 }
 
-/// Outer source, inner source, inner destination: which of the three a filter looks at.
+/// Each filter looks at its own choice of outer source, inner source and inner destination.
 #[test]
 fn filters_let_in_what_they_say() {
     let right = || (NINE, incoming(30));

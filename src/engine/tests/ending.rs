@@ -1,4 +1,4 @@
-//! The end of workers, as the control thread sees it; the workers are made by hand here.
+//! The end of workers as the control thread sees it. The tests make the workers by hand.
 
 use crate::engine::{Alive, Command, Engine, Handle};
 use crossbeam::channel::{Receiver, bounded};

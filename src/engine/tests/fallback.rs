@@ -1,4 +1,5 @@
-//! Hosts without io_uring: `auto` says so and goes on with poll, `uring` fails and names the remedy.
+//! Hosts without io_uring: with `auto` the engine says so and goes on with poll; with `uring` it fails and names the
+//! remedy.
 
 use super::rig::*;
 use super::*;
@@ -10,7 +11,7 @@ use std::io::{self, Write};
 use std::process::Command as Process;
 use std::sync::Mutex;
 
-/// What the whole process logs.
+/// All that the process logs.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -84,7 +85,7 @@ fn where_the_kernel_has_none() {
     });
 }
 
-/// The real thing: one descriptor too few for the ring.
+/// The process really runs out: it has one descriptor too few for the ring.
 #[test]
 fn where_descriptors_run_out() {
     namespace::run("engine::tests::fallback::where_descriptors_run_out", || async {
@@ -99,7 +100,7 @@ fn where_descriptors_run_out() {
             while let Ok(file) = std::fs::File::open("/dev/null") {
                 hoard.push(file);
             }
-            // Room for the worker's event descriptor alone.
+            // That leaves room for the worker's event descriptor alone.
             hoard.pop();
         });
         limit(1024);

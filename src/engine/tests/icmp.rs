@@ -1,4 +1,4 @@
-//! Answers: who gets one, who gets none, and how many.
+//! Who gets an ICMP answer, who gets none, and how many there are.
 
 use super::*;
 use crate::packet::checksum::Sum;
@@ -115,7 +115,7 @@ fn a_burst_of_offenders_is_answered_a_hundred_times_and_counted_in_full() {
     bench.settle();
     let (sent, limited) = (bench.count(Count::IcmpSent), bench.count(Count::IcmpLimited));
     assert_eq!(sent + limited, 800);
-    // Each direction has a bucket of 100, which fills by one in 10 ms: the machine may be slow.
+    // Each direction has a bucket of 100, which gains one in 10 ms. The machine may be slow, so more may be sent.
     assert!((200..300).contains(&sent), "{sent}");
     assert_eq!((bench.packets_written().len() + bench.packets_sent().len()) as u64, sent);
     assert_eq!((bench.dropped(DropReason::NoRoute), bench.dropped(DropReason::Ttl)), (400, 400));

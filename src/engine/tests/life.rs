@@ -1,5 +1,5 @@
-//! What happens to a running engine: routes change, it is stopped, its device goes down or away, and one side
-//! is so busy that the other could starve.
+//! What happens to a running engine: routes change, it is stopped, its device goes down or away, or one side is so busy
+//! that the other could starve.
 
 use super::rig::*;
 use super::*;
@@ -26,7 +26,7 @@ on_both_carriers! {
     twenty_engines_in_a_row_find_name_and_port_free
 }
 
-/// Sends as fast as it can until dropped.
+/// Sends datagrams as fast as it can until it is dropped.
 struct Flood {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -46,15 +46,15 @@ impl Flood {
         Flood { threads: threads.collect(), stop }
     }
 
-    /// From hosts of ours to the far ones.
+    /// Floods from hosts of ours to the far ones.
     fn outward() -> Flood {
         Flood::start(vec![host(), host()], &ramp(100), SocketAddrV4::new(FAR, 9))
     }
 
-    /// From the peer to a host of ours that nobody listens at.
+    /// Floods from the peer to a host of ours on which nobody listens.
     fn inward(rig: &Rig) -> Flood {
         let sockets = vec![rig.peer.try_clone().unwrap(), rig.peer.try_clone().unwrap()];
-        // An ICMP echo reply that nobody asked for: taken in and forgotten.
+        // The kernel takes an ICMP echo reply that nobody asked for, and forgets it.
         let spec = Spec { destination: HOST.octets(), ..incoming(0) };
         let mut packet = spec.build();
         (packet[9], packet[20]) = (1, 0);
@@ -78,14 +78,14 @@ fn worker_ticks() -> u64 {
         let (name, rest) = stat.split_once(") ").unwrap();
         if name.contains("(fl-w") {
             let field = |n: usize| rest.split(' ').nth(n).unwrap().parse::<u64>().unwrap();
-            // utime and stime (proc_pid_stat(5)), counted from the state.
+            // These are utime and stime (proc_pid_stat(5)), counted from the state.
             ticks += field(11) + field(12);
         }
     }
     ticks
 }
 
-/// Under 20 % of a core for half a second.
+/// Checks that workers use less than a fifth of a core for half a second.
 fn assert_calm() {
     let before = worker_ticks();
     std::thread::sleep(Duration::from_millis(500));
@@ -93,7 +93,8 @@ fn assert_calm() {
     assert!(used < 10, "{used} hundredths of a second in half a second");
 }
 
-/// Not the reverse of a flow to port 4000, which the TUN would move to the queue of its last write.
+/// A packet to the host that is not the reverse of a flow to port 4000. The TUN would move that flow to the queue that
+/// the reverse was written to last.
 fn to_host(host: &UdpSocket, payload: &[u8]) -> Vec<u8> {
     let ports = (5000, address_of(host).port());
     let spec = Spec { destination: HOST.octets(), ports, ..incoming(0) };
@@ -117,7 +118,7 @@ fn a_route_change_takes_effect(shape: Shape) {
     host.send_to(b"three", (FAR, 9)).unwrap();
     rig.wait("the drop", |now| now.dropped(DropReason::NoRoute) > 0);
     assert!(is_quiet(&rig.peer) && is_quiet(&other));
-    // While the engine has its hands full, too.
+    // Changes also come through while the engine is busy.
     let flood = Flood::outward();
     for _ in 0..20 {
         route(set("10.1.9.0/24", address_of(&other)));
@@ -237,7 +238,7 @@ fn a_flood_at_the_socket_does_not_starve_the_tun(shape: Shape) {
     rig.stop();
 }
 
-/// The engine believes in a link of 9000, the path has 1500: nothing is lost.
+/// The engine believes that the link has 9000 bytes, but the path has 1500. Nothing is lost.
 fn a_narrow_path_is_learnt(shape: Shape) {
     let rig = Rig::with(shape, |setup| setup.max_packet = 8972);
     ip(&format!("link set {} mtu 8972", rig.device));
@@ -255,7 +256,7 @@ fn a_narrow_path_is_learnt(shape: Shape) {
     assert_eq!(snapshot.dropped(DropReason::SendTooBig), 0);
 }
 
-/// Two queues, two sockets on one port: each flow in order, none lost.
+/// With two queues, and two sockets on one port, each flow stays in order and no packet is lost.
 fn two_workers_share_the_load(shape: Shape) {
     let rig = Rig::start(Shape { workers: 2, tun: TunOffload::Auto, ..shape });
     let hosts: Vec<_> = (0..8).map(|_| host()).collect();

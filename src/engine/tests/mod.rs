@@ -1,5 +1,5 @@
-//! The pipeline without a kernel (over [`MemoryPort`]), then the whole engine on a real TUN device and real
-//! sockets, in namespaces of their own.
+//! The pipeline is tested without a kernel, as a [`Bench`] over [`MemoryPort`]. Then the whole engine is tested on a
+//! real TUN device and real sockets in namespaces of their own, as a [`rig::Rig`].
 
 mod conformance;
 mod conservation;
@@ -37,7 +37,7 @@ const SEVEN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 7), 8285)
 const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 66), 8285);
 const ALL: Offloads = Offloads { checksum: true, tso: true, uso: true };
 const LIMITS: Limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
-/// Steps after which a bench that still has work is stuck.
+/// A bench that still has work after so many steps is stuck.
 const PATIENCE: usize = 10_000;
 
 fn net(text: &str) -> Ipv4Net {
@@ -52,7 +52,7 @@ fn set(subnet: &str, address: SocketAddrV4) -> RouteCommand {
     RouteCommand::Set { subnet: net(subnet), peer: Peer { address } }
 }
 
-/// A worker on a port in memory: subnet 10.1.5.0/24 of 10.1.0.0/16, two peers.
+/// A worker on a port in memory. It has subnet 10.1.5.0/24 of 10.1.0.0/16, and two peers.
 struct Bench {
     worker: Worker<MemoryPort>,
     commands: Sender<Command>,
@@ -89,7 +89,7 @@ impl Bench {
         &mut self.worker.port
     }
 
-    /// A whole packet as the kernel hands it out, with nothing left to do.
+    /// The kernel hands out a whole packet with nothing left to do.
     fn reads(&mut self, packet: &[u8]) -> &mut Bench {
         let mut frame = vec![0; 10];
         frame.extend(packet);
@@ -107,14 +107,14 @@ impl Bench {
         self
     }
 
-    /// One round of the worker's loop.
+    /// Runs one round of the worker's loop.
     fn step(&mut self) {
         assert!(self.worker.obey());
         self.worker.gather();
         self.worker.turn(Duration::ZERO).unwrap();
     }
 
-    /// Rounds until all input is gone.
+    /// Runs rounds until all input is gone.
     fn settle(&mut self) -> &mut Bench {
         for _ in 0..PATIENCE {
             self.step();
@@ -137,7 +137,7 @@ impl Bench {
         self.snapshot().get(count)
     }
 
-    /// What went to peers, packet by packet, in order; resent packets not among them.
+    /// What went to peers, packet by packet and in order. Resent packets are not among them.
     fn packets_sent(&self) -> Vec<(SocketAddrV4, Vec<u8>)> {
         let each = |sent: &Sent| {
             let size = sent.segment_size.map_or(sent.bytes.len(), usize::from).max(1);
@@ -147,7 +147,7 @@ impl Bench {
         self.worker.port.sent.iter().flat_map(each).collect()
     }
 
-    /// What the kernel behind the TUN gets, packet by packet, in order.
+    /// What the kernel behind the TUN gets, packet by packet and in order.
     fn packets_written(&self) -> Vec<Vec<u8>> {
         self.worker.port.written.iter().flat_map(|frame| cut(frame)).collect()
     }

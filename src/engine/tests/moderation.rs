@@ -13,15 +13,15 @@ on_both_carriers! {
     requests_and_answers_do_not_wait
 }
 
-/// Packets of one flood: enough to be judged many times.
+/// The packets of one flood, enough for many judgements.
 const FLOOD: u32 = 50_000;
-/// Floods before a test gives up. A worker that is short of processor time falls behind, never runs dry, and has no
-/// reason to pause.
+/// A test gives up after so many floods. A worker that is short of processor time falls behind, never runs dry, and
+/// has no reason to pause.
 const FLOODS: u32 = 10;
-/// The last number of all.
+/// The number of the very last packet.
 const END: u32 = u32::MAX;
 
-/// Numbered packets from our host to the peer: fast, but not faster than a worker reads.
+/// Sends numbered packets from our host to the peer, fast but not faster than a worker reads.
 fn flood(host: &UdpSocket, first: u32) {
     for n in first..first + FLOOD {
         host.send_to(&n.to_be_bytes(), (FAR, 4000)).unwrap();
@@ -32,7 +32,7 @@ fn flood(host: &UdpSocket, first: u32) {
     }
 }
 
-/// Counts what arrives there until the end, and finds that no number is out of its order.
+/// Counts what arrives at the peer until the end, and checks that the numbers come in order.
 fn witness(peer: &UdpSocket) -> JoinHandle<usize> {
     let peer = peer.try_clone().unwrap();
     std::thread::spawn(move || {

@@ -45,28 +45,28 @@ fn a_narrow_path_is_remembered_for_its_peer_and_size_alone() {
     assert_eq!(bench.port().resent.len(), packets.len());
     assert_eq!(bench.snapshot().dropped_total(), 0);
 
-    // The same peer and size again: one by one, without asking.
+    // The same peer and size go one by one now, and the kernel is not asked.
     bench.port().frames.push_back(frame);
     bench.settle();
     let sent: Vec<_> = bench.packets_sent().into_iter().map(|(_, packet)| packet).collect();
     assert_eq!(sent, packets);
-    // The last packet is short enough to share a train, but there is none to share.
+    // The last packet is short enough to share a train, but there is none that it could share.
     assert_eq!(alone(&bench), packets.len());
 
-    // The same peer, smaller packets: a train.
+    // Smaller packets to the same peer make a train.
     bench.port().sent.clear();
     bench.port().frames.push_back(big([10, 1, 9, 3], 9_500, 1000).0);
     bench.settle();
     assert_eq!((bench.port().sent.len(), alone(&bench)), (1, 0));
 
-    // Another peer, the same size: a train.
+    // Packets of the same size to another peer make a train.
     bench.port().sent.clear();
     bench.port().frames.push_back(big([10, 1, 7, 3], 9_500, 1400).0);
     bench.settle();
     assert_eq!((bench.port().sent.len(), alone(&bench)), (1, 0));
     assert_eq!(bench.count(Count::Resent), 1);
 
-    // Narrower still.
+    // The path turns out to be narrower still.
     bench.port().sent.clear();
     bench.port().send_faults.push_back(libc::EMSGSIZE);
     bench.port().frames.push_back(big([10, 1, 9, 3], 9_500, 1000).0);
@@ -92,7 +92,7 @@ fn a_packet_that_fails_again_is_counted_by_its_own_reason() {
     assert_eq!((bench.count(Count::Resent), bench.snapshot().dropped_total()), (1, 3));
 }
 
-/// A full buffer is no refusal: the train is lost as a whole and segmentation stays.
+/// A full buffer is no refusal: the train is lost as a whole, and segmentation stays on.
 #[test]
 fn a_train_that_finds_no_buffer_is_not_sent_again() {
     let (frame, packets) = big([10, 1, 9, 3], 9_500, 1000);
@@ -101,7 +101,7 @@ fn a_train_that_finds_no_buffer_is_not_sent_again() {
         bench.port().send_faults.push_back(errno);
         bench.port().frames.extend([frame.clone(), frame.clone()]);
         bench.settle();
-        // Both super-packets start on the same train where they can; the train that failed is lost.
+        // Both super-packets start on the same train where they can. The train that failed is lost.
         let sent = bench.packets_sent().len() as u64;
         assert_eq!(sent + bench.snapshot().dropped_total(), 2 * packets.len() as u64);
         assert!(bench.port().resent.is_empty() && alone(&bench) == 0);
@@ -109,7 +109,7 @@ fn a_train_that_finds_no_buffer_is_not_sent_again() {
     }
 }
 
-/// More trains than there are: the frame waits, and goes on where it was.
+/// The frame needs more trains than there are. It waits, and goes on where it was.
 #[test]
 fn a_super_packet_larger_than_a_turn_resumes() {
     let off = Limits { enabled: false, ..LIMITS };
@@ -135,7 +135,7 @@ fn a_super_packet_larger_than_a_turn_resumes() {
     }
 }
 
-/// More peers than trains.
+/// There are more peers than trains.
 #[test]
 fn forty_peers_in_turn_all_get_their_packets() {
     let mut bench = Bench::new();
@@ -168,7 +168,7 @@ fn a_packet_too_large_for_a_train_travels_alone_and_one_too_large_for_udp_is_cou
     }
     bench.settle();
     assert_eq!((bench.port().sent.len(), alone(&bench)), (3, 3));
-    // Above 65 507 bytes the kernel says EMSGSIZE.
+    // To more than 65 507 bytes the kernel says EMSGSIZE.
     bench.port().send_faults.push_back(libc::EMSGSIZE);
     bench.reads(&outgoing(65_535 - 28).build()).settle();
     assert_eq!((bench.dropped(DropReason::SendTooBig), bench.port().resent.len()), (1, 0));

@@ -1,6 +1,6 @@
-//! A whole engine on a real TUN device and real sockets, all in the current network namespace: ours is
-//! 10.1.5.0/24 (the device has 10.1.5.0, a host in it is 10.1.5.2, an address of loopback), and test-side
-//! sockets on 127.0.0.0/8 play the peers.
+//! A whole engine on a real TUN device and real sockets, all in the current network namespace. Our subnet is
+//! 10.1.5.0/24: the device has 10.1.5.0, and a host in it is 10.1.5.2, which is an address of loopback. Sockets of the
+//! test on 127.0.0.0/8 play the peers.
 
 use super::*;
 use crate::engine::{Carrier, Engine, EngineError, Link, Setup, UdpOffload};
@@ -18,14 +18,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// A host in our subnet.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 1, 5, 2);
-/// Behind [`Rig::peer`].
+/// A host behind [`Rig::peer`].
 pub(super) const FAR: Ipv4Addr = Ipv4Addr::new(10, 1, 9, 3);
-/// Behind the [`Mirror`].
+/// A host behind the [`Mirror`].
 pub(super) const MIRRORED: Ipv4Addr = Ipv4Addr::new(10, 1, 8, 3);
 /// How long anything may take to arrive.
 pub(super) const SOON: Duration = Duration::from_secs(5);
-/// How long to wait for what must not arrive.
+/// How long a test waits for what must not arrive.
 pub(super) const A_WHILE: Duration = Duration::from_millis(100);
 
 /// Makes a test of each body for each carrier. `$run` takes the test's full path, the carrier and the body.
@@ -55,18 +56,18 @@ macro_rules! on_both_carriers {
 }
 pub(super) use on_both_carriers;
 
-/// Runs `body` in a namespace of its own. `test` is the caller's path, crate included.
+/// Runs `body` in a namespace of its own. `test` is the caller's path, with the crate's name in front.
 pub(super) fn inside(test: &str, carrier: Carrier, body: fn(Shape)) {
     in_namespace(test, || body(Shape::new(carrier)));
 }
 
-/// The same for any body.
+/// Runs any body in a namespace of its own.
 pub(super) fn in_namespace(test: &str, body: impl FnOnce()) {
     let (_, path) = test.split_once("::").unwrap();
     namespace::run(path, || async { body() });
 }
 
-/// What is varied.
+/// What the tests vary.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     pub(super) carrier: Carrier,
@@ -105,7 +106,7 @@ impl Rig {
     pub(super) fn attempt(shape: Shape, adjust: impl FnOnce(&mut Setup)) -> Result<Rig, EngineError> {
         let device = Device::create("flannel%d", shape.workers, shape.tun).unwrap();
         let name = device.name().to_owned();
-        // As on a wire of 1500: a longer datagram is fragmented, a longer segment refused.
+        // As on a wire of 1500 bytes, the kernel fragments a longer datagram and refuses a longer segment.
         ip("link set lo mtu 1500 up");
         ip("addr replace 10.1.5.2/32 dev lo");
         ip(&format!("addr add 10.1.5.0/32 dev {name}"));
@@ -144,19 +145,19 @@ impl Rig {
         Ok(Rig { engine, device: name, address, peer })
     }
 
-    /// A packet from the peer, as it is.
+    /// The peer sends a packet to the engine as it is.
     pub(super) fn peer_sends(&self, packet: &[u8]) {
         self.peer.send_to(packet, self.address).unwrap();
     }
 
-    /// The next IPv4 packet that reaches the peer, checked: one hop less than the kernel gave it.
+    /// The next IPv4 packet that reaches the peer, with its checksums checked.
     pub(super) fn peer_gets(&self) -> Vec<u8> {
         let packet = receive(&self.peer).expect("a packet for the peer");
         assert_sound(&packet);
         packet
     }
 
-    /// Stops the engine, which must take less than a second; no worker may have ended before.
+    /// Stops the engine, which must take less than a second. No worker may have ended before.
     pub(super) fn stop(self) -> Snapshot {
         assert_eq!(self.engine.ended(), None);
         let start = Instant::now();
@@ -166,7 +167,7 @@ impl Rig {
         snapshot
     }
 
-    /// Waits until `done` says so of the counters.
+    /// Waits until `done` says of the counters that `what` has come.
     pub(super) fn wait(&self, what: &str, done: impl Fn(&Snapshot) -> bool) {
         let end = Instant::now() + SOON;
         while !done(&self.engine.snapshot()) {
@@ -176,7 +177,7 @@ impl Rig {
     }
 }
 
-/// A socket of a peer, or of a host: it waits [`SOON`] for a datagram.
+/// A socket of a peer or of a host. It waits [`SOON`] for a datagram.
 pub(super) fn socket(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
@@ -215,14 +216,14 @@ pub(super) fn is_quiet(socket: &UdpSocket) -> bool {
     quiet
 }
 
-/// One `UDP_SEGMENT` send.
+/// Sends once, with `UDP_SEGMENT`.
 pub(super) fn send_segmented(socket: &UdpSocket, bytes: &[u8], to: SocketAddrV4, segment_size: u16) {
     let (to, parts, control) = (SockAddr::from(to), [IoSlice::new(bytes)], SegmentControl::new(segment_size));
     let message = MsgHdr::new().with_addr(&to).with_buffers(&parts).with_control(control.as_bytes());
     assert_eq!(SockRef::from(socket).sendmsg(&message, 0).unwrap(), bytes.len());
 }
 
-/// A socket that gives whole IPv4 packets of `protocol`, or takes them (255).
+/// A socket that gives whole IPv4 packets of `protocol`, or with 255 takes them.
 pub(super) fn raw(protocol: u8) -> socket2::Socket {
     let protocol = Protocol::from(i32::from(protocol));
     let socket = socket2::Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
@@ -239,7 +240,7 @@ pub(super) fn raw_receive(socket: &socket2::Socket) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-/// Exactly one packet, with right header and transport checksums.
+/// Checks that this is exactly one packet and that its header and transport checksums are right.
 pub(super) fn assert_sound(packet: &[u8]) {
     let ip = Ipv4::parse(packet).unwrap();
     assert!(header_checksum_ok(&packet[..ip.header_len]), "header checksum: {packet:02x?}");
@@ -257,15 +258,15 @@ pub(super) fn assert_sound(packet: &[u8]) {
     }
 }
 
-/// Plays a host at 10.1.8.3 that sends every packet back with its addresses swapped: whoever connects to
-/// 10.1.8.3 finds his own listener. Checksums stay right under the swap.
+/// Plays a host at 10.1.8.3 that sends every packet back with its addresses swapped, so that whoever connects to
+/// 10.1.8.3 finds his own listener. The swap keeps checksums right.
 pub(super) struct Mirror {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Mirror {
-    /// `joined`: with `UDP_GRO` and `UDP_SEGMENT`; else packet by packet.
+    /// Starts it with `UDP_GRO` and `UDP_SEGMENT` if `joined`, and packet by packet otherwise.
     pub(super) fn start(rig: &Rig, joined: bool) -> Mirror {
         let options =
             SocketOptions { receive_buffer: 8 << 20, send_buffer: 8 << 20, gro: joined, reuse_port: false };

@@ -56,7 +56,7 @@ fn the_filter_follows_the_routes() {
     assert_eq!((bench.dropped(DropReason::UnknownPeer), bench.dropped(DropReason::InnerSource)), (2, 1));
 }
 
-/// The rest of a super-packet whose route goes away meanwhile still has a peer.
+/// What is left of a super-packet whose route goes away meanwhile still has a peer.
 #[test]
 fn a_change_in_the_middle_of_a_super_packet() {
     let mut bench = Bench::with(&Settings::default(), ALL, Limits { enabled: false, ..LIMITS });

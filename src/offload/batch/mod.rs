@@ -237,7 +237,7 @@ impl<K: Copy + Eq> Trains<K> {
     }
 
     /// The open trains with their keys, oldest first.
-    pub fn trains(&self) -> impl Iterator<Item = (K, &Train)> {
+    pub fn iter(&self) -> impl Iterator<Item = (K, &Train)> {
         self.keys.iter().copied().zip(&self.open)
     }
 

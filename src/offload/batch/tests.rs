@@ -10,11 +10,11 @@ const LIMITS: Limits = Limits { max_segments: 64, max_segment_size: 1472, enable
 
 /// Places packets of the given lengths for one key; (segment size, count, bytes) of each train.
 fn trains(limits: Limits, lengths: &[usize]) -> Vec<(u16, usize, usize)> {
-    let mut batcher = Trains::new(lengths.len(), limits);
+    let mut trains = Trains::new(lengths.len(), limits);
     for len in lengths {
-        batcher.place(1u8, *len).unwrap().fill(1);
+        trains.place(1u8, *len).unwrap().fill(1);
     }
-    batcher.trains().map(|(_, train)| (train.segment_size(), train.count(), train.bytes().len())).collect()
+    trains.iter().map(|(_, train)| (train.segment_size(), train.count(), train.bytes().len())).collect()
 }
 
 #[test]
@@ -36,32 +36,32 @@ fn limits_hold() {
 
 #[test]
 fn trains_come_home() {
-    let mut batcher = Trains::new(2, LIMITS);
-    assert!(batcher.place(1u8, 20).is_some());
-    assert!(batcher.place(2, 20).is_some());
-    assert!(batcher.place(3, 20).is_none(), "both are used");
-    assert!(batcher.place(1, 20).is_some(), "an open train still takes more");
-    assert_eq!((batcher.open(), batcher.available()), (2, 0));
-    let open: Vec<_> = batcher.trains().map(|(key, train)| (key, train.count())).collect();
+    let mut trains = Trains::new(2, LIMITS);
+    assert!(trains.place(1u8, 20).is_some());
+    assert!(trains.place(2, 20).is_some());
+    assert!(trains.place(3, 20).is_none(), "both are used");
+    assert!(trains.place(1, 20).is_some(), "an open train still takes more");
+    assert_eq!((trains.open(), trains.available()), (2, 0));
+    let open: Vec<_> = trains.iter().map(|(key, train)| (key, train.count())).collect();
     assert_eq!(open, [(1, 2), (2, 1)]);
-    batcher.clear();
-    assert!(batcher.is_empty());
-    let room = batcher.place(3, 20).unwrap();
+    trains.clear();
+    assert!(trains.is_empty());
+    let room = trains.place(3, 20).unwrap();
     room.fill(9);
-    let (key, train) = batcher.trains().next().unwrap();
+    let (key, train) = trains.iter().next().unwrap();
     assert_eq!((key, train.bytes()), (3, &[9u8; 20][..]));
-    assert!(batcher.place(1, 70_000).is_none());
+    assert!(trains.place(1, 70_000).is_none());
 }
 
 #[test]
 fn a_packet_placed_alone_stays_alone() {
-    let mut batcher = Trains::new(3, LIMITS);
-    batcher.place(1u8, 100).unwrap().fill(1);
-    batcher.place_alone(1, 100).unwrap().fill(2);
-    batcher.place(1, 100).unwrap().fill(3);
-    let trains: Vec<_> = batcher.trains().map(|(_, train)| (train.bytes()[0], train.count())).collect();
-    assert_eq!(trains, [(1, 1), (2, 1), (3, 1)]);
-    assert!(batcher.place_alone(1, 100).is_none(), "all are used");
+    let mut trains = Trains::new(3, LIMITS);
+    trains.place(1u8, 100).unwrap().fill(1);
+    trains.place_alone(1, 100).unwrap().fill(2);
+    trains.place(1, 100).unwrap().fill(3);
+    let open: Vec<_> = trains.iter().map(|(_, train)| (train.bytes()[0], train.count())).collect();
+    assert_eq!(open, [(1, 1), (2, 1), (3, 1)]);
+    assert!(trains.place_alone(1, 100).is_none(), "all are used");
 }
 
 #[test]
@@ -100,11 +100,11 @@ proptest! {
         pool in 1usize..12, max_segments in 1u16..70, max_segment_size in 60u16..1500, enabled in any::<bool>(),
     ) {
         let limits = Limits { max_segments, max_segment_size, enabled };
-        let mut batcher = Trains::new(pool, limits);
+        let mut trains = Trains::new(pool, limits);
         let mut expected: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
         let mut sent: HashMap<u8, Vec<Vec<u8>>> = HashMap::new();
-        let mut flush = |batcher: &mut Trains<u8>| {
-            for (key, train) in batcher.trains() {
+        let mut flush = |trains: &mut Trains<u8>| {
+            for (key, train) in trains.iter() {
                 let size = usize::from(train.segment_size());
                 assert!(train.count() == 1 || enabled && size <= usize::from(max_segment_size));
                 assert!(train.bytes().len() <= TRAIN_BYTES && train.count() <= usize::from(max_segments));
@@ -112,18 +112,18 @@ proptest! {
                 assert_eq!(packets.len(), train.count());
                 sent.entry(key).or_default().extend(packets);
             }
-            batcher.clear();
+            trains.clear();
         };
         for (i, (key, len)) in steps.iter().enumerate() {
             let fill = (i % 256) as u8;
-            let placed = batcher.place(*key, *len).map(|room| room.fill(fill)).is_some();
+            let placed = trains.place(*key, *len).map(|room| room.fill(fill)).is_some();
             if !placed {
-                flush(&mut batcher);
-                batcher.place(*key, *len).unwrap().fill(fill);
+                flush(&mut trains);
+                trains.place(*key, *len).unwrap().fill(fill);
             }
             expected.entry(*key).or_default().push(vec![fill; *len]);
         }
-        flush(&mut batcher);
+        flush(&mut trains);
         prop_assert_eq!(sent, expected);
     }
 

@@ -1,4 +1,4 @@
-//! A seccomp filter for tests: makes `io_uring_setup` fail on a thread of its own and on the threads that it
+//! A seccomp filter for tests. It makes `io_uring_setup` fail on a thread of its own and on the threads that this one
 //! starts, as Docker's default profile does.
 
 /// Runs `body` on a new thread on which every `io_uring_setup` fails with `errno`.
@@ -26,7 +26,7 @@ fn forbid(errno: i32) {
         step(code(libc::BPF_RET | libc::BPF_K), 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: prctl with this operation takes numbers only.
+    // SAFETY: with this operation, prctl takes numbers only.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
     let mode = libc::SECCOMP_MODE_FILTER;
     // SAFETY: the kernel copies `program` and the four steps that it points at; both outlive the call.

@@ -1,4 +1,4 @@
-//! The ring on real descriptors: a socket pair of UDP on loopback, and a pipe in place of the TUN.
+//! The ring on real descriptors: UDP sockets on loopback, and a pair of datagram sockets in place of the TUN.
 
 pub(crate) mod forbid;
 
@@ -10,7 +10,7 @@ use std::os::unix::net::UnixDatagram;
 const SIZES: Sizes =
     Sizes { frames: 4, datagrams: 4, sends: 8, writes: 8, vectors: 64, spin: Duration::ZERO };
 
-/// Sleep at once.
+/// The turn sleeps at once, without a pause.
 const SLEEP: Option<Duration> = Some(Duration::ZERO);
 
 struct Bench {
@@ -32,7 +32,7 @@ fn bench(sizes: Sizes) -> Bench {
     Bench { ring, wake, to_ring: write, near, far }
 }
 
-/// A pair that keeps message boundaries as a TUN does, and works both ways.
+/// A pair of descriptors that keeps message boundaries as a TUN does, and works both ways.
 fn packet_pair() -> (OwnedFd, OwnedFd) {
     let (near, far) = UnixDatagram::pair().unwrap();
     (near.into(), far.into())
@@ -155,7 +155,7 @@ fn buffers_that_run_out_are_counted_and_reading_goes_on() {
     assert!(b.ring.starved() > 0);
 }
 
-/// Both with its requests waiting in the kernel and with them armed but not yet submitted.
+/// This holds both when the requests wait in the kernel and when they are armed but not yet submitted.
 #[test]
 fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
     for round in 0..40 {
@@ -169,13 +169,13 @@ fn a_dropped_ring_lets_go_of_port_and_descriptors_at_once() {
         }
         drop((ring, near));
         UdpSocket::bind(address).unwrap();
-        // The other end of the pair was the ring's alone.
+        // Only the ring had the other end of the pair.
         let error = rustix::io::write(&to_ring, b"x").unwrap_err();
         assert_eq!(error, rustix::io::Errno::CONNREFUSED, "round {round}");
     }
 }
 
-/// A connected UDP socket in place of the TUN: its peer is not there at first, which a read tells once.
+/// A connected UDP socket stands in place of the TUN. Its peer is not there at first, and one read says so.
 #[test]
 fn a_read_that_fails_is_told_and_made_again() {
     let (tun, near) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
@@ -200,7 +200,7 @@ fn a_read_that_fails_is_told_and_made_again() {
     assert_eq!(ring.frame().unwrap(), b"here");
 }
 
-/// The kernel's refusals, each with what the operator can do.
+/// Each refusal of the kernel comes with what the operator can do.
 #[test]
 fn a_ring_that_cannot_be_made_names_the_remedy() {
     let refusal = |errno| {
