@@ -197,31 +197,32 @@ impl Item {
     }
 
     /// True if TOS, fragment word and TTL are the same and the identification counts up, unless DF takes its meaning
-    /// away (RFC 6864).
+    /// away (RFC 6864). The parts are closures, so that each is looked at only after those before it: this runs for
+    /// every packet.
     #[inline]
     fn same_ip(&self, first: &[u8], packet: &[u8]) -> bool {
         let dont_fragment = first[6] & 0x40 != 0;
         let expected_id = get_u16(first, 4).wrapping_add((self.packets & 0xffff) as u16);
         let same_tos = first[1] == packet[1];
-        let same_fragment_word = first[6..8] == packet[6..8];
-        let same_ttl = first[8] == packet[8].wrapping_sub(1);
-        let id_counts_up = dont_fragment || get_u16(packet, 4) == expected_id;
-        same_tos && same_fragment_word && same_ttl && id_counts_up
+        let same_fragment_word = || first[6..8] == packet[6..8];
+        let same_ttl = || first[8] == packet[8].wrapping_sub(1);
+        let id_counts_up = || dont_fragment || get_u16(packet, 4) == expected_id;
+        same_tos && same_fragment_word() && same_ttl() && id_counts_up()
     }
 
     /// True if `next` follows without a gap and, but for PSH, says the same in all fields beside the checksum.
     #[inline]
     fn same_tcp(&self, first: &[u8], next: &[u8]) -> bool {
         let contiguous = get_u32(next, 4) == self.next_sequence;
-        let same_acknowledgement_and_offset = first[8..13] == next[8..13];
-        let same_flags = (first[13] ^ next[13]) & !PSH == 0;
-        let same_window = first[14..16] == next[14..16];
-        let same_urgent_pointer_and_options = first[18..] == next[18..];
+        let same_acknowledgement_and_offset = || first[8..13] == next[8..13];
+        let same_flags = || (first[13] ^ next[13]) & !PSH == 0;
+        let same_window = || first[14..16] == next[14..16];
+        let same_urgent_pointer_and_options = || first[18..] == next[18..];
         contiguous
-            && same_acknowledgement_and_offset
-            && same_flags
-            && same_window
-            && same_urgent_pointer_and_options
+            && same_acknowledgement_and_offset()
+            && same_flags()
+            && same_window()
+            && same_urgent_pointer_and_options()
     }
 
     /// Appends a packet that [`Item::accepts`] took; its payload becomes the frame's next piece.

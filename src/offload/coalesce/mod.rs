@@ -247,8 +247,10 @@ impl Coalescer {
         self.order_pieces();
         for item in &self.items {
             item.finish(&mut self.heads);
-            let pieces = &self.by_frame[item.first_piece..item.first_piece + item.pieces];
-            debug_assert!(item.has_all_bytes(pieces), "a frame is not as long as its header says: {item:?}");
+            debug_assert!(
+                item.has_all_bytes(&self.by_frame[item.first_piece..][..item.pieces]),
+                "a frame is not as long as its header says: {item:?}"
+            );
         }
         let (heads, pieces) = (&self.heads, &self.by_frame);
         self.items.iter().map(move |item| Frame {
