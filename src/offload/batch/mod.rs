@@ -131,7 +131,7 @@ impl Train {
         }
         self.len += len;
         self.count += 1;
-        debug_assert!(self.is_run(), "not a run within its limits: {self:?}");
+        debug_assert!(self.is_run(), "{} packets of {size}, {} bytes: no run", self.count, self.len);
     }
 
     /// True if the kernel, told the segment size, would cut the train into the packets that were placed.

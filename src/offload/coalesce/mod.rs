@@ -285,9 +285,9 @@ impl Coalescer {
             && self.arrived.len() <= self.settings.pieces
             && item.head_start + item.head_len <= self.heads_used
             && self.heads_used <= self.heads.len();
-        // A packet joins only the newest frame of its flow: any other one is closed.
-        let open_is_newest = !item.open || self.index.get(item.flow, &self.items) == Some(at);
-        within_memory && open_is_newest && item.is_within_limits()
+        // A packet joins only the newest frame of its flow, so all older ones are closed.
+        let only_newest_is_open = self.newest_open(item.flow) == item.open.then_some(at);
+        within_memory && only_newest_is_open && item.is_within_limits()
     }
 
     /// Opens a new frame with `packet` in it.
