@@ -35,16 +35,16 @@
 //! TUN ◄─ frames ── coalesce::Coalescer ◄── one packet × n ◄── batch::split(stride) ◄── UDP_GRO receive
 //! ```
 //!
-//! Going out, [`segment`] plans one frame (sums that all its segments share are computed once) and writes each
-//! segment, finished, straight into the room that [`batch`] keeps for it: one pass copies and sums the payload.
+//! Going out, [`segment`] plans one frame, where it computes once the sums that all segments share, and writes each
+//! segment, finished, straight into the room that [`batch`] gives for it: one pass copies and sums the payload.
 //!
 //! Coming in, the datagrams of one receive lie `stride` bytes apart. [`coalesce`] merges neighbours of one flow
 //! into super-packets again without touching the payload: a frame is a small header of our own and a list of pieces of
 //! the receive buffers, ready for one `writev`.
 //!
 //! Order is a promise of both directions. A packet joins only the *newest* train of its peer and the newest frame of
-//! its flow; what cannot join closes it. Trains and frames leave in the order in which they were opened. No timer
-//! waits for more packets.
+//! its flow, and what cannot join closes it. Trains and frames leave in the order in which they were opened. Nothing in
+//! this room waits for more packets.
 //!
 //! All memory is allocated at construction.
 

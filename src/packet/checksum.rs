@@ -2,8 +2,8 @@
 //!
 //! The sum does not depend on byte order, so whole native-endian words are added and the bytes are swapped once,
 //! in [`Sum::fold`]. Four independent 64-bit lanes, each with its end-around carry, keep the adders busy: 55 bytes
-//! a nanosecond at 4 GHz. The loops stay functions of their own: inlined into a caller, the compiler took them
-//! apart into scattered vector moves, at a fifth of the speed.
+//! a nanosecond at 4 GHz. The loops stay functions of their own: when they were inlined into a caller, the compiler
+//! took them apart into scattered vector moves, and they ran at a fifth of the speed.
 
 use std::net::Ipv4Addr;
 
@@ -34,7 +34,7 @@ impl Sum {
         sum_blocks(blocks).add(tail(rest))
     }
 
-    /// The sum of both.
+    /// The sum of `self` and `other`, with the carry added back in.
     #[inline]
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "an operator would hide that this is one's complement")]
@@ -111,7 +111,7 @@ fn sum_blocks(blocks: &[[u8; BLOCK]]) -> Sum {
     join(lanes)
 }
 
-/// `to` and `from` have as many blocks.
+/// Copies `from` to `to`, which has as many blocks, and sums it.
 #[inline(never)]
 fn copy_and_sum_blocks(to: &mut [[u8; BLOCK]], from: &[[u8; BLOCK]]) -> Sum {
     let mut lanes = [Sum::ZERO; LANES];
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// RFC 1071 word by word.
+    /// The sum of RFC 1071, taken word by word.
     fn naive(bytes: &[u8]) -> u16 {
         let mut sum = 0u32;
         for pair in bytes.chunks(2) {

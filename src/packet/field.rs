@@ -1,5 +1,5 @@
-//! Big-endian fields at fixed offsets. Each function panics if the field lies outside of the slice, so it is
-//! called only behind a length check.
+//! Big-endian fields at fixed offsets. Each function panics if the field lies outside of the slice, so callers
+//! check the length first.
 
 /// The 16-bit field at `at`, as a host number.
 #[inline]
@@ -27,7 +27,7 @@ pub fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
-/// A length as a 16-bit field holds it. Callers keep `len` within 65 535; more wraps.
+/// A length as a 16-bit field holds it. Callers keep `len` within 65 535; a greater one would wrap.
 #[inline]
 #[must_use]
 pub fn len16(len: usize) -> u16 {

@@ -37,10 +37,11 @@ pub enum Kind {
 }
 
 /// Builds the answer to `offender` (an IPv4 packet as read from the TUN) from address `from` into `out` and returns
-/// its length, at most [`MAX_REPLY`]. Rate limiting is the caller's.
+/// its length, at most [`MAX_REPLY`]. The caller limits the rate.
 ///
-/// `None`, and `out` unspecified, where RFC 1122 wants silence: the offender is malformed, an ICMP error, a later
-/// fragment, sent to a group, or sent from an address that names no single host; or `out` is too short.
+/// Where RFC 1122 wants silence it returns `None` and leaves anything in `out`: the offender is malformed, an ICMP
+/// error, a later fragment, sent to a group, or sent from an address that names no single host. It also returns `None`
+/// if `out` is too short.
 #[must_use]
 pub fn error_reply(kind: Kind, offender: &[u8], from: Ipv4Addr, out: &mut [u8]) -> Option<usize> {
     let ip = Ipv4::parse_prefix(offender).ok()?;
@@ -83,10 +84,13 @@ fn may_answer(ip: &Ipv4, packet: &[u8]) -> bool {
         || ip.source.is_multicast()
         || ip.source.is_broadcast()
         || ip.source.is_loopback());
-    source_is_a_host && !ip.to_many() && ip.fragment_offset == 0 && !is_icmp_error(ip, packet)
+    let to_one_host = !ip.to_many();
+    let is_first_fragment = ip.fragment_offset == 0;
+    source_is_a_host && to_one_host && is_first_fragment && !is_icmp_error(ip, packet)
 }
 
-/// Unreachable, source quench, redirect, time exceeded, parameter problem; or ICMP too short to tell.
+/// True for unreachable, source quench, redirect, time exceeded and parameter problem, and for ICMP that is too short
+/// to tell what it is.
 fn is_icmp_error(ip: &Ipv4, packet: &[u8]) -> bool {
     if ip.protocol != PROTOCOL_ICMP {
         return false;

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 /// Bytes of a header without options.
 pub const MIN_HEADER: usize = 20;
-/// Bytes of the longest header: IHL 15.
+/// Bytes of the longest header, whose IHL field is 15.
 pub const MAX_HEADER: usize = 60;
 /// Bytes of the longest packet.
 pub const MAX_PACKET: usize = 65_535;
@@ -36,26 +36,26 @@ pub struct Ipv4 {
     pub tos: u8,
     /// Identification, as a host number.
     pub id: u16,
-    /// The DF bit.
+    /// True if the DF bit is set: no router may fragment the packet.
     pub dont_fragment: bool,
-    /// The MF bit.
+    /// True if the MF bit is set: more fragments follow.
     pub more_fragments: bool,
     /// Offset of this fragment in bytes (the field counts units of 8).
     pub fragment_offset: u16,
-    /// Time to live.
+    /// Time to live: how many hops are left.
     pub ttl: u8,
     /// Protocol number of the payload.
     pub protocol: u8,
-    /// Source address.
+    /// Address of the sender.
     pub source: Ipv4Addr,
-    /// Destination address.
+    /// Address of the receiver.
     pub destination: Ipv4Addr,
 }
 
 /// Why some bytes are not an IPv4 packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Fewer than 20 bytes, or fewer than the header length or the total length promises.
+    /// The slice holds fewer than 20 bytes, or fewer than the total length promises.
     #[error("truncated IPv4 packet")]
     Truncated,
     /// The version field is not 4.
@@ -75,11 +75,10 @@ pub enum Malformed {
 pub struct TtlExpired;
 
 impl Ipv4 {
-    /// Parses a slice that must hold exactly one packet. The header checksum is not verified (flannel does not
-    /// either; the kernel behind the TUN does).
+    /// Parses a slice that must hold exactly one packet. It leaves the header checksum to [`header_checksum_ok`].
     ///
     /// # Errors
-    /// See [`Malformed`].
+    /// [`Malformed`] says what is wrong.
     #[inline]
     pub fn parse(packet: &[u8]) -> Result<Ipv4, Malformed> {
         let header = Ipv4::parse_prefix(packet)?;
@@ -89,10 +88,10 @@ impl Ipv4 {
         Ok(header)
     }
 
-    /// As [`Ipv4::parse`], but bytes may follow the packet.
+    /// Parses as [`Ipv4::parse`] does, but other bytes may follow the packet.
     ///
     /// # Errors
-    /// See [`Malformed`]; never `TotalLength`.
+    /// [`Malformed`] says what is wrong; it is never `TotalLength`.
     #[inline]
     pub fn parse_prefix(bytes: &[u8]) -> Result<Ipv4, Malformed> {
         let Some(fixed) = bytes.first_chunk::<MIN_HEADER>() else {
@@ -125,7 +124,7 @@ impl Ipv4 {
         })
     }
 
-    /// True for any fragment, first or later.
+    /// True if the packet is a fragment, the first or a later one.
     #[inline]
     #[must_use]
     pub fn is_fragment(&self) -> bool {
@@ -167,7 +166,7 @@ pub fn decrement_ttl(packet: &mut [u8]) -> Result<(), TtlExpired> {
     Ok(())
 }
 
-/// True if `header` (exactly the header's bytes, options included) sums up right.
+/// True if the checksum of `header` (exactly the header's bytes, options included) is right.
 #[inline]
 #[must_use]
 pub fn header_checksum_ok(header: &[u8]) -> bool {

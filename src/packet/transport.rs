@@ -20,7 +20,7 @@ const _: () = assert!(TCP_CHECKSUM + 2 <= TCP_MIN_HEADER && UDP_CHECKSUM + 2 <= 
 
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
-/// TCP flag: push.
+/// TCP flag: the receiver shall hand on what it has.
 pub const PSH: u8 = 0x08;
 /// TCP flag: the acknowledgement field counts.
 pub const ACK: u8 = 0x10;
@@ -32,27 +32,27 @@ pub const CWR: u8 = 0x80;
 /// A checked TCP header: its options lie within the slice that was parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tcp {
-    /// Source port.
+    /// Port of the sender.
     pub source_port: u16,
-    /// Destination port.
+    /// Port of the receiver.
     pub destination_port: u16,
     /// Sequence number of the first payload byte.
     pub sequence: u32,
-    /// Acknowledgement number.
+    /// The sequence number that the sender expects next.
     pub acknowledgement: u32,
     /// Header length in bytes, options included: 20 to 60 (the data offset field times 4).
     pub header_len: usize,
     /// The eight flags from CWR (high) to FIN (low).
     pub flags: u8,
-    /// Window, not scaled.
+    /// The window as the header gives it, not scaled.
     pub window: u16,
     /// Checksum field as a host number.
     pub checksum: u16,
 }
 
 impl Tcp {
-    /// Parses a header at the start of `segment` (the bytes after the IP header). `None` if the data offset is
-    /// below 5 or points beyond the slice.
+    /// Parses a header at the start of `segment` (the bytes after the IP header). `None` if there are fewer
+    /// than 20 bytes, or the data offset is below 5 or points beyond the slice.
     #[inline]
     #[must_use]
     pub fn parse(segment: &[u8]) -> Option<Tcp> {
@@ -77,9 +77,9 @@ impl Tcp {
 /// A UDP header. Its length field is not checked against anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Udp {
-    /// Source port.
+    /// Port of the sender.
     pub source_port: u16,
-    /// Destination port.
+    /// Port of the receiver.
     pub destination_port: u16,
     /// Length of header and payload in bytes, as the header tells it.
     pub length: usize,
@@ -88,7 +88,8 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// Parses a header at the start of `datagram` (the bytes after the IP header). `None` below 8 bytes.
+    /// Parses a header at the start of `datagram` (the bytes after the IP header). `None` if there are
+    /// fewer than 8 bytes.
     #[inline]
     #[must_use]
     pub fn parse(datagram: &[u8]) -> Option<Udp> {
@@ -102,7 +103,7 @@ impl Udp {
     }
 }
 
-/// Pseudo-header and `segment` (transport header and payload) together.
+/// The sum of the pseudo-header and of `segment` (transport header and payload).
 #[inline]
 pub(crate) fn transport_sum(ip: &Ipv4, segment: &[u8]) -> Sum {
     let len = u32::from(super::field::len16(segment.len()));
@@ -123,9 +124,9 @@ mod tests {
         Valid,
         /// The checksum is wrong, or a header is cut short or lies about its length.
         Invalid,
-        /// UDP without a checksum (field 0).
+        /// The packet is UDP without a checksum (field 0).
         Absent,
-        /// A fragment, or neither TCP nor UDP: nothing to check.
+        /// The packet is a fragment, or neither TCP nor UDP: there is nothing to check.
         NotApplicable,
     }
 

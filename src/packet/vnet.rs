@@ -6,10 +6,10 @@ pub const VNET_LEN: usize = 10;
 
 const _: () = assert!(VNET_LEN == 2 * size_of::<u8>() + 4 * size_of::<u16>(), "the fields fill it");
 
-/// Flag: the checksum at `csum_start + csum_offset` still has to be finished; it holds the pseudo-header's sum.
+/// Flag: the checksum at `csum_start + csum_offset` still has to be finished; its field holds the pseudo-header's sum.
 pub const NEEDS_CSUM: u8 = 1;
 
-/// Segmentation type: none.
+/// Segmentation type: the packet is whole.
 pub const GSO_NONE: u8 = 0;
 /// Segmentation type: TCP over IPv4.
 pub const GSO_TCPV4: u8 = 1;
@@ -18,14 +18,14 @@ pub const GSO_UDP_L4: u8 = 5;
 /// Bit beside the segmentation type: the TCP super-packet carries CWR.
 pub const GSO_ECN: u8 = 0x80;
 
-/// The header's fields. All zero describes an ordinary, finished packet.
+/// The header's fields. All zeroes describe an ordinary, finished packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
     /// [`NEEDS_CSUM`], or 2 (`DATA_VALID`: the checksum was verified), which nothing here looks at.
     pub flags: u8,
     /// One of the `GSO_` types, perhaps with [`GSO_ECN`].
     pub gso_type: u8,
-    /// Bytes of IP and transport header. Not to be trusted on read: the kernel reports its linear part.
+    /// Bytes of IP and transport header. Do not trust it on read: the kernel reports the length of its linear part.
     pub hdr_len: u16,
     /// Payload bytes in each segment but the last. The name is the kernel's.
     pub gso_size: u16,

@@ -15,13 +15,15 @@ impl PeerId {
     }
 }
 
+/// One peer, found by its id.
 #[derive(Debug, Clone)]
 struct Entry {
     address: SocketAddrV4,
-    /// Rules that point here; 0 means that the entry is on the free list.
+    /// How many rules point here; 0 means that the entry is on the free list.
     rules: usize,
 }
 
+/// All peers of one table, found by id, by address and by host.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Peers {
     entries: Vec<Entry>,
@@ -32,7 +34,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Counts one more rule on `address`, or `None` when ids above `last` would be needed.
+    /// Counts one more rule on `address` and gives its id; `None` if an id above `last` would be needed.
     pub(super) fn acquire(&mut self, address: SocketAddrV4, last: u32) -> Option<PeerId> {
         if let Some(&id) = self.by_address.get(&address) {
             self.entries[id.index()].rules += 1;
@@ -56,7 +58,7 @@ impl Peers {
         Some(id)
     }
 
-    /// Counts one rule less; the last one frees the id.
+    /// Counts one rule less on `id`, which is free once no rule is left.
     pub(super) fn release(&mut self, id: PeerId) {
         let entry = &mut self.entries[id.index()];
         entry.rules -= 1;
@@ -81,12 +83,14 @@ impl Peers {
         live + self.free.len() == self.entries.len() && self.hosts.len() <= live
     }
 
+    /// Where the packets of a peer go that some rule points at.
     pub(super) fn address(&self, id: PeerId) -> SocketAddrV4 {
         let entry = &self.entries[id.index()];
         debug_assert!(entry.rules > 0, "peer {} is no route's any more", id.0);
         entry.address
     }
 
+    /// True if some peer has this outer address, on any port.
     pub(super) fn has_host(&self, address: Ipv4Addr) -> bool {
         self.hosts.contains_key(&address)
     }

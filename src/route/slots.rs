@@ -9,7 +9,7 @@ use std::ops::Range;
 const CHUNK: usize = 256;
 /// Prefix length of one level 1 slot.
 const SLOT_PREFIX: u8 = 24;
-/// Set in a level 1 slot whose other bits are a chunk's number.
+/// The bit of a level 1 slot that says that the other bits are a chunk's number.
 const IS_CHUNK: u32 = 1 << 31;
 
 /// The greatest peer id that a slot can hold beside the chunk bit and the empty value.
@@ -21,7 +21,7 @@ const _: () = assert!((LAST_PEER + 1) & IS_CHUNK == 0, "an encoded peer would be
 const _: () =
     assert!(2 * CHUNK - 2 <= u16::MAX as usize, "rules of /25 to /32 in one /24 are counted in 16 bits");
 
-/// Empty is zero, so that untouched memory is an empty table; a peer is its id plus one.
+/// Empty is encoded as zero, so that untouched memory is an empty table, and a peer as its id plus one.
 fn encode(peer: Option<PeerId>) -> u32 {
     peer.map_or(0, |id| id.0 + 1)
 }
@@ -30,18 +30,20 @@ fn decode(slot: u32) -> Option<PeerId> {
     slot.checked_sub(1).map(PeerId)
 }
 
+/// Both levels, and which chunks of level 2 are in use.
 #[derive(Debug, Clone)]
 pub(super) struct Slots {
     network: u32,
     mask: u32,
     level1: Vec<u32>,
     level2: Vec<u32>,
-    /// Rules longer than /24 inside each chunk; 0 means that the chunk is on the free list.
+    /// How many rules longer than /24 lie inside each chunk; 0 means that the chunk is on the free list.
     chunk_rules: Vec<u16>,
     free_chunks: Vec<u32>,
 }
 
 impl Slots {
+    /// Slots for the addresses of `network`, all empty.
     pub(super) fn new(network: Ipv4Net) -> Self {
         let slots = 1usize << SLOT_PREFIX.saturating_sub(network.prefix_len());
         Self {
@@ -54,6 +56,7 @@ impl Slots {
         }
     }
 
+    /// The peer that `address` was painted with last; `None` also outside of the network.
     #[inline]
     pub(super) fn lookup(&self, address: Ipv4Addr) -> Option<PeerId> {
         let address = address.to_bits();

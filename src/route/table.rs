@@ -19,14 +19,14 @@ pub struct Peer {
 pub enum RouteCommand {
     /// Adds a route, or replaces the one of exactly this subnet.
     Set {
-        /// Which inner addresses.
+        /// The inner addresses that the route covers.
         subnet: Ipv4Net,
-        /// Who owns them.
+        /// The peer that owns them.
         peer: Peer,
     },
     /// Removes the route of exactly this subnet.
     Del {
-        /// Which inner addresses.
+        /// The inner addresses that the route covers.
         subnet: Ipv4Net,
     },
 }
@@ -39,7 +39,7 @@ pub enum RouteError {
     OutsideNetwork {
         /// The subnet asked for.
         subnet: Ipv4Net,
-        /// The table's network.
+        /// The network that the table covers.
         network: Ipv4Net,
     },
     /// There is no route of exactly this subnet to remove.
@@ -78,7 +78,7 @@ impl RouteTable {
     /// Carries out one command.
     ///
     /// # Errors
-    /// As [`set`](Self::set) and [`del`](Self::del).
+    /// Those of [`set`](Self::set) and [`del`](Self::del).
     pub fn apply(&mut self, command: &RouteCommand) -> Result<(), RouteError> {
         match *command {
             RouteCommand::Set { subnet, peer } => self.set(subnet, peer),
@@ -96,7 +96,8 @@ impl RouteTable {
         if !network.contains(&subnet) {
             return Err(RouteError::OutsideNetwork { subnet, network });
         }
-        // Acquire before release: setting a route anew to the same peer must keep its id.
+        // The new peer is acquired before the old one is released, so that a route that is set anew to the same peer
+        // keeps its id.
         let id = self.peers.acquire(peer.address, LAST_PEER).ok_or(RouteError::Full { subnet })?;
         if let Some(old) = self.rules.insert(key(subnet), id) {
             self.peers.release(old);
@@ -133,8 +134,8 @@ impl RouteTable {
         self.slots.lookup(address)
     }
 
-    /// Where a peer's packets go. The id must come from this table and a route must still refer to it:
-    /// a stale id gives some other peer's address, a foreign one may panic.
+    /// Where a peer's packets go. The id must come from this table and a route must still refer to it: a stale id gives
+    /// some other peer's address, and a foreign one may panic.
     #[inline]
     pub fn address(&self, id: PeerId) -> SocketAddrV4 {
         self.peers.address(id)
@@ -163,7 +164,7 @@ impl RouteTable {
         self.slots.level2_slots()
     }
 
-    /// Paints a changed rule's range, then the longer rules inside it, parents before children.
+    /// Paints a changed rule's range, then the longer rules inside it, of which the shorter come first.
     fn repaint(&mut self, subnet: Ipv4Net, peer: Option<PeerId>) {
         self.slots.paint(subnet, peer);
         let first = (subnet.network(), subnet.prefix_len() + 1);

@@ -22,7 +22,7 @@ fn owner(table: &RouteTable, address: &str) -> Option<SocketAddrV4> {
     table.lookup(ip(address)).map(|id| table.address(id))
 }
 
-/// All rules in a list; the longest that contains an address wins.
+/// Keeps all rules in a list, of which the longest that contains an address wins.
 #[derive(Default)]
 struct Naive(Vec<(Ipv4Net, Peer)>);
 

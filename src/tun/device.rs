@@ -35,12 +35,12 @@ const USO: u32 = TSO | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 /// Which offloads to ask of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TunOffload {
-    /// All that the kernel takes.
+    /// All offloads that the kernel takes.
     #[default]
     Auto,
     /// Checksum and TCP segmentation, no UDP segmentation.
     Tso,
-    /// None: whole, checksummed packets only.
+    /// No offload: the kernel hands out whole, checksummed packets only.
     Off,
 }
 
@@ -69,9 +69,9 @@ impl TunOffload {
 pub struct Offloads {
     /// Packets whose TCP or UDP checksum is still to be completed.
     pub checksum: bool,
-    /// TCP super-packets, also with CWR set.
+    /// TCP super-packets, also those with CWR set.
     pub tso: bool,
-    /// UDP super-packets.
+    /// UDP super-packets (USO).
     pub uso: bool,
 }
 
@@ -105,7 +105,7 @@ impl Device {
         if queues == 0 || queues > MAX_QUEUES {
             return Err(TunError::BadQueues { queues });
         }
-        // Exclusive for the first queue: a fixed name must not join a device that somebody else reads.
+        // The first queue is exclusive, since a fixed name must not join a device that somebody else reads.
         let (first, name) = Queue::attach(pattern, libc::IFF_TUN_EXCL)?;
         let mut device = Self { name, offloads: Offloads::default(), queues: vec![first], steered: false };
         for _ in 1..queues {
@@ -127,7 +127,7 @@ impl Device {
         self.offloads
     }
 
-    /// Whether a flow keeps its queue. Always with one queue; with more it takes a program in the kernel, for
+    /// Whether a flow keeps its queue. With one queue it always does; with more it takes a program in the kernel, for
     /// which the process needs CAP_BPF (or CAP_SYS_ADMIN before Linux 5.8).
     pub fn keeps_flows(&self) -> bool {
         self.queues.len() == 1 || self.steered
@@ -162,7 +162,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Reads one packet into `buffer`, which should hold [`READ_SIZE`] bytes: a longer packet is cut silently.
+    /// Reads one packet into `buffer`, which should hold [`READ_SIZE`] bytes: the driver silently cuts a longer packet.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; [`is_gone`](super::is_gone) when the device was deleted.
@@ -180,7 +180,8 @@ impl Queue {
         (&self.file).write_vectored(parts)
     }
 
-    /// Opens a file and ties it to the device of that name (created if absent); gives the device's real name.
+    /// Opens a file and ties it to the device of that name, which the kernel creates if there is none; gives the
+    /// device's real name.
     fn attach(name: &str, extra: libc::c_int) -> Result<(Self, String), TunError> {
         let file = OpenOptions::new()
             .read(true)
@@ -207,7 +208,7 @@ impl Queue {
             ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags },
         };
         debug_assert!(name.len() < libc::IFNAMSIZ, "the name would be cut");
-        // The last byte stays zero: `create` has checked the length, and the kernel's own names are shorter.
+        // The last byte stays zero, since `create` has checked the length and the kernel's own names are as short.
         for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
             *to = libc::c_char::from_ne_bytes([from]);
         }
@@ -238,11 +239,11 @@ impl AsFd for Queue {
     }
 }
 
-/// The kernel's rule (`dev_valid_name`, net/core/dev.c) with one `%d` allowed.
+/// True if the kernel's rule (`dev_valid_name`, net/core/dev.c) takes the name; one `%d` is allowed.
 fn is_interface_name(name: &str) -> bool {
     let plain = name.replacen("%d", "0", 1);
-    (1..libc::IFNAMSIZ).contains(&name.len())
-        && plain != "."
-        && plain != ".."
-        && !plain.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%'))
+    let fits = (1..libc::IFNAMSIZ).contains(&name.len());
+    let is_a_directory = plain == "." || plain == "..";
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
+    fits && !is_a_directory && !plain.contains(bad)
 }

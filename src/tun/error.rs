@@ -23,7 +23,7 @@ pub enum TunError {
          device (`--device /dev/net/tun`)"
     )]
     NoDriver {
-        /// ENOENT, ENODEV or ENXIO.
+        /// What the kernel said: ENOENT, ENODEV or ENXIO.
         source: io::Error,
     },
     /// The process may not create TUN devices.
@@ -31,7 +31,7 @@ pub enum TunError {
     Permission {
         /// The pattern asked for.
         name: String,
-        /// EPERM or EACCES.
+        /// What the kernel said: EPERM or EACCES.
         source: io::Error,
     },
     /// An interface of that name exists: joining it could share its queues with another process.
@@ -43,7 +43,7 @@ pub enum TunError {
         /// The pattern asked for.
         name: String,
     },
-    /// The kernel refused the flags: no such feature, or a device of other flags in the way.
+    /// The kernel refused the flags: it lacks a feature, or a device with other flags is in the way.
     #[error(
         "the kernel refused {name} as a multi-queue TUN device with a virtio-net header: {source}; remove a \
          leftover single-queue device with `ip link del {name}` (IFF_MULTI_QUEUE needs Linux 3.8)"
@@ -51,15 +51,15 @@ pub enum TunError {
     Refused {
         /// The pattern asked for.
         name: String,
-        /// EINVAL.
+        /// What the kernel said: EINVAL.
         source: io::Error,
     },
-    /// Anything else.
+    /// Another call failed, or a call failed for another reason.
     #[error("{step} failed for {name}: {source}")]
     System {
         /// The call that failed.
         step: &'static str,
-        /// The pattern or name.
+        /// The pattern asked for, or the device's name.
         name: String,
         /// What the kernel said.
         source: io::Error,
@@ -98,7 +98,7 @@ pub fn is_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EIO)
 }
 
-/// The result of a system call, of which a negative one says that `errno` holds the error.
+/// Reads the result of a system call: a negative one says that `errno` holds the error.
 pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

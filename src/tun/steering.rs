@@ -1,7 +1,7 @@
 //! Which queue a packet leaves by, so that a flow never changes its queue.
 //!
-//! By itself the driver moves a flow to the queue through which its replies are written (`tun_flow_update`),
-//! and packets already waiting in the old queue are then overtaken. A program of ours ([`bpf::steering`])
+//! By itself the driver moves a flow to the queue through which its replies are written (`tun_flow_update`), and
+//! packets of the flow that still wait in the old queue are then overtaken. A program of ours ([`bpf::steering`])
 //! replaces that rule by a hash of the packet alone.
 
 use super::error::check;

@@ -20,7 +20,7 @@ fn ip(args: &[&str]) -> bool {
     Command::new("ip").args(args).status().unwrap().success()
 }
 
-/// Bytes that the kernel counts as received from us on the device.
+/// What the kernel counts on the device, where "received" means from us.
 fn counter(name: &str, which: &str) -> u64 {
     let path = format!("/sys/class/net/{name}/statistics/{which}");
     std::fs::read_to_string(path).unwrap().trim().parse().unwrap()

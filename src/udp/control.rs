@@ -3,7 +3,7 @@
 //! The layout is the kernel's own (`struct cmsghdr`, include/linux/socket.h): a length of the machine's word,
 //! level, type, then data, each message padded to a word.
 
-/// The word to which control messages are aligned.
+/// Bytes of the word to which control messages are aligned.
 const WORD: usize = size_of::<usize>();
 /// Length of a message's header: length, level, type.
 const HEADER_LEN: usize = WORD + 8;
@@ -54,12 +54,12 @@ const _: () = assert!(align_of::<ControlBuffer>() >= align_of::<libc::cmsghdr>()
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct ControlBuffer {
-    /// The room itself.
+    /// What the kernel writes into.
     pub(super) bytes: [u8; CONTROL_LEN],
 }
 
 impl ControlBuffer {
-    /// Empty room.
+    /// Room that holds no message yet.
     pub(super) const fn new() -> Self {
         Self { bytes: [0; CONTROL_LEN] }
     }
@@ -67,8 +67,8 @@ impl ControlBuffer {
 
 /// The stride that a `UDP_GRO` message in `control` tells: every datagram but the last has that many bytes.
 ///
-/// `control` is what the kernel filled (`msg_controllen` bytes), of any alignment. Other messages are passed
-/// over; a length that does not fit ends the walk; a value outside 1 ..= 65535 counts as no message.
+/// `control` is what the kernel filled (`msg_controllen` bytes), of any alignment. The walk passes
+/// over other messages and ends at a length that does not fit; a value outside 1 ..= 65535 counts as no message.
 pub fn stride(control: &[u8]) -> Option<u16> {
     let mut unread = control;
     loop {

@@ -2,16 +2,16 @@
 //!
 //! # Theory of operation
 //!
-//! One unconnected IPv4 socket serves all peers of a worker. Unconnected and without `IP_RECVERR` it never
-//! sees a peer's ICMP errors: an error about one peer would otherwise fail the next send to another.
-//! `IP_MTU_DISCOVER` stays as the kernel sets it, so that a datagram longer than the path MTU is fragmented,
-//! as flannel does.
+//! One unconnected IPv4 socket serves all peers of a worker. Because it is unconnected and has no
+//! `IP_RECVERR`, it never sees a peer's ICMP errors; otherwise an error about one peer would fail the next
+//! send to another. `IP_MTU_DISCOVER` stays as the kernel sets it, so that a datagram longer than the path MTU
+//! is fragmented, as flannel does.
 //!
 //! Segmentation works on equal datagrams to one peer, of which the last may be shorter:
 //!
 //! - Going out, a `UDP_SEGMENT` control message gives the *segment size*. It is never set as a socket option:
-//!   that would outlive the decision to stop using it. A refusal ([`is_segmentation_refused`]) may come at
-//!   any time, on one route only; the same bytes are then sent datagram by datagram.
+//!   the option would outlive the decision to stop using it. A refusal ([`is_segmentation_refused`]) may come at
+//!   any time, on one route only; the caller then sends the same bytes datagram by datagram.
 //! - Coming in, `UDP_GRO` joins datagrams of one source, and a control message gives their *stride*. Without
 //!   one, the buffer holds a single datagram.
 //!

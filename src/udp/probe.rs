@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 /// Datagrams in one send that every kernel with `UDP_SEGMENT` takes: `UDP_MAX_SEGMENTS` (64 before Linux 6.9) less
 /// one, since kernels before 5.16 count the UDP header as payload.
 pub(super) const MAX_SEGMENTS_SAFE: u16 = 63;
-/// The same since Linux 6.9, where the limit is 128.
+/// The same number since Linux 6.9, where the limit is 128.
 const MAX_SEGMENTS: u16 = 127;
 /// Bytes of each datagram of the trial.
 const SIZE: usize = 100;
+/// [`SIZE`] as the control message carries it.
 const SIZE_FIELD: u16 = 100;
 
 const _: () = assert!(SIZE_FIELD as usize == SIZE && MAX_SEGMENTS > MAX_SEGMENTS_SAFE);
@@ -18,13 +19,13 @@ const _: () = assert!(MAX_SEGMENTS as usize * SIZE <= 65_507, "the trial fits on
 
 /// How many datagrams one send may carry: 127, 63, or `None` where the kernel has no `UDP_SEGMENT`.
 ///
-/// The number is tried on a throw-away pair of loopback sockets. Where loopback is down nothing can be tried,
-/// and it is taken to be `MAX_SEGMENTS_SAFE`.
+/// We try the number on a pair of loopback sockets of our own. Where loopback is down the trial says nothing, and the
+/// answer is 63.
 pub fn max_segments() -> Option<u16> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     let sender = Socket::bind(any, SocketOptions::default()).ok()?;
-    // A kernel that lacks the feature passes over the control message, so ask for the option, whose value
-    // (0 by default) is of no interest.
+    // A kernel that lacks the feature passes over the control message, so we ask for the option; its value (0 by
+    // default) does not matter.
     option(&sender, libc::SOL_UDP, libc::UDP_SEGMENT).ok()?;
     let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     let Ok(receiver) = Socket::bind(loopback, SocketOptions::default()) else {

@@ -14,11 +14,11 @@ use std::ptr;
 pub struct Received {
     /// Bytes in the buffer.
     pub len: usize,
-    /// Who sent them.
+    /// Address and port of the sender.
     pub from: SocketAddrV4,
     /// If the buffer holds joined datagrams: the length of each but the last, which may be shorter.
     pub stride: Option<u16>,
-    /// The buffer, or the room for the control message, was too small: bytes or the stride were lost.
+    /// True if the buffer, or the room for the control message, was too small: bytes or the stride were lost.
     pub truncated: bool,
 }
 
@@ -31,7 +31,7 @@ impl Socket {
     /// Receives one datagram, or with `UDP_GRO` several joined ones, into `buffer`; 64 KiB hold any.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; what `recvmsg` says.
+    /// `WouldBlock` when there is none, otherwise what `recvmsg` says.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         let mut slot = Slot::new();
         let mut header = slot.offer(buffer);
@@ -46,7 +46,7 @@ impl Socket {
     /// [`ReceiveMany::received`] then tells of each, in the order of the buffers.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive), if nothing was received.
+    /// Those of [`receive`](Self::receive), if nothing was received.
     pub fn receive_many<'a, I>(&self, many: &mut ReceiveMany, buffers: I) -> io::Result<usize>
     where
         I: IntoIterator<Item = &'a mut [u8]>,
@@ -80,7 +80,7 @@ impl Socket {
 
 /// Preallocated arrays for [`Socket::receive_many`].
 pub struct ReceiveMany {
-    /// Set anew by each call: between calls their pointers are never followed.
+    /// Each call sets them anew: between calls nobody follows their pointers.
     headers: Vec<libc::mmsghdr>,
     slots: Vec<Slot>,
     received: Vec<Received>,

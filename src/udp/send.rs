@@ -15,8 +15,9 @@ pub type Outgoing<'a> = (&'a [u8], SocketAddrV4, Option<u16>);
 
 /// Whether a segmented send was refused as such: the same bytes may still pass datagram by datagram.
 ///
-/// EIO: an xfrm policy, or before Linux 6.11 an egress device without checksum offload. EINVAL: too many
-/// segments, no such feature, or before 2025 a segment over the path MTU. EMSGSIZE: a segment over the path MTU.
+/// EIO stands for an xfrm policy, or before Linux 6.11 for an egress device without checksum offload. EINVAL stands
+/// for too many segments, for a kernel without the feature, or before Linux 6.14 for a segment over the path MTU,
+/// which is EMSGSIZE since.
 pub fn is_segmentation_refused(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }
@@ -25,7 +26,8 @@ impl Socket {
     /// Sends `bytes` to `to`, as one datagram or cut into datagrams of `segment_size` bytes.
     ///
     /// # Errors
-    /// `WouldBlock` when the send buffer is full; [`is_segmentation_refused`]; what `sendmsg` says.
+    /// `WouldBlock` when the send buffer is full, otherwise what `sendmsg` says; [`is_segmentation_refused`] tells
+    /// which errors concern the segmentation.
     pub fn send(&self, bytes: &[u8], to: SocketAddrV4, segment_size: Option<u16>) -> io::Result<usize> {
         let to = SockAddr::from(to);
         let parts = [IoSlice::new(bytes)];
@@ -43,8 +45,8 @@ impl Socket {
     /// Items are [`Outgoing`] or references to it.
     ///
     /// # Errors
-    /// The first message's failure, as for [`send`](Self::send). A later one's shows as a lower number; the
-    /// next call begins with it and tells.
+    /// The first message's failure, as for [`send`](Self::send). The failure of a later one shows as a lower number;
+    /// the next call begins with that message and returns the error.
     pub fn send_many<'a, I>(&self, many: &mut SendMany, messages: I) -> io::Result<usize>
     where
         I: IntoIterator,
@@ -74,7 +76,7 @@ impl Socket {
 
 /// Preallocated arrays for [`Socket::send_many`].
 pub struct SendMany {
-    /// Set anew by each call: between calls their pointers are never followed.
+    /// Each call sets them anew: between calls nobody follows their pointers.
     headers: Vec<libc::mmsghdr>,
     slots: Vec<Slot>,
 }

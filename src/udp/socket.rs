@@ -8,20 +8,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// `SO_MEMINFO` (include/uapi/asm-generic/socket.h), which the libc crate lacks.
 const SO_MEMINFO: libc::c_int = 55;
 
-/// How to bind.
+/// How to bind a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SocketOptions {
-    /// Share the port with other sockets that say so too (`SO_REUSEPORT`); the kernel spreads flows over them.
+    /// True to share the port with other sockets that say so too (`SO_REUSEPORT`); the kernel spreads flows over them.
     pub reuse_port: bool,
     /// Bytes of receive buffer to ask for; 0 leaves the kernel's default. The kernel doubles what it grants.
     pub receive_buffer: usize,
     /// Bytes of send buffer to ask for; 0 leaves the kernel's default.
     pub send_buffer: usize,
-    /// Ask for joined datagrams (`UDP_GRO`).
+    /// True to ask for joined datagrams (`UDP_GRO`).
     pub gro: bool,
 }
 
-/// Why the socket could not be had.
+/// Why the socket could not be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum UdpError {
     /// Somebody else has the port.
@@ -36,13 +36,13 @@ pub enum UdpError {
         /// The address asked for.
         address: SocketAddrV4,
     },
-    /// A port below 1024 without CAP_NET_BIND_SERVICE.
+    /// The port is below 1024 and the process lacks CAP_NET_BIND_SERVICE.
     #[error("no permission to bind UDP port {} on {}", .address.port(), .address.ip())]
     Permission {
         /// The address asked for.
         address: SocketAddrV4,
     },
-    /// Anything else.
+    /// Another call failed, or a call failed for another reason.
     #[error("UDP socket {address}: {step}: {source}")]
     System {
         /// The call that failed.
@@ -65,7 +65,7 @@ impl Socket {
     /// Binds to `address`; port 0 takes any free one.
     ///
     /// # Errors
-    /// [`UdpError`]. Buffer sizes and `UDP_GRO` are wishes: a kernel that grants less is no error.
+    /// [`UdpError`] says why. Buffer sizes and `UDP_GRO` are wishes, and a kernel may grant less without an error.
     pub fn bind(address: SocketAddrV4, options: SocketOptions) -> Result<Self, UdpError> {
         let failed = |step| move |source| UdpError::System { step, address, source };
         let inner =
@@ -105,7 +105,7 @@ impl Socket {
     /// Where the socket is bound.
     ///
     /// # Errors
-    /// What `getsockname` says.
+    /// What `getsockname` gives as its error.
     pub fn local_addr(&self) -> io::Result<SocketAddrV4> {
         let address = self.inner.local_addr()?;
         Ok(address.as_socket_ipv4().unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)))
@@ -127,7 +127,7 @@ impl Socket {
     /// include/uapi/linux/sock_diag.h); it wraps at 2^32.
     ///
     /// # Errors
-    /// What `getsockopt` says.
+    /// What `getsockopt` gives as its error.
     pub fn overflows(&self) -> io::Result<u32> {
         let mut info = [0_u32; 9];
         let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
@@ -149,7 +149,7 @@ impl Socket {
     /// Another descriptor of the same socket.
     ///
     /// # Errors
-    /// What `fcntl` says, such as EMFILE.
+    /// What `fcntl` gives as its error, such as EMFILE.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { inner: self.inner.try_clone()?, gro: self.gro })
     }
@@ -161,7 +161,8 @@ impl AsFd for Socket {
     }
 }
 
-/// The kernel halves the range itself and bounds plain sizes by `net.core.{r,w}mem_max`.
+/// A size as the option takes it. The kernel itself allows half of that range, and without privilege no
+/// more than `net.core.{r,w}mem_max`.
 fn clamp(size: usize) -> libc::c_int {
     libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX)
 }

@@ -98,7 +98,7 @@ fn the_safe_number_of_segments_passes_and_too_many_are_refused() {
     sender.send(&pattern(4, usize::from(most) * 10), to, Some(10)).unwrap();
     let error = sender.send(&pattern(4, 129), to, Some(1)).unwrap_err();
     assert!(is_segmentation_refused(&error), "{error}");
-    // Refused for that send alone: the socket has no memory of it.
+    // The refusal is for that send alone: the socket has no memory of it.
     sender.send(&bytes, to, Some(500)).unwrap();
 }
 
@@ -184,7 +184,7 @@ fn many_are_sent_and_received_in_order() {
         })
         .collect();
 
-    // Fewer slots than messages: each call takes what it can, and the next goes on.
+    // There are fewer slots than messages: each call takes what it can, and the next goes on.
     let mut many = SendMany::new(8);
     let mut sent = 0;
     while sent < outgoing.len() {

@@ -18,8 +18,8 @@ pub const TRAIN_BYTES: usize = 65_507;
 
 const _: () = assert!(TRAIN_BYTES == MAX_PACKET - MIN_HEADER - UDP_HEADER);
 
-/// Room in a train's buffer. More than [`TRAIN_BYTES`], so that any IPv4 packet has a place; a lone packet above that
-/// limit fails in the send, with `EMSGSIZE`.
+/// Room in a train's buffer. It is more than [`TRAIN_BYTES`], so that any IPv4 packet has a place; the send of a lone
+/// packet above that limit fails with `EMSGSIZE`.
 const TRAIN_ROOM: usize = 65_535;
 
 const _: () = assert!(TRAIN_ROOM == MAX_PACKET, "any IPv4 packet has a place");
@@ -28,12 +28,13 @@ const _: () = assert!(TRAIN_ROOM <= u16::MAX as usize, "a packet's length fits t
 /// What the kernel and the path take in one send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most packets in a train; at least 1 is used. 63 suits every kernel with `UDP_SEGMENT`, 127 needs Linux 6.9.
+    /// Most packets in a train, which takes one in any case. 63 suits every kernel with `UDP_SEGMENT`, 127
+    /// needs Linux 6.9.
     pub max_segments: u16,
     /// The largest packet, in bytes, that may be part of a train (path MTU − 28). A larger one travels alone and the
     /// kernel fragments it.
     pub max_segment_size: u16,
-    /// False: every packet is a train of its own.
+    /// If false, every packet is a train of its own.
     pub enabled: bool,
 }
 
@@ -44,6 +45,7 @@ pub struct Train {
     len: usize,
     segment_size: u16,
     count: u16,
+    /// True if nothing may join any more.
     sealed: bool,
     limits: Limits,
 }
@@ -61,7 +63,7 @@ impl Train {
         self.clear();
     }
 
-    /// Empties the train.
+    /// Empties the train and keeps its limits.
     fn clear(&mut self) {
         self.len = 0;
         self.segment_size = 0;
@@ -104,10 +106,9 @@ impl Train {
         if self.is_empty() {
             return len <= TRAIN_ROOM;
         }
-        !self.sealed
-            && len <= usize::from(self.segment_size)
-            && self.count < self.limits.max_segments
-            && self.len + len <= TRAIN_BYTES
+        let is_no_longer = len <= usize::from(self.segment_size);
+        let fits = self.count < self.limits.max_segments && self.len + len <= TRAIN_BYTES;
+        !self.sealed && is_no_longer && fits
     }
 
     /// The room for the next packet, of `len` bytes; [`Train::commit`] makes it count.
@@ -130,7 +131,7 @@ impl Train {
         }
         self.len += len;
         self.count += 1;
-        debug_assert!(self.is_run(), "not a run within its limits: {self:?}");
+        debug_assert!(self.is_run(), "{} packets of {size}, {} bytes: no run", self.count, self.len);
     }
 
     /// True if the kernel, told the segment size, would cut the train into the packets that were placed.
@@ -153,16 +154,17 @@ impl Train {
 #[derive(Debug)]
 pub struct Trains<K> {
     limits: Limits,
-    /// Keys apart from the trains: the search reads a few cache lines only.
+    /// The keys lie apart from the trains, so that the search reads a few cache lines only.
     keys: Vec<K>,
     open: Vec<Train>,
     pool: Vec<Train>,
+    /// The train that took the last packet.
     last: usize,
 }
 
 impl<K: Copy + Eq> Trains<K> {
-    /// Allocates `trains` trains (64 KiB each). The search for a key is linear in the open trains: keep it to some
-    /// dozens.
+    /// Allocates `trains` trains (64 KiB each). The search for a key is linear in the open trains, so some dozens are
+    /// a good number.
     #[must_use]
     pub fn new(trains: usize, limits: Limits) -> Trains<K> {
         Trains {
@@ -174,7 +176,7 @@ impl<K: Copy + Eq> Trains<K> {
         }
     }
 
-    /// The limits of trains that are opened from now on.
+    /// Sets the limits of trains that are opened from now on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
@@ -185,9 +187,9 @@ impl<K: Copy + Eq> Trains<K> {
         self.limits
     }
 
-    /// Room for a packet of `len` bytes to `key`, already counted: the caller fills all of it. `None` if it needs a
-    /// new train and none is left: flush (and, where trains are in flight, wait for one), then try again. `len` is an
-    /// IPv4 packet's length, 20 to 65 535; a longer one is refused in any case.
+    /// Gives room for a packet of `len` bytes to `key` and counts that packet, so the caller must fill all of the room.
+    /// `None` if the packet needs a new train and none is left: flush, then try again. `len` is an IPv4 packet's
+    /// length, 20 to 65 535; a longer one is refused in any case.
     #[inline]
     pub fn place(&mut self, key: K, len: usize) -> Option<&mut [u8]> {
         let index = match self.newest(key) {
@@ -201,7 +203,7 @@ impl<K: Copy + Eq> Trains<K> {
         Some(&mut train.buffer[start..start + len])
     }
 
-    /// As [`Trains::place`], but in a train of its own that nothing can join.
+    /// Gives room as [`Trains::place`] does, but in a train of its own that nothing can join.
     pub fn place_alone(&mut self, key: K, len: usize) -> Option<&mut [u8]> {
         let index = self.open_train(key, len)?;
         self.last = index;
@@ -214,7 +216,7 @@ impl<K: Copy + Eq> Trains<K> {
     /// The newest open train of `key`.
     #[inline]
     fn newest(&self, key: K) -> Option<usize> {
-        // `last` is where the last packet went, thus the newest train of its own key.
+        // `last` is where the last packet went, so it is the newest train of its own key.
         let newest = || self.keys.iter().rposition(|open| *open == key);
         if self.keys.get(self.last) == Some(&key) {
             debug_assert_eq!(Some(self.last), newest(), "a packet would overtake those of a newer train");
@@ -241,7 +243,7 @@ impl<K: Copy + Eq> Trains<K> {
         self.keys.iter().copied().zip(&self.open)
     }
 
-    /// Forgets all trains; their buffers are free again, the one used last first in line (its memory is warm).
+    /// Forgets all trains. Their buffers are free again, and the one used last is used next, since its memory is warm.
     pub fn clear(&mut self) {
         self.last = 0;
         self.keys.clear();
@@ -268,8 +270,9 @@ impl<K: Copy + Eq> Trains<K> {
     }
 }
 
-/// The packets of one receive of `len` bytes: every `stride` bytes (the `UDP_GRO` control message) one, the last
-/// perhaps shorter. Without a stride, or with 0, the whole is one packet, also an empty one.
+/// Gives where the packets of one receive of `len` bytes lie: one begins every `stride` bytes (which the `UDP_GRO`
+/// control message tells), and the last may be shorter. Without a stride, or with 0, all bytes are one packet, even if
+/// there are none.
 pub fn split(len: usize, stride: Option<u16>) -> impl Iterator<Item = Range<usize>> {
     let stride = match stride {
         Some(stride) if stride > 0 => usize::from(stride),

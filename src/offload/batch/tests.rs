@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 const LIMITS: Limits = Limits { max_segments: 64, max_segment_size: 1472, enabled: true };
 
-/// Places packets of the given lengths for one key; (segment size, count, bytes) of each train.
+/// Places packets of the given lengths for one key, and gives (segment size, count, bytes) of each train.
 fn trains(limits: Limits, lengths: &[usize]) -> Vec<(u16, usize, usize)> {
     let mut trains = Trains::new(lengths.len(), limits);
     for len in lengths {

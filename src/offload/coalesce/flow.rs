@@ -2,7 +2,7 @@
 
 use crate::packet::ipv4::Ipv4;
 
-/// Addresses, ports and protocol.
+/// The addresses, ports and protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flow {
     /// Source address in the high half, destination address in the low half.
@@ -12,7 +12,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// No flow: protocol 0 is neither TCP nor UDP.
+    /// What is of no flow: protocol 0 is neither TCP nor UDP.
     pub(super) const NONE: Flow = Flow { addresses: 0, ports_and_protocol: 0 };
 
     /// `ports` are source and destination port as they stand in the transport header.
@@ -24,7 +24,7 @@ impl Flow {
         }
     }
 
-    /// True if `self` has the hosts and the protocol of `ip`, over any ports.
+    /// True if the flow has the hosts and the protocol of `ip`, over any ports.
     pub(super) fn is_between(self, ip: &Ipv4) -> bool {
         let other = Flow::new(ip, 0);
         self.addresses == other.addresses && self.ports_and_protocol & 0xff == other.ports_and_protocol

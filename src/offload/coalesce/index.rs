@@ -11,12 +11,13 @@ struct Slot {
     item: u32,
 }
 
+/// The newest frame of each flow of this flush.
 #[derive(Debug)]
 pub(super) struct FlowIndex {
     slots: Box<[Slot]>,
-    /// Slots of other generations are empty. Starts at 1, so that zeroed slots are.
+    /// A slot of another generation is empty. The number starts at 1, so that zeroed slots are empty too.
     generation: u32,
-    /// Secret, so that no peer can choose flows that collide.
+    /// The seed of the hash is secret, so that no peer can choose flows that collide.
     seed: u64,
 }
 
@@ -52,7 +53,7 @@ impl FlowIndex {
         self.slots[at] = Slot { generation: self.generation, item: low32(item) };
     }
 
-    /// The slot of `flow`, or the empty slot where it would be put.
+    /// The slot of `flow`, or the empty slot where it belongs.
     #[inline]
     fn find(&self, flow: Flow, items: &[Item]) -> usize {
         let mask = self.slots.len() - 1;

@@ -16,13 +16,14 @@ const MAX_DATAGRAMS: u32 = 64;
 const _: () =
     assert!(MAX_DATAGRAMS as usize <= MAX_PIECES, "a full UDP super-packet has a piece for each datagram");
 
+/// How a packet, and the frame that it opens, is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Passes as it is; its checksums were not looked at.
+    /// The packet passes as it is, and its checksums need not be right.
     Plain,
-    /// TCP data with correct checksums.
+    /// The packet is TCP data with correct checksums.
     Tcp,
-    /// A UDP datagram with correct checksums.
+    /// The packet is a UDP datagram with correct checksums.
     Udp,
 }
 
@@ -32,11 +33,11 @@ pub(super) struct Arrival {
     pub(super) kind: Kind,
     /// None if it has no ports, or if nothing of its protocol is merged.
     pub(super) flow: Option<Flow>,
-    /// A fragment other than the first: it belongs to some flow between its hosts.
+    /// True for a fragment other than the first: it belongs to some flow between its hosts.
     pub(super) later_fragment: bool,
-    /// IP and transport header; for a plain packet the IP header.
+    /// Bytes of IP and transport header; for a plain packet, of the IP header alone.
     pub(super) header_len: usize,
-    /// Nothing may be appended after it.
+    /// True if nothing may be appended after it.
     closes: bool,
 }
 
@@ -73,33 +74,36 @@ impl Arrival {
     }
 }
 
-/// TCP data without anything special: kind, header length, whether it ends a frame.
+/// Takes TCP data without anything special, and gives kind, header length and whether it ends a frame.
 #[inline]
 fn tcp_data(segment: &[u8]) -> Option<(Kind, usize, bool)> {
     let tcp = Tcp::parse(segment)?;
-    let reserved = segment[12] & 0x0f;
-    let ordinary = tcp.flags & ACK != 0 && tcp.flags & !(ACK | PSH | ECE) == 0 && reserved == 0;
+    let no_reserved_bits = segment[12] & 0x0f == 0;
+    let only_usual_flags = tcp.flags & ACK != 0 && tcp.flags & !(ACK | PSH | ECE) == 0;
+    let ordinary = no_reserved_bits && only_usual_flags;
     (ordinary && segment.len() > tcp.header_len).then_some((Kind::Tcp, tcp.header_len, tcp.flags & PSH != 0))
 }
 
-/// A UDP datagram with payload and checksum.
+/// Takes a UDP datagram with payload and checksum, as [`tcp_data`] does for TCP.
 #[inline]
 fn udp_data(segment: &[u8]) -> Option<(Kind, usize, bool)> {
     let udp = Udp::parse(segment)?;
-    let ordinary = udp.checksum != 0 && udp.length == segment.len() && segment.len() > UDP_HEADER;
-    ordinary.then_some((Kind::Udp, UDP_HEADER, false))
+    let has_checksum = udp.checksum != 0;
+    let has_payload = udp.length == segment.len() && segment.len() > UDP_HEADER;
+    (has_checksum && has_payload).then_some((Kind::Udp, UDP_HEADER, false))
 }
 
+/// A frame in the making: numbers only, its bytes lie in the coalescer and in the receive buffers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item {
     pub(super) flow: Flow,
     kind: Kind,
-    /// The newest frame of its flow, and more may join.
+    /// True while more may join; it is then the newest frame of its flow.
     pub(super) open: bool,
     /// Where the head lies: vnet header, then the first packet's header, then perhaps its payload.
     pub(super) head_start: usize,
     pub(super) head_len: usize,
-    /// IP and transport header.
+    /// Bytes of IP and transport header.
     header_len: usize,
     /// Payload bytes of the first packet; a longer one does not join.
     first_payload: usize,
@@ -171,18 +175,16 @@ impl Item {
         self.head_len + in_pieces == VNET_LEN + self.header_len + self.payload_len
     }
 
-    /// True if `packet`, of the same flow, may be appended. `heads` holds this frame's head, whose TTL is already one
-    /// lower.
+    /// True if `packet`, of the same flow, may be appended. `heads` holds this frame's head, whose TTL is one lower
+    /// than that of the packet it came from.
     #[inline]
     pub(super) fn accepts(&self, arrival: &Arrival, packet: &[u8], heads: &[u8]) -> bool {
         let payload_len = packet.len() - arrival.header_len;
-        let fits = self.open
-            && self.kind == arrival.kind
-            && self.header_len == arrival.header_len
-            && payload_len <= self.first_payload
-            && self.pieces < MAX_PIECES
-            && self.header_len + self.payload_len + payload_len <= MAX_PACKET;
-        if !fits {
+        let same_shape = self.kind == arrival.kind && self.header_len == arrival.header_len;
+        let is_no_longer = payload_len <= self.first_payload;
+        let total_len = self.header_len + self.payload_len + payload_len;
+        let fits = is_no_longer && self.pieces < MAX_PIECES && total_len <= MAX_PACKET;
+        if !(self.open && same_shape && fits) {
             return false;
         }
         let first = &heads[self.head_start + VNET_LEN..][..self.header_len];
@@ -194,25 +196,33 @@ impl Item {
             }
     }
 
-    /// TOS, fragment word, TTL; and the identification, unless DF takes its meaning away (RFC 6864).
+    /// True if TOS, fragment word and TTL are the same and the identification counts up, unless DF takes its meaning
+    /// away (RFC 6864). The parts are closures, so that each is looked at only after those before it: this runs for
+    /// every packet.
     #[inline]
     fn same_ip(&self, first: &[u8], packet: &[u8]) -> bool {
         let dont_fragment = first[6] & 0x40 != 0;
         let expected_id = get_u16(first, 4).wrapping_add((self.packets & 0xffff) as u16);
-        first[1] == packet[1]
-            && first[6..8] == packet[6..8]
-            && first[8] == packet[8].wrapping_sub(1)
-            && (dont_fragment || get_u16(packet, 4) == expected_id)
+        let same_tos = first[1] == packet[1];
+        let same_fragment_word = || first[6..8] == packet[6..8];
+        let same_ttl = || first[8] == packet[8].wrapping_sub(1);
+        let id_counts_up = || dont_fragment || get_u16(packet, 4) == expected_id;
+        same_tos && same_fragment_word() && same_ttl() && id_counts_up()
     }
 
-    /// Contiguous; same acknowledgement, data offset, flags but PSH, window, urgent pointer and options.
+    /// True if `next` follows without a gap and, but for PSH, says the same in all fields beside the checksum.
     #[inline]
     fn same_tcp(&self, first: &[u8], next: &[u8]) -> bool {
-        get_u32(next, 4) == self.next_sequence
-            && first[8..13] == next[8..13]
-            && (first[13] ^ next[13]) & !PSH == 0
-            && first[14..16] == next[14..16]
-            && first[18..] == next[18..]
+        let contiguous = get_u32(next, 4) == self.next_sequence;
+        let same_acknowledgement_and_offset = || first[8..13] == next[8..13];
+        let same_flags = || (first[13] ^ next[13]) & !PSH == 0;
+        let same_window = || first[14..16] == next[14..16];
+        let same_urgent_pointer_and_options = || first[18..] == next[18..];
+        contiguous
+            && same_acknowledgement_and_offset()
+            && same_flags()
+            && same_window()
+            && same_urgent_pointer_and_options()
     }
 
     /// Appends a packet that [`Item::accepts`] took; its payload becomes the frame's next piece.
@@ -265,7 +275,7 @@ impl Item {
     }
 }
 
-/// How many bytes of `packet` go to its frame's head: all of a small one, else its headers.
+/// How many bytes of `packet` go to its frame's head: all of a small one, otherwise its headers.
 #[inline]
 pub(super) fn bytes_to_copy(arrival: &Arrival, packet: &[u8]) -> usize {
     if packet.len() <= INLINE { packet.len() } else { arrival.header_len }

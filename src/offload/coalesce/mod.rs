@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! Packets lie in numbered receive buffers and are only read. A frame is a *head*, bytes of our own (vnet header, IP
-//! and transport header of its first packet, with the TTL taken down by one), and *pieces*, ranges of the receive
-//! buffers: one `writev`.
+//! Packets lie in numbered receive buffers and are only read. A frame is a *head*, which is bytes of our own (vnet
+//! header, IP and transport header of its first packet, with the TTL taken down by one), and *pieces*, which are ranges
+//! of the receive buffers. One `writev` writes them together.
 //!
 //! ```text
 //!  the caller's buffers, which are only read
@@ -40,16 +40,17 @@
 //! among the flags, and some payload. Before that its IP header checksum and its transport checksum are verified, since
 //! a frame written with `NEEDS_CSUM` is believed by the kernel: merging unverified bytes would launder corruption.
 //! It joins the newest frame of its flow if the super-packet, cut again by the kernel's rules, gives back the same
-//! packets: contiguous sequence numbers; same acknowledgement, window, TOS, TTL, fragment word, header length and
-//! options; no payload longer than the first; with DF clear, counting identifications. (With DF set the
-//! identification means nothing, RFC 6864, and is not kept.) A PSH or a shorter payload closes the frame.
+//! packets. Their sequence numbers must be contiguous; acknowledgement, window, TOS, TTL, fragment word, header length
+//! and options must be the same; no payload may be longer than the first. Where DF is clear, the identifications must
+//! count up. (Where DF is set the identification means nothing, RFC 6864, and is not kept.) A PSH or a shorter payload
+//! closes the frame.
 //!
 //! Everything else of a flow passes as a frame of its own and closes the flow's open frame, pure ACKs included, so that
 //! a flow's packets leave in the order in which they came. A verified packet that stayed alone is written with
-//! `NEEDS_CSUM` too: the kernel need not sum it a second time.
+//! `NEEDS_CSUM` too, so that the kernel does not sum it a second time.
 //!
-//! The look-up asks first the frame that was touched last (a peer's GRO buffer is mostly one flow), then a hash
-//! table over the flows of this flush, which a generation number empties at no cost.
+//! A look-up asks first the frame that was touched last (a peer's GRO buffer is mostly one flow), then a hash table
+//! over the flows of this flush, which a generation number empties at no cost.
 
 mod flow;
 mod index;
@@ -70,27 +71,30 @@ pub const MAX_PIECES: usize = 130;
 
 const _: () = assert!(MAX_PIECES < 1024, "head and pieces are one writev");
 
-/// A packet up to this length is copied to its frame's head whole: cheaper than a piece. Also the longest header that
-/// a head holds (60 bytes of IPv4 and 60 of TCP).
+/// A packet up to this length is copied to its frame's head whole, which is cheaper than a piece. It is also the
+/// longest header that a head holds (60 bytes of IPv4 and 60 of TCP).
 const INLINE: usize = 120;
 
 const _: () = assert!(INLINE >= MAX_HEADER + TCP_MAX_HEADER, "a head may hold more than its room");
 
-/// Header bytes that one more packet can need: `frames × HEAD_ROOM` of [`Settings::header_bytes`] never run out first.
+/// Header bytes that one more packet can need, so `frames × HEAD_ROOM` of [`Settings::header_bytes`] last for all
+/// frames of a flush.
 pub const HEAD_ROOM: usize = VNET_LEN + INLINE;
 
 /// What to merge, and how much memory to allocate for one flush.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Merge TCP. False: TCP packets pass as they are, not verified.
+    /// True to merge TCP; otherwise TCP packets pass as they are and are not verified.
     pub tcp: bool,
-    /// Merge UDP; needs a kernel that knows `VIRTIO_NET_HDR_GSO_UDP_L4` (6.2). False: they pass as they are.
+    /// True to merge UDP, for which the kernel must know `VIRTIO_NET_HDR_GSO_UDP_L4` (Linux 6.2); otherwise UDP packets
+    /// pass as they are and are not verified.
     pub udp: bool,
     /// Most frames in a flush.
     pub frames: usize,
     /// Most pieces in a flush: each packet takes one at most.
     pub pieces: usize,
-    /// Bytes for heads. A new frame needs [`HEAD_ROOM`] free; an [owned](Coalescer::push_owned) packet 10 and itself.
+    /// Bytes for heads. A new frame needs [`HEAD_ROOM`] of them free; an [owned](Coalescer::push_owned) packet needs 10
+    /// and its own length.
     pub header_bytes: usize,
 }
 
@@ -99,9 +103,9 @@ pub struct Settings {
 pub struct Piece {
     /// Number of the buffer, as given to [`Coalescer::push`].
     pub buffer: u16,
-    /// First byte.
+    /// Where the range starts in that buffer.
     pub start: u32,
-    /// Number of bytes.
+    /// How many bytes it has.
     pub len: u32,
 }
 
@@ -120,20 +124,20 @@ pub struct Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Pushed {
-    /// It joined a frame.
+    /// The packet joined a frame.
     Merged,
-    /// It opened a frame that others may join.
+    /// The packet opened a frame that others may join.
     Opened,
-    /// It is a frame that no other joins.
+    /// The packet is a frame that no other joins.
     Alone,
-    /// Storage is used up (see [`Coalescer::has_room_for`], of one packet). Nothing was recorded: write the frames,
-    /// clear, push again.
+    /// There is no [room](Coalescer::has_room_for) for the packet, and nothing was recorded: write the frames, clear,
+    /// then push it again.
     NoRoom,
-    /// Its TTL is 0 or 1. Nothing was recorded.
+    /// The packet's TTL is 0 or 1, and nothing was recorded.
     Expired,
 }
 
-/// Collects the packets of one flush. See the module's theory of operation.
+/// Collects the packets of one flush; the module's theory of operation has a picture of its memory.
 #[derive(Debug)]
 pub struct Coalescer {
     settings: Settings,
@@ -145,11 +149,12 @@ pub struct Coalescer {
     heads: Box<[u8]>,
     heads_used: usize,
     index: FlowIndex,
+    /// The item that was touched last, which a look-up asks first.
     last: usize,
 }
 
 impl Coalescer {
-    /// Allocates all storage.
+    /// Allocates all memory that it will ever use.
     #[must_use]
     pub fn new(settings: Settings) -> Coalescer {
         Coalescer {
@@ -197,8 +202,8 @@ impl Coalescer {
         pushed
     }
 
-    /// Takes a whole packet that this daemon made (an ICMP error). It is copied and becomes a plain frame as it is, TTL
-    /// included. False if there is no room.
+    /// Takes a whole packet that this daemon made (an ICMP error), copies it and makes it a plain frame as it is, TTL
+    /// included. It returns false if there is no room.
     pub fn push_owned(&mut self, packet: &[u8]) -> bool {
         let room = self.items.len() < self.settings.frames
             && self.heads_used + VNET_LEN + packet.len() <= self.heads.len();
@@ -212,9 +217,10 @@ impl Coalescer {
     /// True if any `packets` further packets of [`Coalescer::push`] find room.
     #[must_use]
     pub fn has_room_for(&self, packets: usize) -> bool {
-        self.items.len() + packets <= self.settings.frames
-            && self.arrived.len() + packets <= self.settings.pieces
-            && self.heads_used + packets * HEAD_ROOM <= self.heads.len()
+        let frames_left = self.settings.frames - self.items.len();
+        let pieces_left = self.settings.pieces - self.arrived.len();
+        let head_bytes_left = self.heads.len() - self.heads_used;
+        packets <= frames_left && packets <= pieces_left && packets * HEAD_ROOM <= head_bytes_left
     }
 
     /// How many packets the frame of that number stands for.
@@ -235,14 +241,16 @@ impl Coalescer {
         self.items.is_empty()
     }
 
-    /// The frames in the order in which they were opened, finished: lengths, checksums and vnet headers are set here,
-    /// once a frame.
+    /// Finishes the frames (sets lengths, checksums and vnet headers, once for each frame) and gives them in the order
+    /// in which they were opened.
     pub fn frames(&mut self) -> impl ExactSizeIterator<Item = Frame<'_>> {
         self.order_pieces();
         for item in &self.items {
             item.finish(&mut self.heads);
-            let pieces = &self.by_frame[item.first_piece..item.first_piece + item.pieces];
-            debug_assert!(item.has_all_bytes(pieces), "a frame is not as long as its header says: {item:?}");
+            debug_assert!(
+                item.has_all_bytes(&self.by_frame[item.first_piece..][..item.pieces]),
+                "a frame is not as long as its header says: {item:?}"
+            );
         }
         let (heads, pieces) = (&self.heads, &self.by_frame);
         self.items.iter().map(move |item| Frame {
@@ -277,12 +285,12 @@ impl Coalescer {
             && self.arrived.len() <= self.settings.pieces
             && item.head_start + item.head_len <= self.heads_used
             && self.heads_used <= self.heads.len();
-        // A packet joins only the newest frame of its flow: any other one is closed.
-        let open_is_newest = !item.open || self.index.get(item.flow, &self.items) == Some(at);
-        within_memory && open_is_newest && item.is_within_limits()
+        // A packet joins only the newest frame of its flow, so all older ones are closed.
+        let only_newest_is_open = self.newest_open(item.flow) == item.open.then_some(at);
+        within_memory && only_newest_is_open && item.is_within_limits()
     }
 
-    /// A new frame with `packet` in it.
+    /// Opens a new frame with `packet` in it.
     fn open(&mut self, arrival: &Arrival, buffer: u16, start: usize, packet: &[u8]) -> Pushed {
         let copied = item::bytes_to_copy(arrival, packet);
         let head_start = self.store_head(&packet[..copied]);
@@ -303,7 +311,7 @@ impl Coalescer {
         }
     }
 
-    /// Copies `bytes` behind room for a vnet header; where that room starts.
+    /// Copies `bytes` behind room for a vnet header, and gives where that room starts.
     fn store_head(&mut self, bytes: &[u8]) -> usize {
         let start = self.heads_used;
         self.heads_used += VNET_LEN + bytes.len();
@@ -318,8 +326,8 @@ impl Coalescer {
         self.arrived.push((low32(item), piece));
     }
 
-    /// A later fragment carries no ports, so it closes every flow that it could be part of. Linear in the frames, but
-    /// fragments are rare inside an overlay.
+    /// Closes every flow that a later fragment could be part of, since it carries no ports. The walk is linear in the
+    /// frames, but fragments are rare inside an overlay.
     fn close_all_between(&mut self, ip: &Ipv4) {
         for item in self.items.iter_mut().filter(|item| item.flow.is_between(ip)) {
             item.open = false;

@@ -137,7 +137,7 @@ fn the_vector_of_the_contract() {
     assert_eq!(frames, [([vec![0; 10], tun].concat(), 1)]);
 }
 
-/// What differs from its predecessor in a field that the super-packet shares stays apart.
+/// A packet stays apart if it differs from its predecessor in a field that the super-packet shares.
 #[test]
 fn odd_packets_do_not_join() {
     let first = Spec::tcp(vec![5; 500]);
@@ -262,7 +262,7 @@ fn room_is_accounted() {
     assert!(!rig.coalescer.push_owned(&[0; 1]));
 }
 
-/// More flows than are touched in a row, each found again.
+/// Each flow is found again, although many others are touched in between.
 #[test]
 fn thousands_of_flows() {
     let settings = Settings { frames: 4096, pieces: 16_384, header_bytes: 4096 * HEAD_ROOM, ..SETTINGS };
@@ -279,7 +279,7 @@ fn thousands_of_flows() {
     }
 }
 
-/// segment ∘ coalesce: a super-packet that is cut and merged is the same again, one hop older.
+/// Cuts a super-packet and merges it again: it is the same then, but for one hop.
 fn there_and_back(spec: &Spec, segment_size: u16) -> (Vec<u8>, Vec<(Vec<u8>, u32)>) {
     let mut packet = spec.build();
     let mut frame = vnet(&packet, segment_size);
@@ -332,12 +332,12 @@ struct Step {
 fn any_step() -> impl Strategy<Value = Step> {
     let payload = prop_oneof![6 => Just(600usize), 2 => Just(40), 1 => Just(0), 1 => 1usize..700];
     let flags = prop_oneof![8 => Just(0x10u8), 2 => Just(0x18), 1 => any::<u8>()];
-    // Mostly nothing odd.
+    // Most steps have nothing odd.
     (0u8..6, payload, prop_oneof![6 => Just(255u8), 1 => 0u8..12], flags)
         .prop_map(|(flow, payload, odd, flags)| Step { flow, payload, odd, flags })
 }
 
-/// The stream's packets: each flow goes on where it was, but for what is odd about a step.
+/// Builds the stream's packets: each flow goes on where it was, but for what is odd about a step.
 fn stream(steps: &[Step]) -> Vec<Vec<u8>> {
     let mut state: BTreeMap<u8, Spec> = BTreeMap::new();
     let mut packets = Vec::new();
@@ -376,8 +376,8 @@ fn stream(steps: &[Step]) -> Vec<Vec<u8>> {
     packets
 }
 
-/// A packet as a receiver may see it: one hop older; with DF set the identification, and with it the header checksum,
-/// may be another.
+/// Strips a packet of what may differ at a receiver: with DF set, that is the identification and with it the header
+/// checksum, of which only stays whether it was right.
 fn seen(mut packet: Vec<u8>) -> Vec<u8> {
     if packet[6] & 0x40 != 0 {
         let right = naive_sum(&[&packet[..usize::from(packet[0] & 15) * 4]]) == 0xffff;
@@ -389,7 +389,7 @@ fn seen(mut packet: Vec<u8>) -> Vec<u8> {
 
 type FlowKey = (u8, Option<u16>);
 
-/// Protocol and source port; None stands for a later fragment.
+/// Gives protocol and source port; `None` stands for a later fragment.
 fn key(packet: &[u8]) -> FlowKey {
     let later = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
     let port = usize::from(packet[0] & 15) * 4;
@@ -403,7 +403,7 @@ fn of_flow(packets: &[Vec<u8>], flow: FlowKey) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    /// Whatever is merged, the kernel's cuts give back each flow's packets, in order, unchanged: also the corrupt.
+    /// Whatever is merged, the kernel's cuts give back each flow's packets in order and unchanged, also corrupt ones.
     #[test]
     fn mixed_flows_survive(
         steps in proptest::collection::vec(any_step(), 1..120), tcp in any::<bool>(), udp in any::<bool>(),

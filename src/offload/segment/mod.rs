@@ -26,7 +26,7 @@ use crate::packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_UDP_L4, VnetHeader};
 /// Why a frame cannot be cut into packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
-    /// Not exactly one IPv4 packet.
+    /// The frame does not hold exactly one IPv4 packet.
     #[error("frame holds no IPv4 packet: {0}")]
     Malformed(#[from] Malformed),
     /// A segmentation type that was never negotiated (the type without its ECN bit).
@@ -38,7 +38,7 @@ pub enum SegmentError {
     /// The segmentation type and the IP protocol differ, or the super-packet is an IP fragment.
     #[error("segmentation type does not fit the packet")]
     WrongProtocol,
-    /// TCP or UDP header cut short, or a data offset below 5.
+    /// The TCP or UDP header is cut short, or its data offset is below 5.
     #[error("transport header out of bounds")]
     TransportHeader,
     /// `csum_start` or `csum_offset` points outside of the packet, or not at the transport checksum.
@@ -46,7 +46,7 @@ pub enum SegmentError {
     ChecksumPosition,
 }
 
-/// How to write the packets of one frame. Holds no reference to it: `write` is given the same bytes again.
+/// How to write the packets of one frame. A plan holds no reference to it: `write` is given the same bytes again.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     shape: Shape,
@@ -54,20 +54,20 @@ pub struct Plan {
     header_len: usize,
     /// Payload bytes of each segment but the last.
     segment_size: usize,
-    /// Bytes behind the header.
+    /// Bytes behind the header, all segments together.
     payload_len: usize,
     count: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Shape {
-    /// Finished already: copied as it is.
+    /// The packet is finished already and is copied as it is.
     Whole,
-    /// One packet that lacks its checksum.
+    /// The packet is one, and lacks its checksum.
     Unfinished { start: usize, at: usize, zero_is_absent: bool },
-    /// TCP super-packet.
+    /// The packet is a TCP super-packet.
     Tcp { base: Base, sequence: u32, flags: u8 },
-    /// UDP super-packet.
+    /// The packet is a UDP super-packet.
     Udp { base: Base },
 }
 
@@ -76,16 +76,18 @@ enum Shape {
 struct Base {
     ip_header_len: usize,
     id: u16,
-    /// IP header without total length, identification and checksum.
+    /// The sum of the IP header without total length, identification and checksum.
     ip: Sum,
-    /// Pseudo-header without length, and transport header without the fields that differ from segment to segment.
+    /// The sum of the pseudo-header without length, and of the transport header without the fields that differ from
+    /// segment to segment.
     transport: Sum,
 }
 
 /// Plans the frame `vnet` + `packet` (the bytes after the vnet header, IPv4, its TTL already decremented).
 ///
 /// # Errors
-/// See [`SegmentError`]. Any number of segments is accepted; a super-packet that fits one segment is one packet.
+/// [`SegmentError`] says what is wrong. Any number of segments is accepted; a super-packet that fits one segment
+/// is one packet.
 pub fn plan(vnet: &VnetHeader, packet: &[u8]) -> Result<Plan, SegmentError> {
     let ip = Ipv4::parse(packet)?;
     let plan = match vnet.gso_kind() {
@@ -130,7 +132,7 @@ fn plan_udp(vnet: &VnetHeader, ip: &Ipv4, packet: &[u8]) -> Result<Plan, Segment
     check_super(vnet, ip, PROTOCOL_UDP, UDP_CHECKSUM)?;
     let segment = &packet[ip.header_len..];
     Udp::parse(segment).ok_or(SegmentError::TransportHeader)?;
-    // Ports only: length and checksum differ from segment to segment.
+    // Only the ports are summed here: length and checksum differ from segment to segment.
     let shape = Shape::Udp { base: base(ip, packet, &segment[..4]) };
     Ok(cut(shape, ip.header_len + UDP_HEADER, vnet, packet))
 }
@@ -238,7 +240,7 @@ impl Plan {
         }
     }
 
-    /// Copies the header and payload `i`; the payload's sum.
+    /// Copies the header and payload `i`, and gives the payload's sum.
     fn copy_segment(&self, packet: &[u8], i: usize, out: &mut [u8]) -> Sum {
         assert!(i < self.count, "segment {i} of {}", self.count);
         let (header, payload) = out.split_at_mut(self.header_len);
@@ -248,7 +250,7 @@ impl Plan {
         copy_and_sum(payload, &packet[start..end])
     }
 
-    /// Writes the IP fields of segment `i`; the bytes behind the IP header.
+    /// Writes the IP fields of segment `i`, and gives the bytes behind the IP header.
     fn finish_ip<'a>(&self, base: &Base, i: usize, out: &'a mut [u8]) -> &'a mut [u8] {
         let total_len = len16(out.len());
         let id = base.id.wrapping_add((i as u64 & 0xffff) as u16);
@@ -265,7 +267,7 @@ impl Plan {
     }
 }
 
-/// A UDP checksum field of 0 means "none", so a sum of 0 is sent as its twin.
+/// A UDP checksum field of 0 means "none", so a sum of 0 is sent as `0xffff`, which is 0 in one's complement too.
 fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }

@@ -20,7 +20,7 @@ fn packets(frame: &[u8]) -> Result<Vec<Vec<u8>>, SegmentError> {
 
 #[test]
 fn a_finished_packet_is_copied() {
-    // Wrong checksums too: they are the sender's own affair.
+    // Wrong checksums are copied too: they are the sender's own affair.
     let mut packet = Spec::udp(ramp(30)).build();
     packet[26] ^= 0xff;
     packet[10] ^= 0x0f;
@@ -51,7 +51,7 @@ fn any_number_of_segments_and_wrapping_numbers() {
 
 #[test]
 fn a_udp_sum_of_zero_is_sent_as_its_twin() {
-    // Payload chosen so that the sum is 0: the complement of all the rest.
+    // The payload is chosen so that the sum is 0: it is the complement of everything else.
     for segment_size in [0, 2] {
         let mut spec = Spec::udp(vec![0, 0]);
         let sum = spec.build();

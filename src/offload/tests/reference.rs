@@ -82,7 +82,7 @@ impl Spec {
     }
 }
 
-/// RFC 1071, word by word.
+/// The sum of RFC 1071, taken word by word.
 pub(crate) fn naive_sum(pieces: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
     for word in pieces.iter().flat_map(|piece| piece.chunks(2)) {
@@ -113,7 +113,7 @@ pub(crate) fn finish_ip(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// Sets both checksums.
+/// Sets both checksums of a packet.
 pub(crate) fn finish(packet: &mut [u8]) {
     finish_ip(packet);
     let (header, at) = (header_len(packet), checksum_at(packet));
@@ -133,7 +133,8 @@ pub(crate) fn unfinish(packet: &mut [u8]) {
     packet[at..at + 2].copy_from_slice(&pseudo);
 }
 
-/// The vnet header of a super-packet, or with `segment_size` 0 of a single unfinished packet. `hdr_len` lies.
+/// The vnet header of a super-packet, or with `segment_size` 0 of a single unfinished packet. Its `hdr_len` is wrong on
+/// purpose, since nobody may trust it.
 pub(crate) fn vnet(packet: &[u8], segment_size: u16) -> Vec<u8> {
     let gso_type = match (segment_size, packet[9]) {
         (0, _) => 0,
@@ -152,7 +153,7 @@ fn field(vnet: &[u8], range: Range<usize>) -> usize {
     usize::from(u16::from_ne_bytes(vnet[range].try_into().unwrap()))
 }
 
-/// What the kernel makes of a frame (vnet header and packet): the packets as a receiver sees them.
+/// Cuts a frame (vnet header and packet) as the kernel does, and gives the packets as a receiver sees them.
 pub(crate) fn cut(frame: &[u8]) -> Vec<Vec<u8>> {
     let (vnet, packet) = frame.split_at(10);
     if vnet[0] == 0 {
