@@ -223,6 +223,3 @@ fn replay(listing: &mut Listing, change: Change) {
         Change::Skipped(_) => {}
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -319,6 +319,3 @@ impl Manager {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

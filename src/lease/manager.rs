@@ -3,11 +3,12 @@
 use super::feed::Feed;
 use super::health::Health;
 use super::hold::Own;
-use super::{Call, Counters, Event, Input, Notice, Output, Reply, Settings, Watcher};
+use super::watcher::Watcher;
+use super::{Call, Counters, Input, Notice, Output, Reply, Settings};
 use crate::log::Complaint;
 use crate::store::{Backoff, jitter};
 use crate::store::{Entry, Error, Revision, Skipped};
-use crate::subnet::{Config, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -168,12 +169,14 @@ impl Manager {
     }
 
     /// The peers as now known.
-    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
         self.watcher.peers()
     }
 
     /// The lease that we hold or want back, as the store last had it.
-    pub fn lease(&self) -> Option<&Entry> {
+    #[cfg(test)]
+    pub(super) fn lease(&self) -> Option<&Entry> {
         self.own.as_ref().map(|own| &own.entry)
     }
 

@@ -4,7 +4,7 @@
 //! to a call, a change that the watch saw, or just the passing of time) and the time, and returns
 //! [`Output`]s: calls to make, a watch to start, notices for the daemon. [`Manager::wake_at`] says when it
 //! wants to be called next if nothing happens. The clock and the seed are arguments, so a simulation can
-//! run a network of these for days in a second and repeat any run exactly (`sim`).
+//! run a network of these for days in a second and repeat any run exactly (`tests::sim`).
 //!
 //! - **One call at a time.** The driver makes the calls in the order of the outputs; the machine never
 //!   asks for a second before it has the answer to the first. The watch runs beside them.
@@ -33,8 +33,6 @@
 //! | `health` | is the store there, and when to say so |
 //! | `settings` | TTL, margin and what happens to a lost lease |
 
-#[cfg(test)]
-mod bench;
 mod feed;
 mod health;
 mod hold;
@@ -42,7 +40,7 @@ mod manager;
 mod seek;
 mod settings;
 #[cfg(test)]
-pub(crate) mod sim;
+pub(crate) mod tests;
 mod watcher;
 
 use crate::store::{Change, Entry, Error, Listing, Revision};
@@ -53,7 +51,7 @@ pub use manager::{Manager, Status};
 pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-pub use watcher::{Counters, Watcher};
+pub use watcher::Counters;
 
 /// What happened.
 #[derive(Debug, Clone)]

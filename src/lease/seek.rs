@@ -105,6 +105,3 @@ impl Manager {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

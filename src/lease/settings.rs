@@ -88,12 +88,12 @@ impl Settings {
     }
 
     /// How long a lease lives without renewal.
-    pub fn ttl(&self) -> Duration {
+    pub(crate) fn ttl(&self) -> Duration {
         self.ttl
     }
 
     /// How long before its end a lease is renewed; shorter than the TTL.
-    pub fn renew_margin(&self) -> Duration {
+    pub(crate) fn renew_margin(&self) -> Duration {
         self.renew_margin
     }
 }

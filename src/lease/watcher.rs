@@ -32,7 +32,7 @@ pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 
 /// The peers.
 #[derive(Debug)]
-pub struct Watcher {
+pub(super) struct Watcher {
     network: Ipv4Net,
     own_ip: Ipv4Addr,
     own: Option<Ipv4Net>,
@@ -56,7 +56,7 @@ enum Verdict {
 
 impl Watcher {
     /// No peers yet.
-    pub fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
+    pub(super) fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
         Self {
             network,
             own_ip,
@@ -70,22 +70,18 @@ impl Watcher {
     }
 
     /// All peers, in order of their subnets.
-    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
         self.peers.iter().map(|(subnet, (_, attrs))| (*subnet, attrs))
     }
 
     /// How many peers there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.peers.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
-    }
-
     /// Counted since the start.
-    pub fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> Counters {
         self.counters
     }
 
@@ -115,7 +111,7 @@ impl Watcher {
     }
 
     /// Makes the peers what a list says. `repair`: only lost events can make a difference now.
-    pub fn snapshot(
+    pub(super) fn snapshot(
         &mut self,
         now: Duration,
         entries: &[Entry],
@@ -187,7 +183,7 @@ impl Watcher {
     }
 
     /// One change, in the store's order.
-    pub fn apply(&mut self, change: &Change) -> Option<Event> {
+    pub(super) fn apply(&mut self, change: &Change) -> Option<Event> {
         match change {
             Change::Set(entry) => match self.judge(entry) {
                 Verdict::Own => None,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::lease::Settings;
-use crate::lease::sim::store::Store;
+use crate::lease::tests::sim::store::Store;
 use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use std::cell::{Cell, RefCell};

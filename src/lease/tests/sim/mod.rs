@@ -11,7 +11,7 @@ use std::time::Instant;
 use summary::{Sabotage, Summary};
 use world::World;
 
-/// One seed by hand: `FLANNELD_SIM_SEED=7 cargo test --lib lease::sim -- --nocapture`.
+/// One seed by hand: `FLANNELD_SIM_SEED=7 cargo test --lib lease::tests::sim -- --nocapture`.
 const SEED: &str = "FLANNELD_SIM_SEED";
 /// How many, and from which on: `FLANNELD_SIM_SEEDS=100000`.
 const SEEDS: &str = "FLANNELD_SIM_SEEDS";

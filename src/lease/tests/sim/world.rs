@@ -2,9 +2,9 @@
 
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
-use crate::lease::{Call, Event, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 use crate::store::{Change, Error, Revision};
-use crate::subnet::{Config, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
