@@ -23,20 +23,31 @@
 //!   create the same key again. `Conflict`: somebody else owns it, and [`OnLost`] decides. An outage of
 //!   the store is neither: peers and subnet stay as they are.
 //!
+//! The parts know neither the manager nor each other. Each keeps its own state and returns the steps that it has
+//! decided on; the manager carries them out:
+//!
+//! ```text
+//!   Input ──► manager ──► feed, own, seek ──► Step ──► manager ──► Output
+//!                │                                        │
+//!                └── watcher (the peers), health, delays ─┘
+//! ```
+//!
 //! | file | |
 //! |---|---|
-//! | `manager` | the machine: inputs, outputs, what is due when |
+//! | `manager` | the machine: routes inputs, carries out steps, has the one call under way |
 //! | `seek` | no subnet yet: which one to ask for |
-//! | `hold` | a subnet: renew, adopt, lose, regain |
+//! | `own` | a subnet: renew, adopt, lose, regain |
 //! | `feed` | the watch and the lists beside it |
 //! | `watcher` | the peers: snapshot, deltas, what is refused |
 //! | `health` | is the store there, and when to say so |
+//! | `delays` | how long to wait, with the randomness in it |
 //! | `settings` | TTL, margin and what happens to a lost lease |
 
+mod delays;
 mod feed;
 mod health;
-mod hold;
 mod manager;
+mod own;
 mod seek;
 mod settings;
 #[cfg(test)]
