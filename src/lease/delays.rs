@@ -42,12 +42,16 @@ impl Delays {
 
     /// The delay after a call that got no answer, or failed in a way that a repetition may mend.
     pub(super) fn after_failure(&mut self) -> Duration {
-        self.calls.next(&mut self.rng)
+        let delay = self.calls.next(&mut self.rng);
+        debug_assert!(!delay.is_zero(), "a store that fails would be asked without a pause");
+        delay
     }
 
     /// The delay before another look at the store, which has answered but has no subnet for us now.
     pub(super) fn before_look(&mut self) -> Duration {
-        self.looks.next(&mut self.rng)
+        let delay = self.looks.next(&mut self.rng);
+        debug_assert!(!delay.is_zero(), "a store that has no subnet would be asked without a pause");
+        delay
     }
 
     /// A delay of up to a second, which keeps many hosts out of step.

@@ -102,7 +102,7 @@ impl Feed {
     /// Starts a watch that is due again, from where the last one ended.
     pub(super) fn tick(&mut self, now: Duration) -> Option<Step> {
         let due = self.retry_at().is_some_and(|at| at <= now);
-        due.then(|| self.start_watch(self.cursor.max(self.floor)))
+        due.then(|| self.start_watch(self.cursor))
     }
 
     /// The store is back: a watch that waits for its next attempt need not wait longer.
@@ -153,6 +153,7 @@ impl Feed {
                 replay(&mut listing, change);
             }
         }
+        debug_assert!(!self.is_listing(), "what the watch sees from now on is newer than this list");
         Merged { listing, reset }
     }
 
@@ -176,6 +177,8 @@ impl Feed {
         }
         self.schedule_list(now, delays);
         steps.push(Step::Compare { repair });
+        debug_assert!(self.watch != Watch::Compacted, "this list is what the watch has waited for");
+        self.check();
         steps
     }
 
@@ -194,9 +197,11 @@ impl Feed {
         } else {
             now + RESYNC_EVERY.mul_f64(delays.rng().random_range(0.8..=1.2))
         };
+        debug_assert!(self.list_at > now, "a list would follow on this one without a pause");
     }
 
     fn start_watch(&mut self, from: Revision) -> Step {
+        debug_assert!(from >= self.floor, "a watch from {from} repeats what the list of {} has", self.floor);
         self.watch = Watch::Starting;
         Step::Watch { from }
     }
@@ -226,11 +231,27 @@ impl Feed {
         } else {
             self.watch = Watch::Retry { at };
         }
+        self.check();
     }
 
     /// The watch has brought changes, so it works.
     pub(super) fn watch_works(&mut self) {
         self.backoff.reset();
+    }
+
+    /// Whether a list is under way.
+    pub(super) fn is_listing(&self) -> bool {
+        self.since_list.is_some()
+    }
+
+    /// What holds after every change of the feed.
+    fn check(&self) {
+        debug_assert!(
+            self.cursor >= self.floor,
+            "the view is older than the list that it stands on: {self:?}"
+        );
+        let needs_list = self.watch == Watch::Compacted;
+        debug_assert!(!needs_list || self.list_at < Duration::MAX, "no list will come: {self:?}");
     }
 
     /// Takes note of a change that the watch saw. Returns whether it is one that our list does not have.
@@ -244,6 +265,7 @@ impl Feed {
         if let Some(seen) = &mut self.since_list {
             seen.push(change.clone());
         }
+        self.check();
         true
     }
 }

@@ -50,7 +50,9 @@ impl Health {
     pub(super) fn tick(&mut self, now: Duration) -> Option<Notice> {
         let outage = self.outage.as_mut()?;
         // The reason may differ from one attempt to the next, and is no news by itself.
-        if !self.complaint.is_news(now, "") {
+        let is_news = self.complaint.is_news(now, "");
+        debug_assert!(self.complaint.again_at().is_some_and(|at| at > now), "it would speak again at once");
+        if !is_news {
             return None;
         }
         let reason = outage.reason.clone();

@@ -107,7 +107,46 @@ impl Manager {
             let notices = self.watcher.take_notices();
             self.say(notices);
         }
+        self.check(now);
         std::mem::take(&mut self.out)
+    }
+
+    /// What holds after every input.
+    fn check(&self, now: Duration) {
+        let kind = self.in_flight.map(|call| call.kind);
+        debug_assert!(
+            self.feed.is_listing() == (kind == Some(Kind::List)),
+            "the feed waits for another call"
+        );
+        let calls = self.out.iter().filter(|output| matches!(output, Output::Call(_))).count();
+        debug_assert!(calls <= 1 && (calls == 0 || kind.is_some()), "{calls} calls, in flight: {kind:?}");
+        debug_assert!(
+            self.watcher.own() == self.own.as_ref().map(Own::subnet),
+            "the peers are another subnet's"
+        );
+        if let Some(own) = &self.own {
+            debug_assert!(
+                own.is_creating() == (kind == Some(Kind::Create)),
+                "{own:?} waits for another call"
+            );
+            debug_assert!(kind != Some(Kind::Delete), "only a search deletes keys");
+            debug_assert!(!self.seek.is_writing(), "a search goes on beside {own:?}");
+            debug_assert!(!self.stopped || !own.is_live(), "at its end with a subnet: {own:?}");
+        } else {
+            let writing = matches!(kind, Some(Kind::Create | Kind::Update | Kind::Delete));
+            debug_assert!(
+                !self.seek.is_writing() || writing,
+                "the search waits for a call that nobody makes"
+            );
+        }
+        if self.stopped {
+            debug_assert!(self.own.is_some(), "the end of a search");
+            return;
+        }
+        let wake_at = self.wake_at();
+        debug_assert!(wake_at.is_none_or(|at| at > now), "it wants to wake at {wake_at:?} and it is {now:?}");
+        let sleeps = wake_at.is_none_or(|at| at == Duration::MAX);
+        debug_assert!(kind.is_some() || !sleeps, "it sleeps for ever: {self:?}");
     }
 
     /// When to call [`Manager::handle`] with [`Input::Tick`] if nothing else happens before.

@@ -12,6 +12,8 @@ use std::time::Duration;
 const RENEW_RETRY_MIN: Duration = Duration::from_millis(100);
 /// Two attempts to renew come no farther apart than this, as in flannel.
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
+// `clamp` between the two would panic.
+const _: () = assert!(RENEW_RETRY_MIN.as_nanos() < RENEW_RETRY_MAX.as_nanos());
 /// A key of ours whose value another host wrote with our PublicIP is written anew within this time. Not at once:
 /// two hosts with one PublicIP must not outbid each other as fast as they can.
 const OUTBID_AFTER: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ impl Own {
             settings,
         };
         own.phase = Phase::Held { renew_at: own.renew_at() };
+        own.check();
         own
     }
 
@@ -111,6 +114,35 @@ impl Own {
         self.deadline.filter(|_| self.live)
     }
 
+    /// Whether a creation of the key is under way.
+    pub(super) fn is_creating(&self) -> bool {
+        self.creating
+    }
+
+    /// What holds after every change of the subnet.
+    fn check(&self) {
+        let is_reserved = self.entry.lease.is_none();
+        let has_end = self.deadline.is_some();
+        debug_assert!(
+            !self.live || has_end != is_reserved,
+            "held without an end, or reserved with one: {self:?}"
+        );
+        debug_assert!(
+            self.creating || self.news.is_none(),
+            "news for a creation that nobody waits for: {self:?}"
+        );
+        match self.phase {
+            Phase::Held { renew_at } => {
+                debug_assert!(renew_at.is_some() || is_reserved, "nobody will renew it: {self:?}");
+                debug_assert!(!self.creating, "a key that is there is being created: {self:?}");
+            }
+            Phase::Regain { at, create, .. } => {
+                debug_assert!(!self.live, "held and lost at once: {self:?}");
+                debug_assert!(!create || at.is_some(), "nobody will create it: {self:?}");
+            }
+        }
+    }
+
     /// When the next call for this subnet is due.
     pub(super) fn due(&self) -> Option<Duration> {
         match self.phase {
@@ -121,7 +153,10 @@ impl Own {
 
     /// Loses the subnet if its deadline has passed.
     pub(super) fn tick(&mut self, now: Duration) -> Option<Step> {
-        (self.live && self.is_over(now)).then(|| self.lost(now))
+        let lost = (self.live && self.is_over(now)).then(|| self.lost(now));
+        debug_assert!(self.ends_at().is_none_or(|end| end > now), "held beyond its end: {self:?}");
+        self.check();
+        lost
     }
 
     /// The write that is due, if one is. Anything else that is due begins with a list.
@@ -165,6 +200,8 @@ impl Own {
     /// it has happened; `pace` shortens the wait for that. A creation is followed by a list at `again_at`.
     pub(super) fn write_failed(&mut self, now: Duration, again_at: Duration, pace: f64) {
         self.creating = false;
+        // What came during a creation without an answer may be of a store before a restore.
+        self.news = None;
         let renew_at = now + self.renew_delay(now, pace);
         match &mut self.phase {
             Phase::Held { renew_at: None } => {}
@@ -174,6 +211,7 @@ impl Own {
                 *at = Some(again_at);
             }
         }
+        self.check();
     }
 
     /// The answer to [`Step::Create`]; `None`: the key is there already. `overlapped`: another key holds part of
@@ -200,6 +238,7 @@ impl Own {
         if let Some(news) = news {
             steps.extend(self.changed(now, &news, overlapped, delays));
         }
+        self.check();
         steps
     }
 
@@ -253,6 +292,7 @@ impl Own {
         let was_live = std::mem::replace(&mut self.live, true);
         self.phase = Phase::Held { renew_at: self.renew_at() };
         delays.settled();
+        self.check();
         let (subnet, deadline) = (self.subnet(), self.deadline);
         Some(Step::Say(if was_live {
             Notice::Renewed { subnet, deadline }
@@ -291,13 +331,16 @@ impl Own {
             self.news = Some(change.clone());
             return Vec::new();
         }
-        match entry {
+        let steps = match entry {
             Some(entry) if entry.attrs.public_ip == self.attrs.public_ip => {
                 self.adopt(now, entry.clone(), delays).into_iter().collect()
             }
             Some(entry) => self.taken(revision, entry.attrs.public_ip),
             None => self.revoked(now, revision, overlapped).into_iter().collect(),
-        }
+        };
+        debug_assert!(self.entry.revision >= revision, "the same change would be taken twice: {self:?}");
+        self.check();
+        steps
     }
 
     /// A list has come. `overlapped`: another key holds part of the subnet.
@@ -350,6 +393,7 @@ impl Own {
                 steps.extend(self.create_if_free(listing));
             }
         }
+        self.check();
         steps
     }
 
@@ -365,8 +409,6 @@ impl Own {
 
     fn create(&mut self) -> Step {
         self.creating = true;
-        // What came during an earlier creation that got no answer may be of a store before a restore.
-        self.news = None;
         Step::Create(self.entry.key)
     }
 

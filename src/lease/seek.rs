@@ -70,6 +70,7 @@ impl Seek {
 
     /// The search is over: this subnet is ours.
     pub(super) fn settled(&mut self, subnet: Ipv4Net) {
+        debug_assert!(!self.is_writing(), "{subnet} is ours while a write for another is under way");
         self.previous = Some(subnet);
         self.races = 0;
         self.full.settle();
@@ -119,13 +120,20 @@ impl Seek {
         Some(step)
     }
 
+    /// Whether a write is under way that rests on a list.
+    pub(super) fn is_writing(&self) -> bool {
+        self.list.is_some()
+    }
+
     fn free_subnet(&self, taken: &[Ipv4Net], delays: &mut Delays) -> Result<Ipv4Net, OutOfSubnets> {
-        match self.previous {
-            Some(subnet) if self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet)) => {
-                Ok(subnet)
-            }
-            _ => allocate::pick(&self.config, taken, delays.rng()),
+        let is_free =
+            |subnet: Ipv4Net| self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet));
+        if let Some(subnet) = self.previous.filter(|subnet| is_free(*subnet)) {
+            return Ok(subnet);
         }
+        let subnet = allocate::pick(&self.config, taken, delays.rng())?;
+        debug_assert!(is_free(subnet), "{subnet} was picked beside {taken:?}");
+        Ok(subnet)
     }
 
     fn out_of_subnets(&mut self, now: Duration, full: OutOfSubnets, delays: &mut Delays) -> Option<Step> {
@@ -181,6 +189,7 @@ impl Seek {
                 // The one that was deleted is the first that `choose` found; see there.
                 let gone =
                     listing.entries.iter().position(|e| e.attrs.public_ip == own_ip && e.lease.is_some());
+                debug_assert!(gone.is_some(), "the key that was deleted is not in the list that showed it");
                 gone.map(|index| listing.entries.remove(index));
                 self.choose(now, listing, delays)
             }

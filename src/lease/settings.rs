@@ -7,6 +7,9 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// flannel's `--subnet-lease-renew-margin`.
 pub const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 
+// `Settings::default` takes both as they are, without the checks of `Settings::new`.
+const _: () = assert!(DEFAULT_RENEW_MARGIN.as_secs() < DEFAULT_TTL.as_secs());
+
 /// What to do once somebody else owns our subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLost {

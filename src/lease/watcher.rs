@@ -100,6 +100,11 @@ impl Watcher {
         keys.map(|key| key.ipv4).any(|subnet| subnet != own && overlap(subnet, own))
     }
 
+    /// The subnet that we hold or want back.
+    pub(super) fn own(&self) -> Option<Ipv4Net> {
+        self.own
+    }
+
     /// What is to be said about keys and values since the last call.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
@@ -171,6 +176,8 @@ impl Watcher {
         } else {
             self.withheld_at = None;
         }
+        debug_assert!(self.confirm_at().is_none_or(|at| at > now), "a list would follow on this one at once");
+        let count = wanted.len();
         let mut events = Vec::new();
         for (subnet, peer) in wanted {
             events.extend(self.put(subnet, peer));
@@ -179,6 +186,8 @@ impl Watcher {
             let removed = self.peers.remove(&subnet);
             events.extend(removed.map(|(_, attrs)| Event::Removed(Lease { subnet, attrs })));
         }
+        let withheld = self.withheld_at.is_some();
+        debug_assert!(self.peers.len() == count || withheld, "the peers are not what the list says");
         events
     }
 
@@ -221,6 +230,13 @@ impl Watcher {
 
     /// A peer's renewal changes nothing and says nothing.
     fn put(&mut self, subnet: Ipv4Net, peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
+        debug_assert!(peer.0.ipv4 == subnet, "{} is filed under {subnet}", peer.0);
+        debug_assert!(
+            self.own.is_none_or(|own| !overlap(own, subnet)),
+            "{subnet} is our own: {:?}",
+            self.own
+        );
+        debug_assert!(self.network.contains(&subnet), "{subnet} lies outside of {}", self.network);
         let attrs = peer.1.clone();
         let known = self.peers.insert(subnet, peer);
         if known.is_some_and(|(_, known)| known == attrs) {
