@@ -23,7 +23,7 @@ pub(super) struct Feed {
     floor: Revision,
     /// The newest revision that a list or the watch has shown.
     cursor: Revision,
-    /// For the watch alone; calls have another.
+    /// The back-off of the watch alone; calls have another.
     backoff: Backoff,
     /// While a list is under way: what the watch has seen since it was sent.
     since_list: Option<Vec<Change>>,
@@ -54,7 +54,7 @@ enum Watch {
 /// What the manager is to do, in this order.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Tell the daemon.
+    /// Tell the daemon something.
     Say(Notice),
     /// Start a watch in place of any that runs; it follows all changes after `from`.
     Watch { from: Revision },
@@ -143,7 +143,7 @@ impl Feed {
         self.list_at = self.list_at.max(at);
     }
 
-    /// The answer to the list that was under way.
+    /// Takes the answer to the list that was under way.
     pub(super) fn merge(&mut self, mut listing: Listing) -> Merged {
         let reset = listing.revision < self.cursor_at_list;
         let seen = self.since_list.take().unwrap_or_default();
@@ -157,7 +157,7 @@ impl Feed {
         Merged { listing, reset }
     }
 
-    /// While we have a subnet: stands on a list that came beside the watch.
+    /// Stands on a list that came beside the watch of the subnet that we have.
     pub(super) fn listed(
         &mut self,
         now: Duration,
@@ -278,7 +278,7 @@ fn revision(change: &Change) -> Option<Revision> {
     }
 }
 
-/// Brings a list up to a change that is newer.
+/// Brings a list up to a change, if the change is newer.
 fn replay(listing: &mut Listing, change: Change) {
     if revision(&change).is_none_or(|revision| revision <= listing.revision) {
         return;

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// The life of this host's lease and its view of the peers. See the room's theory of operation.
 #[derive(Debug)]
 pub struct Manager {
-    /// What to publish.
+    /// What we publish in the store.
     attrs: LeaseAttrs,
     settings: Settings,
     seek: Seek,
@@ -47,25 +47,25 @@ struct InFlight {
     sent: Duration,
 }
 
-/// What `Manager` shows of itself.
+/// What [`Manager`] shows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// The subnet that we hold at this instant.
     pub subnet: Option<Ipv4Net>,
-    /// Until when, unless renewed.
+    /// When we lose it, unless it is renewed. A reservation has no end.
     pub deadline: Option<Duration>,
-    /// Known peers.
+    /// How many peers are known.
     pub peers: usize,
     /// Whether the last call or watch got no answer.
     pub store_out: bool,
-    /// Counted since the start.
+    /// What was counted since the start.
     pub counters: Counters,
 }
 
 impl Manager {
     /// A machine at its start: call [`Manager::handle`] with [`Input::Tick`] to set it going.
     ///
-    /// `attrs` is what to publish; its `public_ip` is our identity. `previous` is the subnet of an
+    /// `attrs` is what we publish; its `public_ip` is our identity. `previous` is the subnet of an
     /// earlier run. `seed` decides every random choice.
     pub fn new(
         config: Config,
@@ -89,7 +89,7 @@ impl Manager {
         }
     }
 
-    /// Takes an input at time `now` (monotonic, since any fixed instant) and says what to do.
+    /// Takes an input at time `now` (on a monotonic clock that started at any instant) and says what to do.
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Output> {
         if !self.stopped {
             match input {
@@ -159,7 +159,7 @@ impl Manager {
         [call, self.feed.retry_at(), lost, self.health.wake_at()].into_iter().flatten().min()
     }
 
-    /// What to show.
+    /// The state as the daemon shows it.
     pub fn status(&self) -> Status {
         let own = self.own.as_ref().filter(|own| own.is_live());
         Status {
@@ -171,7 +171,7 @@ impl Manager {
         }
     }
 
-    /// The peers as now known.
+    /// All peers that are known at present.
     #[cfg(test)]
     pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
         self.watcher.peers()
@@ -323,7 +323,7 @@ impl Manager {
 
     fn on_changes(&mut self, now: Duration, changes: &[Change]) {
         if self.own.is_none() {
-            // The watch of the subnet that we had. The next one begins anew.
+            // These are of the watch of the subnet that we had. The next watch begins anew.
             return;
         }
         self.feed.watch_works();
@@ -346,6 +346,7 @@ impl Manager {
         self.peers_changed(events);
     }
 
+    /// Carries out what the feed has decided. `listing` is the list that it stands on.
     fn do_for_feed(&mut self, now: Duration, steps: impl IntoIterator<Item = feed::Step>, listing: &Listing) {
         for step in steps {
             match step {
@@ -360,6 +361,7 @@ impl Manager {
         }
     }
 
+    /// Carries out what the subnet has decided.
     fn do_for_own(&mut self, now: Duration, steps: impl IntoIterator<Item = own::Step>) {
         for step in steps {
             match step {
@@ -378,7 +380,7 @@ impl Manager {
         }
     }
 
-    /// `sent`: when the call went out to which this step is the answer.
+    /// Carries out what the search has decided on an answer to a call. `sent` is when that call went out.
     fn do_for_seek(&mut self, now: Duration, sent: Duration, step: Option<seek::Step>) {
         match step {
             None => {}
@@ -396,7 +398,7 @@ impl Manager {
         }
     }
 
-    /// This subnet is ours, and the peers are those of the list that showed it free.
+    /// This subnet is ours. The peers are those of the list that showed it free or ours.
     fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
         let subnet = own.subnet();
         self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
@@ -408,7 +410,7 @@ impl Manager {
         self.do_for_feed(now, steps, listing);
     }
 
-    /// No answer, or a refusal.
+    /// A call or the watch got no answer, or a refusal.
     fn failed(&mut self, now: Duration, error: &Error) {
         self.feed.doubt();
         let said = self.health.failed(now, error.to_string());
@@ -435,10 +437,10 @@ impl Manager {
         }
     }
 
-    /// After a call without an answer: when to try again.
+    /// Decides when to try again after a call that got no answer.
     fn retry(&mut self, now: Duration, kind: Kind) {
         let again_at = now + self.delays.after_failure();
-        // Drawn even where nobody renews, so that the sequence of draws is the same in every phase.
+        // The draw is made even where nobody renews, so that the sequence of draws is the same in every phase.
         let pace = self.delays.pace();
         let listed = kind == Kind::List;
         if listed {

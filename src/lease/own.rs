@@ -12,18 +12,19 @@ use std::time::Duration;
 const RENEW_RETRY_MIN: Duration = Duration::from_millis(100);
 /// Two attempts to renew come no farther apart than this, as in flannel.
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
-// `clamp` between the two would panic.
+// `clamp` panics if the two are not in this order.
 const _: () = assert!(RENEW_RETRY_MIN.as_nanos() < RENEW_RETRY_MAX.as_nanos());
-/// A key of ours whose value another host wrote with our PublicIP is written anew within this time. Not at once:
-/// two hosts with one PublicIP must not outbid each other as fast as they can.
+/// A key of ours whose value another host wrote with our PublicIP is written anew within this time. It is not
+/// done at once, since two hosts with one PublicIP must not outbid each other as fast as they can.
 const OUTBID_AFTER: Duration = Duration::from_secs(5);
 
 /// The subnet that we hold, or held and want back.
 #[derive(Debug)]
 pub(super) struct Own {
-    /// The key as the store last had it. After it was deleted or taken, `revision` is when.
+    /// The key as the store last had it. Once it was deleted or taken, `revision` is that of the loss.
     entry: Entry,
-    /// The end of the lease by our own clock, never later than the store's. A reservation has none.
+    /// The end of the lease by our own clock. It is never later than the store's if the last write was ours. A
+    /// reservation has no end.
     deadline: Option<Duration>,
     /// Whether we hold the subnet at this instant.
     live: bool,
@@ -32,25 +33,25 @@ pub(super) struct Own {
     creating: bool,
     /// The newest change of the key that the watch saw while its creation was under way.
     news: Option<Change>,
-    /// What to publish; its PublicIP is our identity.
+    /// What we publish; its PublicIP is our identity.
     attrs: LeaseAttrs,
     settings: Settings,
 }
 
-/// What we are about.
+/// What we do about the key.
 #[derive(Debug)]
 enum Phase {
-    /// The key is there and ours. `renew_at: None`: a reservation.
+    /// The key is there and ours. A reservation has no `renew_at`.
     Held { renew_at: Option<Duration> },
-    /// The key is gone or may be; we want the same one back. `at: None`: it is taken, so we wait until it is free.
-    /// `create`: nobody has it, so a creation needs no list before it.
+    /// The key is gone or may be, and we want it back. Without `at` it is taken, and we wait until it is free.
+    /// `create` says that nobody has it, so a creation needs no list before it.
     Regain { at: Option<Duration>, create: bool, conflict_said: bool },
 }
 
 /// What the manager is to do, in this order.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Tell the daemon.
+    /// Tell the daemon something.
     Say(Notice),
     /// Create this key.
     Create(SubnetKey),
@@ -83,7 +84,7 @@ impl Own {
         own
     }
 
-    /// The subnet, held or wanted back.
+    /// The subnet that we hold or want back.
     pub(super) fn subnet(&self) -> Ipv4Net {
         self.entry.key.ipv4
     }
@@ -229,7 +230,7 @@ impl Own {
         let mut steps = Vec::new();
         match created {
             Some(entry) => steps.extend(self.confirmed(now, sent, entry, delays)),
-            // The key is there: ours, somebody's, or unreadable. Look, but not in a tight loop.
+            // The key is there: it is ours, somebody's, or unreadable. We look, but not in a tight loop.
             None => {
                 let at = Some(now + delays.before_look());
                 self.phase = Phase::Regain { at, create: false, conflict_said: false };
@@ -255,7 +256,7 @@ impl Own {
         }
         match &mut self.phase {
             Phase::Held { renew_at } => {
-                // Look; then renew, unless the look shows otherwise.
+                // We look, and then renew, unless the look shows otherwise.
                 *renew_at = Some(now + delays.before_look());
                 Some(Step::Look)
             }
@@ -278,13 +279,13 @@ impl Own {
         delays: &mut Delays,
     ) -> Option<Step> {
         if entry.revision < self.entry.revision {
-            // Deleted or taken since; the watch was faster than the answer.
+            // The key was deleted or taken since; the watch was faster than the answer.
             return None;
         }
         self.deadline = entry.lease.map(|_| sent + self.settings.ttl());
         self.entry = entry;
         if self.is_over(now) {
-            // The answer took longer than the lease lives. What we held before we hold until the deadline is checked.
+            // The answer took longer than the lease lives. If we held the subnet before, `tick` will lose it.
             let delay = self.renew_delay(now, delays.pace());
             self.phase = Phase::Held { renew_at: Some(now + delay) };
             return None;
@@ -301,7 +302,7 @@ impl Own {
         }))
     }
 
-    /// Whether a change is one of our key that somebody can read.
+    /// Whether this change writes or ends our key. A value that nobody can read is for the watcher to refuse.
     pub(super) fn concerns(&self, change: &Change) -> bool {
         match change {
             Change::Set(entry) => entry.key == self.entry.key,
@@ -327,7 +328,7 @@ impl Own {
             return Vec::new();
         }
         if self.creating {
-            // Before or after the creation? Its answer will tell.
+            // Whether this came before or after the creation, the answer to that will tell.
             self.news = Some(change.clone());
             return Vec::new();
         }
@@ -362,8 +363,8 @@ impl Own {
             Some(entry) if held && (entry.revision > self.entry.revision || entry.lease.is_none()) => {
                 steps.extend(self.adopt(now, entry.clone(), delays));
                 if let (Phase::Held { renew_at }, Some(_)) = (&mut self.phase, entry.lease) {
-                    // Written by a call whose answer was lost, or an older copy after all (a store can be
-                    // restored twice): only a write of our own tells until when it lives.
+                    // A call whose answer was lost wrote it, or it is an older copy after all (a store can be
+                    // restored twice). Only a write of our own tells how long it lives.
                     *renew_at = Some(now);
                 }
             }
@@ -374,7 +375,7 @@ impl Own {
             Some(entry) => {
                 self.entry = entry.clone();
                 if held {
-                    // A restored store: the renewals since this one are void, and it may end any moment.
+                    // The store was restored: our renewals since this copy are void, and it may end any moment.
                     steps.push(self.lost(now));
                 }
                 steps.push(Step::Update(entry.clone()));
@@ -397,7 +398,7 @@ impl Own {
         steps
     }
 
-    /// Our key is absent; is its subnet free?
+    /// Our key is absent: creates it if no other key holds part of its subnet.
     fn create_if_free(&mut self, listing: &Listing) -> Vec<Step> {
         self.entry.revision = listing.revision;
         let subnet = self.subnet();
@@ -412,9 +413,9 @@ impl Own {
         Step::Create(self.entry.key)
     }
 
-    /// Our key was written with our PublicIP, but not in answer to a call: an operator, or a call whose
-    /// answer was lost. Its revision counts from now on. Our deadline does not move: whoever wrote it,
-    /// we cannot know when.
+    /// Our key was written with our PublicIP, but not in answer to a call: by an operator, or by a call whose
+    /// answer was lost. Its revision counts from now on. Our deadline does not move, since we cannot know when it
+    /// was written.
     fn adopt(&mut self, now: Duration, entry: Entry, delays: &mut Delays) -> Option<Step> {
         let subnet = entry.key.ipv4;
         let was_reserved = self.entry.lease.is_none();
@@ -430,7 +431,7 @@ impl Own {
             self.deadline = None;
             *renew_at = None;
         } else if was_reserved {
-            // It has a TTL now, and we don't know how much is left.
+            // The key has a TTL now, and we do not know how much of it is left.
             self.deadline = Some(now + self.settings.renew_margin());
             *renew_at = Some(now);
         }
@@ -441,19 +442,19 @@ impl Own {
         (is_reserved && !was_reserved).then_some(Step::Say(Notice::Reserved { subnet }))
     }
 
-    /// Our lease may have ended, and the subnet may be somebody else's by now.
+    /// Our lease may have ended, so the subnet may be somebody else's by now.
     fn lost(&mut self, now: Duration) -> Step {
         self.live = false;
         self.regain(now, false);
         Step::Say(Notice::Lost { subnet: self.subnet() })
     }
 
-    /// Our key was deleted.
+    /// Our key was deleted, or has expired.
     fn revoked(&mut self, now: Duration, revision: Revision, overlapped: bool) -> Option<Step> {
         self.entry.revision = revision;
         self.deadline = None;
         let was_live = std::mem::take(&mut self.live);
-        // A key of another prefix length may hold part of it; then a list has to tell whose it is.
+        // A key of another prefix length may hold part of the subnet; then a list has to tell whose it is.
         self.regain(now, !overlapped);
         was_live.then(|| Step::Say(Notice::Revoked { subnet: self.subnet() }))
     }
@@ -481,7 +482,7 @@ impl Own {
         self.phase = Phase::Regain { at: Some(now), create, conflict_said: false };
     }
 
-    /// When a lease that was just written is renewed.
+    /// When a lease that was just written is to be renewed.
     fn renew_at(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_sub(self.settings.renew_margin()))
     }

@@ -1,7 +1,7 @@
 //! No subnet yet: which one to ask for.
 //!
-//! The order is flannel's: a lease of our PublicIP, the subnet of the last run, a random free one. A lost race is
-//! no error: list again, pick again.
+//! The order is flannel's: a lease of our PublicIP, the subnet of the last run, a random free one. To lose a race is
+//! no error: we list again and pick again.
 
 use super::delays::Delays;
 use super::{How, Notice};
@@ -16,7 +16,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Seek {
     config: Config,
-    /// What to publish; its PublicIP is our identity.
+    /// What we publish; its PublicIP is our identity.
     attrs: LeaseAttrs,
     /// The subnet that we had last.
     previous: Option<Ipv4Net>,
@@ -26,13 +26,14 @@ pub(super) struct Seek {
     list: Option<Listing>,
     /// How many writes in a row found the key not as listed.
     races: u32,
+    /// What was said about a pool without a free subnet.
     full: Complaint<Duration>,
 }
 
 /// What the manager is to do.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Tell the daemon.
+    /// Tell the daemon something.
     Say(Notice),
     /// Create this key.
     Create(SubnetKey),
@@ -45,7 +46,7 @@ pub(super) enum Step {
 }
 
 impl Seek {
-    /// A search that begins with a list at once.
+    /// A search that begins at once, with a list.
     pub(super) fn new(config: Config, attrs: LeaseAttrs, previous: Option<Ipv4Net>) -> Self {
         Self { config, attrs, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
     }
@@ -103,7 +104,7 @@ impl Seek {
         let step = if let Some(entry) = reuse {
             let entry = (*entry).clone();
             if entry.lease.is_none() && entry.attrs == self.attrs {
-                // A reservation that says what we would write: there is nothing to write.
+                // The reservation says what we would write, so there is nothing to write.
                 return Some(Step::Take { entry, how: How::Reused, listing });
             }
             Step::Update(entry)
@@ -173,7 +174,7 @@ impl Seek {
     ) -> Option<Step> {
         match (self.list.take(), written) {
             (Some(listing), Some(entry)) => Some(Step::Take { entry, how, listing }),
-            // Somebody was faster, or the write was one for the subnet that we had before.
+            // Somebody was faster, or the write was meant for the subnet that we had before.
             (None, _) | (_, None) => {
                 self.lost_race(now, delays);
                 None
@@ -186,7 +187,7 @@ impl Seek {
         match self.list.take() {
             Some(mut listing) if deleted => {
                 let own_ip = self.attrs.public_ip;
-                // The one that was deleted is the first that `choose` found; see there.
+                // `choose` asked to delete the first such key.
                 let gone =
                     listing.entries.iter().position(|e| e.attrs.public_ip == own_ip && e.lease.is_some());
                 debug_assert!(gone.is_some(), "the key that was deleted is not in the list that showed it");
@@ -200,8 +201,8 @@ impl Seek {
         }
     }
 
-    /// Somebody was faster. A short random wait that grows keeps many hosts that start at once from listing in
-    /// step.
+    /// Somebody was faster. Many hosts may start at once; a short random wait that grows keeps them from listing
+    /// in step.
     fn lost_race(&mut self, now: Duration, delays: &mut Delays) {
         self.races += 1;
         let longest = Duration::from_millis(10 << self.races.min(5));

@@ -1,4 +1,4 @@
-//! Lists beside a watch.
+//! Tests of the whole machine: lists beside a watch.
 
 use super::rig::*;
 
@@ -6,7 +6,7 @@ use super::rig::*;
 fn a_change_during_a_list_is_neither_lost_nor_taken_back() {
     let mut b = Rig::holding(OnLost::Exit);
     let fourth = |revision| Entry { key: SubnetKey::v4(net(77)), ..entry(77, THEM, revision) };
-    // The watch fails by compaction; the list that follows is under way.
+    // The watch fails by compaction, so a list follows.
     b.give(Input::WatchFailed(Error::Compacted));
     assert_eq!(b.sleep(), Call::List);
     b.give(list(20, &[entry(1, US, 11), entry(3, THEM, 9)]));
@@ -20,12 +20,12 @@ fn a_change_during_a_list_is_neither_lost_nor_taken_back() {
         assert!(b.now > sent);
     }
     b.said();
-    // Newer than the list's answer, which does not have it.
+    // This change is newer than the list's answer, which does not have it.
     b.give(set(fourth(40)));
     assert_eq!(b.said().len(), 1);
     b.give(list(39, &[entry(1, US, 21), entry(3, THEM, 9)]));
     assert_eq!(b.said(), []);
-    // Older than the list's answer, which knows better: it came and went.
+    // This change is older than the list's answer, which knows better: the peer came and went.
     b.give(set(Entry { key: SubnetKey::v4(net(78)), ..entry(78, THEM, 38) }));
     assert_eq!((b.said(), b.m.status().peers), (vec![], 2));
 }
@@ -96,7 +96,7 @@ fn a_restored_store_is_noticed_and_followed_from_its_own_revision() {
     assert_eq!(b.m.status().peers, 2);
 }
 
-/// Brings a list on its way. Renewals go through, from this revision on.
+/// Waits until a list is on its way. Renewals go through, from this revision on.
 fn list_under_way(b: &mut Rig, mut revision: Revision) -> Entry {
     let mut own = entry(1, US, 11);
     while b.sleep() != Call::List {
@@ -114,7 +114,7 @@ fn a_list_from_before_the_end_of_an_outage_does_not_replace_the_one_after_it() {
     let own = list_under_way(&mut b, 20);
     b.outage();
     let back = b.now;
-    // As the store was before: it may have been restored since.
+    // This is the store as it was before the outage; it may have been restored since.
     assert_eq!(b.give(list(50, &[own, entry(3, THEM, 9)])), None);
     assert_eq!(b.sleep(), Call::List);
     assert!(b.now <= back + Duration::from_secs(1), "{:?}", b.now - back);

@@ -1,4 +1,4 @@
-//! Renewal, loss, conflict.
+//! Tests of the whole machine: renewal, loss, conflict.
 
 use super::rig::*;
 
@@ -12,7 +12,7 @@ fn renewal_is_conditional_and_counts_from_before_the_request() {
     b.now += Duration::from_secs(2);
     b.give(updated(Ok(entry(1, US, 15))));
     assert_eq!(b.said(), [Notice::Renewed { subnet: net(1), deadline: Some(sent + TTL) }]);
-    // Its own event says nothing new.
+    // The event of our own write says nothing new.
     assert_eq!(b.give(set(entry(1, US, 15))), None);
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 15));
     assert_eq!(b.now, sent + TTL - MARGIN);
@@ -41,7 +41,7 @@ fn a_failed_renewal_is_repeated_faster_towards_the_end_then_lost() {
     );
     assert!(delays.len() < 100, "{delays:?}");
     assert!(b.said().contains(&Notice::Lost { subnet: net(1) }));
-    // Still there and ours: a conditional write brings it back.
+    // The key is still there and ours, so a conditional write brings it back.
     let call = b.give(list(30, &[entry(1, US, 11)]));
     assert_eq!(updated_entry(call), entry(1, US, 11));
     let sent = b.now;
@@ -83,7 +83,7 @@ fn an_older_copy_of_our_lease_is_not_held_until_it_is_renewed() {
         assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
         assert_eq!(b.held(), Some(net(1)));
     }
-    // As we know it: nothing to do.
+    // The key is as we know it, so there is nothing to do.
     let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(after_an_outage(&mut b, 11, &[entry(1, US, 11), entry(3, THEM, 9)]), None);
     assert_eq!((b.said(), b.held()), (vec![], Some(net(1))));
@@ -94,11 +94,11 @@ fn our_subnet_is_not_created_over_a_part_of_it_that_is_taken() {
     let half =
         |revision| Entry { key: SubnetKey::v4("10.5.1.128/25".parse().unwrap()), ..entry(1, THEM, revision) };
     let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
-    // Seen in a list, after a restore that has forgotten our key.
+    // A list shows the other key, after a restore that has forgotten ours.
     let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(after_an_outage(&mut b, 20, &[half(12)]), None);
     assert!(b.said().contains(&conflict));
-    // Seen by the watch, before our key is deleted.
+    // The watch shows the other key, before ours is deleted.
     let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(set(half(20))), None);
     assert!(matches!(b.said()[..], [Notice::Refused { .. }]));
@@ -154,26 +154,26 @@ fn an_old_deletion_is_not_a_new_one() {
 
 #[test]
 fn what_the_watch_says_during_a_write_is_weighed_against_its_answer() {
-    // Deleted before our creation, and created by someone else and deleted again: ours stands.
+    // Somebody else created the key before us, and it was deleted again: our creation stands.
     let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     assert_eq!(b.give(set(entry(1, THEM, 21))), None);
     b.give(gone(1, 22));
     assert_eq!(b.give(created(Ok(entry(1, US, 23)))), None);
     assert_eq!(b.held(), Some(net(1)));
-    // Deleted after our creation.
+    // The key was deleted after our creation.
     let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     assert_eq!(b.give(gone(1, 22)), None);
     assert_eq!(created_key(b.give(created(Ok(entry(1, US, 21))))), net(1));
     assert_eq!(b.held(), None);
-    // Taken after our creation.
+    // The key was taken after our creation.
     let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     b.give(set(entry(1, THEM, 22)));
     b.give(created(Ok(entry(1, US, 21))));
     assert!(matches!(b.said()[..], [.., Notice::Conflict { owner: THEM, .. }]));
-    // Deleted after a renewal whose answer is late.
+    // The key was deleted after a renewal whose answer is late.
     let mut b = Rig::holding(OnLost::Exit);
     b.sleep();
     assert_eq!(b.give(gone(1, 22)), None);
@@ -226,7 +226,7 @@ fn a_reservation_is_held_without_a_write_and_without_an_end() {
     assert_eq!(b.give(list(10, &[reservation(2, US, 4)])), None);
     assert_eq!(b.said(), [Notice::Acquired { subnet: net(2), how: How::Reused, deadline: None }]);
     b.give(Input::WatchStarted);
-    // Nothing but the lists on the timer, for a week.
+    // For a week there is nothing but the lists on the timer.
     let start = b.now;
     while b.now < start + Duration::from_secs(7 * 86_400) {
         assert_eq!(b.sleep(), Call::List);
@@ -272,6 +272,6 @@ fn garbage_in_our_key_is_waited_out() {
     let said = b.said();
     assert_eq!(said.iter().filter(|notice| lost(notice)).count(), 1, "{said:?}");
     assert!(!said.iter().any(|notice| matches!(notice, Notice::Conflict { .. } | Notice::Revoked { .. })));
-    // Removed by hand.
+    // An operator removes the key.
     assert_eq!(created_key(b.give(gone(1, 30))), net(1));
 }

@@ -59,19 +59,19 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// Subnets 10.5.1.0/24 to 10.5.3.0/24.
+    /// A machine at its start. The pool is 10.5.1.0/24 to 10.5.3.0/24.
     pub(super) fn new(on_lost: OnLost, previous: Option<Ipv4Net>) -> Self {
         Self::with(Settings::new(TTL, Some(MARGIN), on_lost).unwrap(), previous)
     }
 
-    /// The same with other settings.
+    /// The same machine with other settings.
     pub(super) fn with(settings: Settings, previous: Option<Ipv4Net>) -> Self {
         let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
         let m = Manager::new(config, LeaseAttrs::new(US), previous, settings, 42);
         Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![] }
     }
 
-    /// Holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
+    /// A machine that holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
     pub(super) fn holding(on_lost: OnLost) -> Self {
         let mut b = Self::new(on_lost, Some(net(1)));
         assert_eq!(b.give(Input::Tick), Some(Call::List));

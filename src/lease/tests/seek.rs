@@ -1,4 +1,4 @@
-//! Which subnet is asked for.
+//! Tests of the whole machine: which subnet is asked for.
 
 use super::rig::*;
 
