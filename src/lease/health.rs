@@ -1,14 +1,14 @@
-//! Whether the store answers, and when to say so: at loss, once a minute, at return.
+//! Whether the store answers, and when to say so: when it is lost, then once a minute, and when it is back.
 
 use super::Notice;
 use crate::log::Complaint;
 use std::time::Duration;
 
-/// The store as we see it.
+/// Whether the store answers, as we see it.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     outage: Option<Outage>,
-    /// Never settled: a store that comes and goes must not fill the log.
+    /// It is never settled, since a store that comes and goes must not fill the log.
     complaint: Complaint<Duration>,
 }
 
@@ -20,7 +20,7 @@ struct Outage {
 }
 
 impl Health {
-    /// No answer, or a refusal.
+    /// A call or the watch got no answer, or a refusal. Returns what is to be said about it.
     pub(super) fn failed(&mut self, now: Duration, reason: String) -> Option<Notice> {
         match &mut self.outage {
             Some(outage) => outage.reason = reason,
@@ -29,7 +29,7 @@ impl Health {
         self.tick(now)
     }
 
-    /// An answer, whatever it says.
+    /// The store answered, whatever it said. Returns what is to be said about it.
     pub(super) fn answered(&mut self, now: Duration) -> Option<Notice> {
         let outage = self.outage.take()?;
         outage.said.then_some(Notice::StoreBack { after: now.saturating_sub(outage.since) })
@@ -40,17 +40,19 @@ impl Health {
         self.outage.is_some()
     }
 
-    /// When there is something to say, if the outage lasts.
+    /// When there will be something to say, if the outage lasts.
     pub(super) fn wake_at(&self) -> Option<Duration> {
         self.outage.as_ref()?;
         self.complaint.again_at()
     }
 
-    /// Says it.
+    /// Returns what is to be said if the outage goes on and it is time to say so again.
     pub(super) fn tick(&mut self, now: Duration) -> Option<Notice> {
         let outage = self.outage.as_mut()?;
         // The reason may differ from one attempt to the next, and is no news by itself.
-        if !self.complaint.is_news(now, "") {
+        let is_news = self.complaint.is_news(now, "");
+        debug_assert!(self.complaint.again_at().is_some_and(|at| at > now), "it would speak again at once");
+        if !is_news {
             return None;
         }
         let reason = outage.reason.clone();

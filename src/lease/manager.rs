@@ -1,70 +1,40 @@
-//! The machine: takes inputs, knows what is due when, and makes sure that one call is under way at most.
+//! The machine: routes the inputs to its parts, carries out the steps that they return, and makes sure that one call
+//! is under way at most.
 
-use super::feed::Feed;
+use super::delays::Delays;
+use super::feed::{self, Feed};
 use super::health::Health;
-use super::hold::Own;
-use super::{Call, Counters, Event, Input, Notice, Output, Reply, Settings, Watcher};
-use crate::log::Complaint;
-use crate::store::{Backoff, jitter};
-use crate::store::{Entry, Error, Revision, Skipped};
-use crate::subnet::{Config, LeaseAttrs, SubnetKey};
+use super::own::{self, Own};
+use super::seek::{self, Seek};
+use super::watcher::Watcher;
+use super::{Call, Counters, How, Input, Notice, Output, Reply, Settings};
+use crate::store::{Change, Entry, Error, Listing};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use std::time::Duration;
 
-/// No attempt waits longer than this for the next, renewals and a full pool apart.
-pub(super) const RETRY_LIMIT: Duration = Duration::from_secs(5);
 /// The life of this host's lease and its view of the peers. See the room's theory of operation.
 #[derive(Debug)]
 pub struct Manager {
-    pub(super) config: Config,
-    pub(super) attrs: LeaseAttrs,
-    pub(super) previous: Option<Ipv4Net>,
-    pub(super) settings: Settings,
-    pub(super) rng: StdRng,
-    pub(super) phase: Phase,
+    /// What we publish in the store.
+    attrs: LeaseAttrs,
+    settings: Settings,
+    seek: Seek,
     /// The subnet that we hold, or want back. `None` while seeking.
-    pub(super) own: Option<Own>,
-    pub(super) watcher: Watcher,
-    /// For calls; the watch has its own.
-    pub(super) backoff: Backoff,
-    pub(super) seek_backoff: Backoff,
-    /// Create calls that found the key there, since the last subnet.
-    pub(super) races: u32,
-    pub(super) out_of_subnets: Complaint<Duration>,
-    pub(super) feed: Feed,
-    pub(super) resync_at: Duration,
-    /// Something failed since the last list was sent: the store that answers now may not hold what it held.
-    pub(super) in_doubt: bool,
+    own: Option<Own>,
+    feed: Feed,
+    watcher: Watcher,
+    health: Health,
+    delays: Delays,
     in_flight: Option<InFlight>,
-    pub(super) health: Health,
-    pub(super) out: Vec<Output>,
-}
-
-/// What we are about.
-#[derive(Debug)]
-pub(super) enum Phase {
-    /// Finding a subnet. The next list is due `at`; its answer is worked off in `cache`.
-    Seek { at: Duration, cache: Option<Cache> },
-    /// Holding one.
-    Held { renew_at: Option<Duration> },
-    /// It is gone or may be; getting the same one back. `at: None`: taken, wait until it is free.
-    Regain { at: Option<Duration>, create: bool, conflict_said: bool },
-    /// Conflict under `OnLost::Exit`.
-    Stopped,
-}
-
-/// A list, while a subnet is being chosen.
-#[derive(Debug)]
-pub(super) struct Cache {
-    pub(super) entries: Vec<Entry>,
-    pub(super) skipped: Vec<Skipped>,
-    pub(super) revision: Revision,
+    /// Our subnet is somebody else's, and [`super::OnLost::Exit`] says that this is the end.
+    stopped: bool,
+    /// What the input under way has led to so far.
+    out: Vec<Output>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+enum Kind {
     List,
     Create,
     Update,
@@ -77,25 +47,25 @@ struct InFlight {
     sent: Duration,
 }
 
-/// What `Manager` shows of itself.
+/// What [`Manager`] shows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     /// The subnet that we hold at this instant.
     pub subnet: Option<Ipv4Net>,
-    /// Until when, unless renewed.
+    /// When we lose it, unless it is renewed. A reservation has no end.
     pub deadline: Option<Duration>,
-    /// Known peers.
+    /// How many peers are known.
     pub peers: usize,
     /// Whether the last call or watch got no answer.
     pub store_out: bool,
-    /// Counted since the start.
+    /// What was counted since the start.
     pub counters: Counters,
 }
 
 impl Manager {
     /// A machine at its start: call [`Manager::handle`] with [`Input::Tick`] to set it going.
     ///
-    /// `attrs` is what to publish; its `public_ip` is our identity. `previous` is the subnet of an
+    /// `attrs` is what we publish; its `public_ip` is our identity. `previous` is the subnet of an
     /// earlier run. `seed` decides every random choice.
     pub fn new(
         config: Config,
@@ -106,92 +76,124 @@ impl Manager {
     ) -> Self {
         Self {
             watcher: Watcher::new(config.network, attrs.public_ip),
-            config,
-            attrs,
-            previous,
-            settings,
-            rng: StdRng::seed_from_u64(seed),
-            phase: Phase::Seek { at: Duration::ZERO, cache: None },
+            seek: Seek::new(config, attrs.clone(), previous),
             own: None,
-            backoff: Backoff::new(RETRY_LIMIT),
-            seek_backoff: Backoff::new(Duration::from_secs(30)),
-            races: 0,
-            out_of_subnets: Complaint::default(),
             feed: Feed::new(),
-            resync_at: Duration::MAX,
-            in_doubt: false,
-            in_flight: None,
             health: Health::default(),
+            delays: Delays::new(seed),
+            in_flight: None,
+            stopped: false,
+            attrs,
+            settings,
             out: Vec::new(),
         }
     }
 
-    /// Takes an input at time `now` (monotonic, since any fixed instant) and says what to do.
+    /// Takes an input at time `now` (on a monotonic clock that started at any instant) and says what to do.
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Output> {
-        if !matches!(self.phase, Phase::Stopped) {
+        if !self.stopped {
             match input {
                 Input::Tick => {}
                 Input::Reply(reply) => self.on_reply(now, reply),
-                Input::WatchStarted => self.on_watch_started(now),
-                Input::WatchFailed(error) => self.on_watch_failed(now, error),
+                Input::WatchStarted => {
+                    if self.feed.watch_started(now) {
+                        self.answered(now);
+                    }
+                }
+                Input::WatchFailed(error) => self.on_watch_failed(now, &error),
                 Input::Changes(changes) => self.on_changes(now, &changes),
             }
             self.advance(now);
-            for notice in self.watcher.take_notices() {
-                self.notice(notice);
-            }
+            let notices = self.watcher.take_notices();
+            self.say(notices);
         }
+        self.check(now);
         std::mem::take(&mut self.out)
+    }
+
+    /// What holds after every input.
+    fn check(&self, now: Duration) {
+        let kind = self.in_flight.map(|call| call.kind);
+        debug_assert!(
+            self.feed.is_listing() == (kind == Some(Kind::List)),
+            "the feed waits for another call"
+        );
+        let calls = self.out.iter().filter(|output| matches!(output, Output::Call(_))).count();
+        debug_assert!(calls <= 1 && (calls == 0 || kind.is_some()), "{calls} calls, in flight: {kind:?}");
+        debug_assert!(
+            self.watcher.own() == self.own.as_ref().map(Own::subnet),
+            "the peers are another subnet's"
+        );
+        if let Some(own) = &self.own {
+            debug_assert!(
+                own.is_creating() == (kind == Some(Kind::Create)),
+                "{own:?} waits for another call"
+            );
+            debug_assert!(kind != Some(Kind::Delete), "only a search deletes keys");
+            debug_assert!(!self.seek.is_writing(), "a search goes on beside {own:?}");
+            debug_assert!(!self.stopped || !own.is_live(), "at its end with a subnet: {own:?}");
+        } else {
+            let writing = matches!(kind, Some(Kind::Create | Kind::Update | Kind::Delete));
+            debug_assert!(
+                !self.seek.is_writing() || writing,
+                "the search waits for a call that nobody makes"
+            );
+        }
+        if self.stopped {
+            debug_assert!(self.own.is_some(), "the end of a search");
+            return;
+        }
+        let wake_at = self.wake_at();
+        debug_assert!(wake_at.is_none_or(|at| at > now), "it wants to wake at {wake_at:?} and it is {now:?}");
+        let sleeps = wake_at.is_none_or(|at| at == Duration::MAX);
+        debug_assert!(kind.is_some() || !sleeps, "it sleeps for ever: {self:?}");
     }
 
     /// When to call [`Manager::handle`] with [`Input::Tick`] if nothing else happens before.
     pub fn wake_at(&self) -> Option<Duration> {
-        if matches!(self.phase, Phase::Stopped) {
+        if self.stopped {
             return None;
         }
         let call = if self.in_flight.is_some() { None } else { self.call_due() };
-        let watch = self.feed.retry_at();
-        let lost = self.own.as_ref().filter(|own| own.live).and_then(|own| own.deadline);
-        [call, watch, lost, self.health.wake_at()].into_iter().flatten().min()
+        let lost = self.own.as_ref().and_then(Own::ends_at);
+        [call, self.feed.retry_at(), lost, self.health.wake_at()].into_iter().flatten().min()
     }
 
-    /// What to show.
+    /// The state as the daemon shows it.
     pub fn status(&self) -> Status {
-        let own = self.own.as_ref().filter(|own| own.live);
+        let own = self.own.as_ref().filter(|own| own.is_live());
         Status {
-            subnet: own.map(|own| own.entry.key.ipv4),
-            deadline: own.and_then(|own| own.deadline),
+            subnet: own.map(Own::subnet),
+            deadline: own.and_then(Own::deadline),
             peers: self.watcher.len(),
             store_out: self.health.is_out(),
             counters: self.watcher.counters(),
         }
     }
 
-    /// The peers as now known.
-    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
+    /// All peers that are known at present.
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
         self.watcher.peers()
     }
 
     /// The lease that we hold or want back, as the store last had it.
-    pub fn lease(&self) -> Option<&Entry> {
-        self.own.as_ref().map(|own| &own.entry)
+    #[cfg(test)]
+    pub(super) fn lease(&self) -> Option<&Entry> {
+        self.own.as_ref().map(Own::entry)
     }
 
-    pub(super) fn notice(&mut self, notice: Notice) {
-        self.out.push(Output::Notice(notice));
+    fn say(&mut self, notices: impl IntoIterator<Item = Notice>) {
+        self.out.extend(notices.into_iter().map(Output::Notice));
     }
 
-    pub(super) fn peers_changed(&mut self, events: Vec<Event>) {
+    fn peers_changed(&mut self, events: Vec<Event>) {
         if !events.is_empty() {
-            self.notice(Notice::Peers(events));
+            self.say([Notice::Peers(events)]);
         }
     }
 
-    pub(super) fn kind_in_flight(&self) -> Option<Kind> {
-        self.in_flight.map(|call| call.kind)
-    }
-
-    pub(super) fn call(&mut self, now: Duration, call: Call) {
+    fn call(&mut self, now: Duration, call: Call) {
         debug_assert!(self.in_flight.is_none(), "{call:?} while {:?} is under way", self.in_flight);
         let kind = match call {
             Call::List => Kind::List,
@@ -200,56 +202,47 @@ impl Manager {
             Call::Delete { .. } => Kind::Delete,
         };
         if kind == Kind::List {
-            self.in_doubt = false;
             self.feed.list_sent(now);
         }
         self.in_flight = Some(InFlight { kind, sent: now });
         self.out.push(Output::Call(call));
     }
 
-    pub(super) fn create(&mut self, now: Duration, key: SubnetKey) {
-        if let Some(own) = self.own.as_mut() {
-            // What came during an earlier creation that got no answer may be of a store before a restore.
-            own.forget_news();
-        }
+    fn create(&mut self, now: Duration, key: SubnetKey) {
         let (attrs, ttl) = (self.attrs.clone(), self.settings.ttl());
         self.call(now, Call::Create { key, attrs, ttl });
     }
 
-    pub(super) fn update(&mut self, now: Duration, held: Entry) {
+    fn update(&mut self, now: Duration, held: Entry) {
         let (attrs, ttl) = (self.attrs.clone(), self.settings.ttl());
         self.call(now, Call::Update { held, attrs, ttl });
     }
 
     /// When the next call is due.
     fn call_due(&self) -> Option<Duration> {
-        let own = match &self.phase {
-            Phase::Stopped => return None,
-            Phase::Seek { at, .. } => return Some(*at),
-            Phase::Held { renew_at } => *renew_at,
-            Phase::Regain { at, .. } => *at,
-        };
-        Some(own.unwrap_or(Duration::MAX).min(self.resync_at))
+        if self.stopped {
+            return None;
+        }
+        Some(match &self.own {
+            None => self.seek.due(),
+            Some(own) => own.due().unwrap_or(Duration::MAX).min(self.feed.list_due()),
+        })
     }
 
+    /// Does what the time asks for.
     fn advance(&mut self, now: Duration) {
-        if let Some(notice) = self.health.tick(now) {
-            self.notice(notice);
-        }
-        self.check_deadline(now);
-        if self.feed.retry_at().is_some_and(|at| at <= now) {
-            self.resume_watch();
-        }
+        let said = self.health.tick(now);
+        self.say(said);
+        let lost = self.own.as_mut().and_then(|own| own.tick(now));
+        self.do_for_own(now, lost);
+        let watch = self.feed.tick(now);
+        self.do_for_feed(now, watch, &Listing::default());
         if self.in_flight.is_some() || self.call_due().is_none_or(|due| due > now) {
             return;
         }
-        let own = self.own.as_ref().map(|own| own.entry.clone());
-        match (&self.phase, own) {
-            (Phase::Regain { create: true, at: Some(at), .. }, Some(own)) if *at <= now => {
-                self.create(now, own.key);
-            }
-            (Phase::Held { renew_at: Some(at) }, Some(own)) if *at <= now => self.update(now, own),
-            _ => self.call(now, Call::List),
+        match self.own.as_mut().and_then(|own| own.write_due(now)) {
+            Some(write) => self.do_for_own(now, [write]),
+            None => self.call(now, Call::List),
         }
     }
 
@@ -261,12 +254,13 @@ impl Manager {
             Reply::Deleted(result) => result.as_ref().err(),
         };
         match error {
-            Some(e @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
-                self.failed(now, e);
-                self.retry(now, call.kind);
-                return;
+            Some(error @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
+                self.failed(now, error);
+                return self.retry(now, call.kind);
             }
-            _ => self.answered(now),
+            None | Some(Error::NotFound(_) | Error::Exists | Error::Conflict | Error::Compacted) => {
+                self.answered(now);
+            }
         }
         match reply {
             Reply::Listed(Ok(listing)) => self.on_listing(now, listing),
@@ -277,60 +271,185 @@ impl Manager {
         }
     }
 
-    /// No answer, or a refusal.
-    pub(super) fn failed(&mut self, now: Duration, error: &Error) {
-        self.in_doubt = true;
+    fn on_listing(&mut self, now: Duration, listing: Listing) {
+        let feed::Merged { listing, reset } = self.feed.merge(listing);
+        if self.own.is_none() {
+            let step = self.seek.choose(now, listing, &mut self.delays);
+            return self.do_for_seek(now, now, step);
+        }
+        let steps = self.feed.listed(now, listing.revision, reset, &mut self.delays);
+        self.do_for_feed(now, steps, &listing);
+        let overlapped = self.watcher.is_overlapped();
+        if let Some(own) = &mut self.own {
+            let steps = own.listed(now, &listing, overlapped, &mut self.delays);
+            self.do_for_own(now, steps);
+        }
+    }
+
+    fn on_created(&mut self, now: Duration, sent: Duration, created: Option<Entry>) {
+        let overlapped = self.watcher.is_overlapped();
+        if let Some(own) = &mut self.own {
+            let steps = own.created(now, sent, created, overlapped, &mut self.delays);
+            self.do_for_own(now, steps);
+        } else {
+            let step = self.seek.created(now, created, &mut self.delays);
+            self.do_for_seek(now, sent, step);
+        }
+    }
+
+    fn on_updated(&mut self, now: Duration, sent: Duration, updated: Option<Entry>) {
+        if let Some(own) = &mut self.own {
+            let step = own.updated(now, sent, updated, &mut self.delays);
+            self.do_for_own(now, step);
+        } else {
+            let step = self.seek.updated(now, updated, &mut self.delays);
+            self.do_for_seek(now, sent, step);
+        }
+    }
+
+    fn on_deleted(&mut self, now: Duration, deleted: bool) {
+        if self.own.is_none() {
+            let step = self.seek.deleted(now, deleted, &mut self.delays);
+            self.do_for_seek(now, now, step);
+        }
+    }
+
+    fn on_watch_failed(&mut self, now: Duration, error: &Error) {
+        self.feed.watch_failed(now, error, &mut self.delays);
+        if *error != Error::Compacted {
+            self.failed(now, error);
+        }
+    }
+
+    fn on_changes(&mut self, now: Duration, changes: &[Change]) {
+        if self.own.is_none() {
+            // These are of the watch of the subnet that we had. The next watch begins anew.
+            return;
+        }
+        self.feed.watch_works();
+        self.answered(now);
+        let mut events = Vec::new();
+        for change in changes {
+            // An earlier change may have taken the subnet from us. Then the rest is of no use.
+            let Some(own) = self.own.as_mut().filter(|_| !self.stopped) else { break };
+            if !self.feed.is_news(change) {
+                continue;
+            }
+            if !own.concerns(change) {
+                events.extend(self.watcher.apply(change));
+                continue;
+            }
+            let steps = own.changed(now, change, self.watcher.is_overlapped(), &mut self.delays);
+            self.peers_changed(std::mem::take(&mut events));
+            self.do_for_own(now, steps);
+        }
+        self.peers_changed(events);
+    }
+
+    /// Carries out what the feed has decided. `listing` is the list that it stands on.
+    fn do_for_feed(&mut self, now: Duration, steps: impl IntoIterator<Item = feed::Step>, listing: &Listing) {
+        for step in steps {
+            match step {
+                feed::Step::Say(notice) => self.say([notice]),
+                feed::Step::Watch { from } => self.out.push(Output::Watch { from }),
+                feed::Step::Compare { repair } => {
+                    let events = self.watcher.snapshot(now, &listing.entries, &listing.skipped, repair);
+                    self.peers_changed(events);
+                    self.feed.list_by(self.watcher.confirm_at().unwrap_or(Duration::MAX));
+                }
+            }
+        }
+    }
+
+    /// Carries out what the subnet has decided.
+    fn do_for_own(&mut self, now: Duration, steps: impl IntoIterator<Item = own::Step>) {
+        for step in steps {
+            match step {
+                own::Step::Say(notice) => self.say([notice]),
+                own::Step::Create(key) => self.create(now, key),
+                own::Step::Update(held) => self.update(now, held),
+                own::Step::Look => self.feed.list_by(now),
+                own::Step::Stop => self.stopped = true,
+                own::Step::GiveUp => {
+                    self.own = None;
+                    let removed = self.watcher.restart(None);
+                    self.peers_changed(removed);
+                    self.seek.restart(now);
+                }
+            }
+        }
+    }
+
+    /// Carries out what the search has decided on an answer to a call. `sent` is when that call went out.
+    fn do_for_seek(&mut self, now: Duration, sent: Duration, step: Option<seek::Step>) {
+        match step {
+            None => {}
+            Some(seek::Step::Say(notice)) => self.say([notice]),
+            Some(seek::Step::Create(key)) => self.create(now, key),
+            Some(seek::Step::Update(held)) => self.update(now, held),
+            Some(seek::Step::Delete(held)) => self.call(now, Call::Delete { held }),
+            Some(seek::Step::Take { entry, how, listing }) => {
+                let own = Own::new(entry, sent, self.attrs.clone(), self.settings);
+                if own.is_over(now) {
+                    return self.seek.too_late(now, &mut self.delays);
+                }
+                self.take(now, own, how, &listing);
+            }
+        }
+    }
+
+    /// This subnet is ours. The peers are those of the list that showed it free or ours.
+    fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
+        let subnet = own.subnet();
+        self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
+        self.own = Some(own);
+        self.seek.settled(subnet);
+        self.delays.settled();
+        self.watcher.restart(Some(subnet));
+        let steps = self.feed.follow(now, listing.revision, &mut self.delays);
+        self.do_for_feed(now, steps, listing);
+    }
+
+    /// A call or the watch got no answer, or a refusal.
+    fn failed(&mut self, now: Duration, error: &Error) {
+        self.feed.doubt();
         let said = self.health.failed(now, error.to_string());
-        self.out.extend(said.map(Output::Notice));
+        self.say(said);
     }
 
     /// The store is there. What was waiting for it need not wait longer.
-    pub(super) fn answered(&mut self, now: Duration) {
-        self.backoff.reset();
+    fn answered(&mut self, now: Duration) {
+        self.delays.answered();
         let was_out = self.health.is_out();
         let said = self.health.answered(now);
-        self.out.extend(said.map(Output::Notice));
+        self.say(said);
         if was_out {
             self.feed.hurry(now);
-            let soon = self.soon(now);
-            self.hurry(soon);
+            let soon = now + self.delays.soon();
+            match &mut self.own {
+                Some(own) => own.hurry(soon),
+                None => self.seek.hurry(soon),
+            }
         }
-        // It may have come back without what it knew (restored, wiped): look at everything.
-        if self.in_doubt && !matches!(self.phase, Phase::Seek { .. }) {
-            self.resync_at = self.resync_at.min(self.soon(now));
+        // A search begins with a list anyway.
+        if self.own.is_some() {
+            self.feed.look_if_in_doubt(now, &mut self.delays);
         }
     }
 
-    /// Within a second, but not all hosts in step.
-    pub(super) fn soon(&mut self, now: Duration) -> Duration {
-        now + jitter(Duration::from_secs(1), &mut self.rng)
-    }
-
-    /// After a call without an answer: when to try again. Whether a write happened is open. A renewal can
-    /// simply be repeated, since it fails if it has happened; everything else begins with a list.
+    /// Decides when to try again after a call that got no answer.
     fn retry(&mut self, now: Duration, kind: Kind) {
-        let delay = self.backoff.next(&mut self.rng);
-        let renew_delay = self.renew_delay(now);
-        if kind == Kind::List {
-            self.resync_at = self.resync_at.max(now + delay);
+        let again_at = now + self.delays.after_failure();
+        // The draw is made even where nobody renews, so that the sequence of draws is the same in every phase.
+        let pace = self.delays.pace();
+        let listed = kind == Kind::List;
+        if listed {
+            self.feed.list_failed(again_at);
         }
-        match &mut self.phase {
-            Phase::Stopped => {}
-            Phase::Seek { at, cache } => {
-                *at = now + delay;
-                *cache = None;
-            }
-            Phase::Held { renew_at } => {
-                if kind == Kind::Update && renew_at.is_some() {
-                    *renew_at = Some(now + renew_delay);
-                }
-            }
-            Phase::Regain { at, create, .. } => {
-                *create = false;
-                if at.is_some() || kind != Kind::List {
-                    *at = Some(now + delay);
-                }
-            }
+        match &mut self.own {
+            None => self.seek.failed(again_at),
+            Some(own) if listed => own.list_failed(again_at),
+            Some(own) => own.write_failed(now, again_at, pace),
         }
     }
 }

@@ -1,110 +1,218 @@
 //! No subnet yet: which one to ask for.
 //!
-//! In flannel's order: a lease of our PublicIP, the subnet of the last run, a random free one. A lost
-//! race is no error: list again, pick again.
+//! The order is flannel's: a lease of our PublicIP, the subnet of the last run, a random free one. To lose a race is
+//! no error: we list again and pick again.
 
-use super::hold::Own;
-use super::manager::{Cache, Manager, Phase};
-use super::{Call, How, Notice};
-use crate::store::Entry;
+use super::delays::Delays;
+use super::{How, Notice};
+use crate::log::Complaint;
+use crate::store::{Entry, Listing};
 use crate::subnet::allocate::{self, OutOfSubnets};
-use crate::subnet::{SubnetKey, overlap};
+use crate::subnet::{Config, LeaseAttrs, SubnetKey, overlap};
 use ipnet::Ipv4Net;
-use rand::RngExt;
 use std::time::Duration;
 
-impl Manager {
+/// The search for a subnet. It rests while we have one.
+#[derive(Debug)]
+pub(super) struct Seek {
+    config: Config,
+    /// What we publish; its PublicIP is our identity.
+    attrs: LeaseAttrs,
+    /// The subnet that we had last.
+    previous: Option<Ipv4Net>,
+    /// When the next list is due.
+    at: Duration,
+    /// The list that the call under way rests on.
+    list: Option<Listing>,
+    /// How many writes in a row found the key not as listed.
+    races: u32,
+    /// What was said about a pool without a free subnet.
+    full: Complaint<Duration>,
+}
+
+/// What the manager is to do.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Tell the daemon something.
+    Say(Notice),
+    /// Create this key.
+    Create(SubnetKey),
+    /// Write this key anew, if it is as it was listed.
+    Update(Entry),
+    /// Delete this key, if it is as it was listed.
+    Delete(Entry),
+    /// This lease is ours. Follow the peers from the list on.
+    Take { entry: Entry, how: How, listing: Listing },
+}
+
+impl Seek {
+    /// A search that begins at once, with a list.
+    pub(super) fn new(config: Config, attrs: LeaseAttrs, previous: Option<Ipv4Net>) -> Self {
+        Self { config, attrs, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
+    }
+
+    /// When the next list is due.
+    pub(super) fn due(&self) -> Duration {
+        self.at
+    }
+
+    /// The store is back: a list that waits for later is sent at this time.
+    pub(super) fn hurry(&mut self, at: Duration) {
+        if self.list.is_none() {
+            self.at = self.at.min(at);
+        }
+    }
+
+    /// Begins again: somebody else has the subnet that we had.
+    pub(super) fn restart(&mut self, now: Duration) {
+        self.previous = None;
+        self.again(now);
+    }
+
+    /// The search is over: this subnet is ours.
+    pub(super) fn settled(&mut self, subnet: Ipv4Net) {
+        debug_assert!(!self.is_writing(), "{subnet} is ours while a write for another is under way");
+        self.previous = Some(subnet);
+        self.races = 0;
+        self.full.settle();
+    }
+
+    /// A call got no answer. Whether a write happened is open, so the next call is a list.
+    pub(super) fn failed(&mut self, at: Duration) {
+        self.again(at);
+    }
+
+    /// The answer took longer than the lease lives. A list will show whether it is still there.
+    pub(super) fn too_late(&mut self, now: Duration, delays: &mut Delays) {
+        self.again(now + delays.before_look());
+    }
+
+    fn again(&mut self, at: Duration) {
+        self.at = at;
+        self.list = None;
+    }
+
     /// Takes the next step with a list.
-    pub(super) fn choose(&mut self, now: Duration, cache: Cache) {
+    pub(super) fn choose(&mut self, now: Duration, listing: Listing, delays: &mut Delays) -> Option<Step> {
         let mine: Vec<&Entry> =
-            cache.entries.iter().filter(|entry| entry.attrs.public_ip == self.attrs.public_ip).collect();
+            listing.entries.iter().filter(|entry| entry.attrs.public_ip == self.attrs.public_ip).collect();
         let usable = |entry: &&&Entry| entry.key.ipv6.is_none() && self.config.fits(entry.key.ipv4);
         let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
         let reuse = mine.iter().filter(usable).find(previous).or_else(|| mine.iter().find(usable));
         // A reservation that does not fit is the operator's, not ours to delete.
         let misfit = mine.iter().find(|entry| entry.lease.is_some()).copied().cloned();
-        if let Some(entry) = reuse {
+        let step = if let Some(entry) = reuse {
             let entry = (*entry).clone();
             if entry.lease.is_none() && entry.attrs == self.attrs {
-                // A reservation that says what we would write: there is nothing to write.
-                return self.acquired(now, now, entry, How::Reused, cache);
+                // The reservation says what we would write, so there is nothing to write.
+                return Some(Step::Take { entry, how: How::Reused, listing });
             }
-            self.update(now, entry);
+            Step::Update(entry)
         } else if let Some(held) = misfit {
-            self.call(now, Call::Delete { held });
+            Step::Delete(held)
         } else {
-            let readable = cache.entries.iter().map(|entry| entry.key);
-            // A key with a bad value cannot be created either.
-            let keys = readable.chain(cache.skipped.iter().filter_map(|skip| skip.key.parse().ok()));
-            let taken: Vec<Ipv4Net> = keys.map(|key| key.ipv4).collect();
-            match self.free_subnet(&taken) {
-                Ok(subnet) => self.create(now, SubnetKey::v4(subnet)),
-                Err(full) => return self.out_of_subnets(now, full),
+            match self.free_subnet(&taken(&listing), delays) {
+                Ok(subnet) => Step::Create(SubnetKey::v4(subnet)),
+                Err(full) => return self.out_of_subnets(now, full, delays),
+            }
+        };
+        self.at = Duration::MAX;
+        self.list = Some(listing);
+        Some(step)
+    }
+
+    /// Whether a write is under way that rests on a list.
+    pub(super) fn is_writing(&self) -> bool {
+        self.list.is_some()
+    }
+
+    fn free_subnet(&self, taken: &[Ipv4Net], delays: &mut Delays) -> Result<Ipv4Net, OutOfSubnets> {
+        let is_free =
+            |subnet: Ipv4Net| self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet));
+        if let Some(subnet) = self.previous.filter(|subnet| is_free(*subnet)) {
+            return Ok(subnet);
+        }
+        let subnet = allocate::pick(&self.config, taken, delays.rng())?;
+        debug_assert!(is_free(subnet), "{subnet} was picked beside {taken:?}");
+        Ok(subnet)
+    }
+
+    fn out_of_subnets(&mut self, now: Duration, full: OutOfSubnets, delays: &mut Delays) -> Option<Step> {
+        let is_news = self.full.is_news(now, "");
+        self.again(now + delays.before_look());
+        is_news.then_some(Step::Say(Notice::OutOfSubnets(full)))
+    }
+
+    /// The answer to [`Step::Create`]; `None`: the key is there already.
+    pub(super) fn created(
+        &mut self,
+        now: Duration,
+        created: Option<Entry>,
+        delays: &mut Delays,
+    ) -> Option<Step> {
+        let subnet = created.as_ref().map(|entry| entry.key.ipv4);
+        let how = if subnet == self.previous { How::Previous } else { How::Fresh };
+        self.written(now, created, how, delays)
+    }
+
+    /// The answer to [`Step::Update`]; `None`: the key is not as it was listed.
+    pub(super) fn updated(
+        &mut self,
+        now: Duration,
+        updated: Option<Entry>,
+        delays: &mut Delays,
+    ) -> Option<Step> {
+        self.written(now, updated, How::Reused, delays)
+    }
+
+    fn written(
+        &mut self,
+        now: Duration,
+        written: Option<Entry>,
+        how: How,
+        delays: &mut Delays,
+    ) -> Option<Step> {
+        match (self.list.take(), written) {
+            (Some(listing), Some(entry)) => Some(Step::Take { entry, how, listing }),
+            // Somebody was faster, or the write was meant for the subnet that we had before.
+            (None, _) | (_, None) => {
+                self.lost_race(now, delays);
+                None
             }
         }
-        self.phase = Phase::Seek { at: Duration::MAX, cache: Some(cache) };
     }
 
-    fn free_subnet(&mut self, taken: &[Ipv4Net]) -> Result<Ipv4Net, OutOfSubnets> {
-        match self.previous {
-            Some(subnet) if self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet)) => {
-                Ok(subnet)
+    /// The answer to [`Step::Delete`].
+    pub(super) fn deleted(&mut self, now: Duration, deleted: bool, delays: &mut Delays) -> Option<Step> {
+        match self.list.take() {
+            Some(mut listing) if deleted => {
+                let own_ip = self.attrs.public_ip;
+                // `choose` asked to delete the first such key.
+                let gone =
+                    listing.entries.iter().position(|e| e.attrs.public_ip == own_ip && e.lease.is_some());
+                debug_assert!(gone.is_some(), "the key that was deleted is not in the list that showed it");
+                gone.map(|index| listing.entries.remove(index));
+                self.choose(now, listing, delays)
             }
-            _ => allocate::pick(&self.config, taken, &mut self.rng),
+            Some(_) | None => {
+                self.lost_race(now, delays);
+                None
+            }
         }
     }
 
-    fn out_of_subnets(&mut self, now: Duration, full: OutOfSubnets) {
-        if self.out_of_subnets.is_news(now, "") {
-            self.notice(Notice::OutOfSubnets(full));
-        }
-        self.phase = Phase::Seek { at: now + self.seek_backoff.next(&mut self.rng), cache: None };
-    }
-
-    /// Somebody was faster. A short random pause that grows keeps many hosts that start at once from
-    /// listing in step.
-    pub(super) fn lost_race(&mut self, now: Duration) {
+    /// Somebody was faster. Many hosts may start at once; a short random wait that grows keeps them from listing
+    /// in step.
+    fn lost_race(&mut self, now: Duration, delays: &mut Delays) {
         self.races += 1;
         let longest = Duration::from_millis(10 << self.races.min(5));
-        let pause = longest.mul_f64(self.rng.random_range(0.0..=1.0));
-        self.phase = Phase::Seek { at: now + pause, cache: None };
-    }
-
-    /// `entry` is ours. `sent`: when we asked for it.
-    pub(super) fn acquired(&mut self, now: Duration, sent: Duration, entry: Entry, how: How, cache: Cache) {
-        let own = Own::new(entry, sent, &self.settings);
-        if own.deadline.is_some_and(|deadline| deadline <= now) {
-            // The answer took longer than the lease lives. A list will show whether it is still there.
-            self.phase = Phase::Seek { at: now + self.seek_backoff.next(&mut self.rng), cache: None };
-            return;
-        }
-        let subnet = own.entry.key.ipv4;
-        self.phase = Phase::Held { renew_at: own.renew_at(&self.settings) };
-        self.notice(Notice::Acquired { subnet, how, deadline: own.deadline });
-        self.own = Some(own);
-        self.previous = Some(subnet);
-        self.races = 0;
-        self.seek_backoff.reset();
-        self.out_of_subnets.settle();
-        self.watcher.restart(Some(subnet));
-        self.follow(now, cache);
-    }
-
-    pub(super) fn on_deleted(&mut self, now: Duration, deleted: bool) {
-        let Phase::Seek { cache, .. } = &mut self.phase else { return };
-        match cache.take() {
-            Some(mut cache) if deleted => {
-                let own_ip = self.attrs.public_ip;
-                // The one that was deleted is the first that `choose` found; see there.
-                let gone =
-                    cache.entries.iter().position(|e| e.attrs.public_ip == own_ip && e.lease.is_some());
-                gone.map(|index| cache.entries.remove(index));
-                self.choose(now, cache);
-            }
-            _ => self.lost_race(now),
-        }
+        self.again(now + delays.up_to(longest));
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// The subnets of a list that cannot be created. A key with a bad value is one of them.
+fn taken(listing: &Listing) -> Vec<Ipv4Net> {
+    let readable = listing.entries.iter().map(|entry| entry.key);
+    let unreadable = listing.skipped.iter().filter_map(|skip| skip.key.parse::<SubnetKey>().ok());
+    readable.chain(unreadable).map(|key| key.ipv4).collect()
+}

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-/// flannel's TTL.
+/// The TTL of a lease, which is flannel's.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// flannel's `--subnet-lease-renew-margin`.
+/// How long before its end a lease is renewed: the default of flannel's `--subnet-lease-renew-margin`.
 pub const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
+
+// `Settings::default` takes both as they are, without the checks of `Settings::new`.
+const _: () = assert!(DEFAULT_RENEW_MARGIN.as_secs() < DEFAULT_TTL.as_secs());
 
 /// What to do once somebody else owns our subnet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLost {
-    /// Stop and exit non-zero, so that the unit restarts us. flannel since v0.8 stops too, with code 0.
+    /// Stop and exit non-zero, so that the unit restarts us. flannel since v0.8 stops too, but with code 0.
     #[default]
     Exit,
     /// Keep forwarding with the old subnet, and take the lease back as soon as it is free.
@@ -32,21 +35,21 @@ impl std::str::FromStr for OnLost {
     }
 }
 
-/// Settings that cannot work.
+/// Why settings cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// etcd counts whole seconds.
+    /// The TTL is shorter than a second, and etcd counts whole seconds.
     #[error("the lease TTL must be 1 s or more, not {0:?}")]
     Ttl(Duration),
-    /// The lease would be renewed all the time.
+    /// With a margin as long as the TTL, the lease would be renewed all the time.
     #[error("the renew margin {margin:?} must be shorter than the lease TTL {ttl:?}")]
     Margin {
-        /// The margin.
+        /// The margin as given.
         margin: Duration,
-        /// The TTL.
+        /// The TTL as given or by default.
         ttl: Duration,
     },
-    /// Not one of the three words.
+    /// The text is none of the three words of [`OnLost`].
     #[error("{0:?} is none of exit, keep, reacquire")]
     OnLost(String),
 }
@@ -67,11 +70,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// `renew_margin`: how long before its end a lease is renewed; if not given 60 minutes, or half the
-    /// TTL if that is shorter.
+    /// `renew_margin`: how long before its end a lease is renewed. Without it, 60 minutes, or half the TTL if
+    /// that is shorter.
     ///
     /// # Errors
-    /// A TTL under a second, or a margin that is not shorter than the TTL.
+    /// The TTL is under a second, or the margin is not shorter than the TTL.
     pub fn new(
         ttl: Duration,
         renew_margin: Option<Duration>,
@@ -88,12 +91,12 @@ impl Settings {
     }
 
     /// How long a lease lives without renewal.
-    pub fn ttl(&self) -> Duration {
+    pub(crate) fn ttl(&self) -> Duration {
         self.ttl
     }
 
     /// How long before its end a lease is renewed; shorter than the TTL.
-    pub fn renew_margin(&self) -> Duration {
+    pub(crate) fn renew_margin(&self) -> Duration {
         self.renew_margin
     }
 }

@@ -1,4 +1,4 @@
-//! The peers: every lease of the network but our own, as last known.
+//! The peers: every lease of the network except our own, as last known.
 //!
 //! A list is compared with what is known over all attributes, additions come out before removals, and a
 //! key whose value has become unreadable keeps the last good one. A list that lacks more than half of
@@ -12,51 +12,52 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Counted since the start.
+/// What the watcher has counted since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Keys and values that could not be read, each counted once as long as it stands.
+    /// Keys and values that could not be read. Each counts once as long as it stands.
     pub skipped: u64,
     /// Leases outside the network, over our subnet, or with an address that nobody can send to.
     pub rejected: u64,
-    /// Differences that a list on the timer found: events that the watch has lost.
+    /// Differences that a list beside a running watch found. Each is an event that the watch has lost.
     pub repairs: u64,
     /// Lists whose removals were held back.
     pub withheld: u64,
 }
 
-/// As many peers must be known before a list is suspect.
+/// A list can be suspect only if this many peers are known.
 const GUARD_MIN_PEERS: usize = 4;
-/// A suspect list is believed if another says the same after this long.
+/// A suspect list is believed if another one says the same after this time or later.
 pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 
-/// The peers.
+/// All peers, and what was refused as a peer.
 #[derive(Debug)]
-pub struct Watcher {
+pub(super) struct Watcher {
     network: Ipv4Net,
     own_ip: Ipv4Addr,
     own: Option<Ipv4Net>,
-    /// The key tells `10.1.5.0-24` from `10.1.5.0-24&fc00::-64`; both are one IPv4 subnet.
+    /// A subnet and the key that holds it: `10.1.5.0-24` and `10.1.5.0-24&fc00::-64` are two keys of one IPv4 subnet.
     peers: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>,
-    /// Key and what was said about it.
+    /// Each key that was refused, and what was said about it.
     refused: BTreeMap<String, String>,
+    /// When a list became suspect, while its removals are held back.
     withheld_at: Option<Duration>,
     counters: Counters,
     notices: Vec<Notice>,
 }
 
-/// What becomes of an entry.
+/// What an entry is to us.
 enum Verdict {
     Peer,
     Own,
-    /// Of our PublicIP, and not the one that we hold: no peer has it.
+    /// Its PublicIP is ours, but it is not the subnet that we hold, so no peer has it.
     Stray(&'static str),
     Reject(&'static str),
 }
 
 impl Watcher {
-    /// No peers yet.
-    pub fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
+    /// A watcher that knows no peers yet.
+    pub(super) fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
         Self {
             network,
             own_ip,
@@ -70,26 +71,22 @@ impl Watcher {
     }
 
     /// All peers, in order of their subnets.
-    pub fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
+    #[cfg(test)]
+    pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
         self.peers.iter().map(|(subnet, (_, attrs))| (*subnet, attrs))
     }
 
     /// How many peers there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.peers.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
-    }
-
-    /// Counted since the start.
-    pub fn counters(&self) -> Counters {
+    /// What was counted since the start.
+    pub(super) fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Forgets all peers and takes `own` for our subnet.
+    /// Forgets all peers and takes `own` for our subnet. Returns the removal of every peer.
     pub(super) fn restart(&mut self, own: Option<Ipv4Net>) -> Vec<Event> {
         self.own = own;
         self.withheld_at = None;
@@ -97,25 +94,31 @@ impl Watcher {
         peers.into_iter().map(|(subnet, (_, attrs))| Event::Removed(Lease { subnet, attrs })).collect()
     }
 
-    /// Whether a lease of another prefix length lies over our subnet: such a one was refused.
+    /// Whether a lease of another prefix length lies over our subnet. Such a lease was refused.
     pub(super) fn is_overlapped(&self) -> bool {
         let Some(own) = self.own else { return false };
         let keys = self.refused.keys().filter_map(|key| key.parse::<SubnetKey>().ok());
         keys.map(|key| key.ipv4).any(|subnet| subnet != own && overlap(subnet, own))
     }
 
-    /// What is to be said about keys and values since the last call.
+    /// The subnet that we hold or want back.
+    pub(super) fn own(&self) -> Option<Ipv4Net> {
+        self.own
+    }
+
+    /// What is to be said about keys and values that were refused since the last call.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// When a suspect list may be confirmed, if one is.
+    /// When another list may confirm a suspect one, if there is one.
     pub(super) fn confirm_at(&self) -> Option<Duration> {
         self.withheld_at.map(|at| at + CONFIRM_AFTER)
     }
 
-    /// Makes the peers what a list says. `repair`: only lost events can make a difference now.
-    pub fn snapshot(
+    /// Makes the peers what a list says, and returns the difference. `repair`: only events that the watch has lost
+    /// can make a difference now.
+    pub(super) fn snapshot(
         &mut self,
         now: Duration,
         entries: &[Entry],
@@ -175,6 +178,8 @@ impl Watcher {
         } else {
             self.withheld_at = None;
         }
+        debug_assert!(self.confirm_at().is_none_or(|at| at > now), "a list would follow on this one at once");
+        let count = wanted.len();
         let mut events = Vec::new();
         for (subnet, peer) in wanted {
             events.extend(self.put(subnet, peer));
@@ -183,11 +188,13 @@ impl Watcher {
             let removed = self.peers.remove(&subnet);
             events.extend(removed.map(|(_, attrs)| Event::Removed(Lease { subnet, attrs })));
         }
+        let withheld = self.withheld_at.is_some();
+        debug_assert!(self.peers.len() == count || withheld, "the peers are not what the list says");
         events
     }
 
-    /// One change, in the store's order.
-    pub fn apply(&mut self, change: &Change) -> Option<Event> {
+    /// Takes one change. Changes come in the store's order.
+    pub(super) fn apply(&mut self, change: &Change) -> Option<Event> {
         match change {
             Change::Set(entry) => match self.judge(entry) {
                 Verdict::Own => None,
@@ -223,8 +230,15 @@ impl Watcher {
         Some(Event::Removed(Lease { subnet: key.ipv4, attrs }))
     }
 
-    /// A peer's renewal changes nothing and says nothing.
+    /// Takes a peer as it now is. A renewal changes nothing, so it is no event.
     fn put(&mut self, subnet: Ipv4Net, peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
+        debug_assert!(peer.0.ipv4 == subnet, "{} is filed under {subnet}", peer.0);
+        debug_assert!(
+            self.own.is_none_or(|own| !overlap(own, subnet)),
+            "{subnet} is our own: {:?}",
+            self.own
+        );
+        debug_assert!(self.network.contains(&subnet), "{subnet} lies outside of {}", self.network);
         let attrs = peer.1.clone();
         let known = self.peers.insert(subnet, peer);
         if known.is_some_and(|(_, known)| known == attrs) {
@@ -264,7 +278,7 @@ impl Watcher {
         }
     }
 
-    /// Whether this is news.
+    /// Remembers that a key was refused. Returns whether that is news.
     fn refuse(&mut self, key: String, reason: String) -> bool {
         let news = self.refused.get(&key) != Some(&reason);
         if news {

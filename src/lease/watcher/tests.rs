@@ -1,4 +1,4 @@
-//! Peers: snapshots, deltas, what is refused.
+//! Tests of the watcher alone: snapshots, deltas, what is refused.
 
 use super::*;
 use crate::store::Revision;
@@ -84,7 +84,7 @@ fn a_bad_value_keeps_the_last_good_one_and_is_counted_once() {
     nowhere.attrs.public_ip = Ipv4Addr::UNSPECIFIED;
     assert_eq!(w.snapshot(NOW, &[nowhere], std::slice::from_ref(&bad), true), []);
     assert_eq!((w.len(), w.counters().rejected), (2, 1));
-    // Mended, then gone.
+    // One value is mended, and the other key is gone.
     assert_eq!(w.snapshot(NOW, &[entry(3, 3, 8)], &[], true), [removed(2, 2)]);
 }
 
@@ -131,12 +131,12 @@ fn a_mass_withdrawal_waits_for_a_second_list() {
     let mut w = watcher();
     let all: Vec<_> = (2..=6).map(|n| entry(n, n, 1)).collect();
     w.snapshot(NOW, &all, &[], false);
-    // Three of five: suspect. What came new is taken at once.
+    // A list that lacks three of five is suspect. What is new in it is taken at once.
     let few = [entry(2, 2, 1), entry(3, 3, 1), entry(9, 9, 9)];
     assert_eq!(w.snapshot(NOW, &few, &[], true), [added(9, 9)]);
     assert_eq!(w.take_notices(), [Notice::Withheld { count: 3 }]);
     assert_eq!(w.confirm_at(), Some(NOW + CONFIRM_AFTER));
-    // Too early to confirm, although three of six are no longer more than half.
+    // It is too early to confirm, although three of six are no longer more than half.
     assert_eq!(w.snapshot(NOW + Duration::from_secs(9), &few, &[], true), []);
     assert_eq!(w.take_notices(), [], "said already");
     let fewer = [entry(2, 2, 1)];

@@ -1,7 +1,7 @@
 //! The driver in tokio time over the simulation's store.
 
 use super::*;
-use crate::lease::sim::store::Store;
+use crate::lease::tests::sim::store::Store;
 use crate::lease::{How, Settings};
 use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey};

@@ -1,10 +1,10 @@
-//! Renewal, loss, conflict.
+//! Tests of the whole machine: renewal, loss, conflict.
 
-use crate::lease::bench::*;
+use super::rig::*;
 
 #[test]
 fn renewal_is_conditional_and_counts_from_before_the_request() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let acquired = b.now;
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
     assert_eq!(b.now, acquired + TTL - MARGIN);
@@ -12,7 +12,7 @@ fn renewal_is_conditional_and_counts_from_before_the_request() {
     b.now += Duration::from_secs(2);
     b.give(updated(Ok(entry(1, US, 15))));
     assert_eq!(b.said(), [Notice::Renewed { subnet: net(1), deadline: Some(sent + TTL) }]);
-    // Its own event says nothing new.
+    // The event of our own write says nothing new.
     assert_eq!(b.give(set(entry(1, US, 15))), None);
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 15));
     assert_eq!(b.now, sent + TTL - MARGIN);
@@ -20,7 +20,7 @@ fn renewal_is_conditional_and_counts_from_before_the_request() {
 
 #[test]
 fn a_failed_renewal_is_repeated_faster_towards_the_end_then_lost() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let deadline = b.m.status().deadline.unwrap();
     let mut last = None;
     let mut delays = vec![];
@@ -41,7 +41,7 @@ fn a_failed_renewal_is_repeated_faster_towards_the_end_then_lost() {
     );
     assert!(delays.len() < 100, "{delays:?}");
     assert!(b.said().contains(&Notice::Lost { subnet: net(1) }));
-    // Still there and ours: a conditional write brings it back.
+    // The key is still there and ours, so a conditional write brings it back.
     let call = b.give(list(30, &[entry(1, US, 11)]));
     assert_eq!(updated_entry(call), entry(1, US, 11));
     let sent = b.now;
@@ -52,7 +52,7 @@ fn a_failed_renewal_is_repeated_faster_towards_the_end_then_lost() {
 
 #[test]
 fn a_renewal_that_did_happen_is_found_and_done_again() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let deadline = b.m.status().deadline;
     b.sleep();
     b.give(updated(Err(down())));
@@ -64,7 +64,7 @@ fn a_renewal_that_did_happen_is_found_and_done_again() {
 }
 
 /// The list that follows an outage shows these entries.
-fn after_an_outage(b: &mut Bench, revision: Revision, entries: &[Entry]) -> Option<Call> {
+fn after_an_outage(b: &mut Rig, revision: Revision, entries: &[Entry]) -> Option<Call> {
     b.outage();
     assert_eq!(b.sleep(), Call::List);
     b.said();
@@ -75,7 +75,7 @@ fn after_an_outage(b: &mut Bench, revision: Revision, entries: &[Entry]) -> Opti
 fn an_older_copy_of_our_lease_is_not_held_until_it_is_renewed() {
     let other = Entry { value: r#"{ "PublicIP": "192.0.2.1" }"#.to_owned(), ..entry(1, US, 11) };
     for copy in [entry(1, US, 5), other] {
-        let mut b = Bench::holding(OnLost::Exit);
+        let mut b = Rig::holding(OnLost::Exit);
         let call = after_an_outage(&mut b, 11, &[copy.clone(), entry(3, THEM, 4)]);
         assert_eq!(updated_entry(call), copy);
         assert_eq!((b.said(), b.held()), (vec![Notice::Lost { subnet: net(1) }], None));
@@ -83,8 +83,8 @@ fn an_older_copy_of_our_lease_is_not_held_until_it_is_renewed() {
         assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
         assert_eq!(b.held(), Some(net(1)));
     }
-    // As we know it: nothing to do.
-    let mut b = Bench::holding(OnLost::Exit);
+    // The key is as we know it, so there is nothing to do.
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(after_an_outage(&mut b, 11, &[entry(1, US, 11), entry(3, THEM, 9)]), None);
     assert_eq!((b.said(), b.held()), (vec![], Some(net(1))));
 }
@@ -94,12 +94,12 @@ fn our_subnet_is_not_created_over_a_part_of_it_that_is_taken() {
     let half =
         |revision| Entry { key: SubnetKey::v4("10.5.1.128/25".parse().unwrap()), ..entry(1, THEM, revision) };
     let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
-    // Seen in a list, after a restore that has forgotten our key.
-    let mut b = Bench::holding(OnLost::Exit);
+    // A list shows the other key, after a restore that has forgotten ours.
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(after_an_outage(&mut b, 20, &[half(12)]), None);
     assert!(b.said().contains(&conflict));
-    // Seen by the watch, before our key is deleted.
-    let mut b = Bench::holding(OnLost::Exit);
+    // The watch shows the other key, before ours is deleted.
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(set(half(20))), None);
     assert!(matches!(b.said()[..], [Notice::Refused { .. }]));
     assert_eq!(b.held(), Some(net(1)), "our key stands");
@@ -110,7 +110,7 @@ fn our_subnet_is_not_created_over_a_part_of_it_that_is_taken() {
 
 #[test]
 fn an_expired_lease_that_is_free_is_created_again() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     b.now = b.m.status().deadline.unwrap();
     assert_eq!(b.give(Input::Tick), Some(Call::List));
     assert_eq!(created_key(b.give(list(30, &[entry(3, THEM, 9)]))), net(1));
@@ -120,7 +120,7 @@ fn an_expired_lease_that_is_free_is_created_again() {
 
 #[test]
 fn an_expired_lease_that_is_taken_is_a_conflict() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     b.now = b.m.status().deadline.unwrap();
     b.give(Input::Tick);
     assert_eq!(b.give(list(30, &[entry(1, THEM, 29)])), None);
@@ -131,13 +131,13 @@ fn an_expired_lease_that_is_taken_is_a_conflict() {
 
 #[test]
 fn a_deleted_key_is_created_again_at_once() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(created_key(b.give(gone(1, 20))), net(1));
     assert_eq!((b.said(), b.held()), (vec![Notice::Revoked { subnet: net(1) }], None));
     b.give(created(Ok(entry(1, US, 21))));
     assert!(matches!(b.said()[..], [Notice::Acquired { how: How::Regained, .. }]));
 
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     b.give(created(Err(Error::Exists)));
     assert_eq!(b.sleep(), Call::List);
@@ -147,34 +147,34 @@ fn a_deleted_key_is_created_again_at_once() {
 
 #[test]
 fn an_old_deletion_is_not_a_new_one() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(gone(1, 11)), None);
     assert_eq!(b.held(), Some(net(1)));
 }
 
 #[test]
 fn what_the_watch_says_during_a_write_is_weighed_against_its_answer() {
-    // Deleted before our creation, and created by someone else and deleted again: ours stands.
-    let mut b = Bench::holding(OnLost::Exit);
+    // Somebody else created the key before us, and it was deleted again: our creation stands.
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     assert_eq!(b.give(set(entry(1, THEM, 21))), None);
     b.give(gone(1, 22));
     assert_eq!(b.give(created(Ok(entry(1, US, 23)))), None);
     assert_eq!(b.held(), Some(net(1)));
-    // Deleted after our creation.
-    let mut b = Bench::holding(OnLost::Exit);
+    // The key was deleted after our creation.
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     assert_eq!(b.give(gone(1, 22)), None);
     assert_eq!(created_key(b.give(created(Ok(entry(1, US, 21))))), net(1));
     assert_eq!(b.held(), None);
-    // Taken after our creation.
-    let mut b = Bench::holding(OnLost::Exit);
+    // The key was taken after our creation.
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(gone(1, 20));
     b.give(set(entry(1, THEM, 22)));
     b.give(created(Ok(entry(1, US, 21))));
     assert!(matches!(b.said()[..], [.., Notice::Conflict { owner: THEM, .. }]));
-    // Deleted after a renewal whose answer is late.
-    let mut b = Bench::holding(OnLost::Exit);
+    // The key was deleted after a renewal whose answer is late.
+    let mut b = Rig::holding(OnLost::Exit);
     b.sleep();
     assert_eq!(b.give(gone(1, 22)), None);
     assert_eq!(created_key(b.give(updated(Ok(entry(1, US, 21))))), net(1));
@@ -183,14 +183,14 @@ fn what_the_watch_says_during_a_write_is_weighed_against_its_answer() {
 
 #[test]
 fn an_overwritten_key_is_a_conflict_at_once() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(set(entry(1, THEM, 20))), None);
     assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit }]);
 }
 
 #[test]
 fn keep_waits_for_the_key_and_says_so_once() {
-    let mut b = Bench::holding(OnLost::Keep);
+    let mut b = Rig::holding(OnLost::Keep);
     b.give(set(entry(1, THEM, 20)));
     assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Keep }]);
     assert_eq!(b.sleep(), Call::List);
@@ -203,7 +203,7 @@ fn keep_waits_for_the_key_and_says_so_once() {
 
 #[test]
 fn reacquire_takes_another_subnet_and_starts_the_peers_anew() {
-    let mut b = Bench::holding(OnLost::Reacquire);
+    let mut b = Rig::holding(OnLost::Reacquire);
     assert_eq!(b.give(set(entry(1, THEM, 20))), Some(Call::List));
     let third = Lease { subnet: net(3), attrs: LeaseAttrs::new(THEM) };
     let said = b.said();
@@ -221,12 +221,12 @@ fn reacquire_takes_another_subnet_and_starts_the_peers_anew() {
 
 #[test]
 fn a_reservation_is_held_without_a_write_and_without_an_end() {
-    let mut b = Bench::new(OnLost::Exit, None);
+    let mut b = Rig::new(OnLost::Exit, None);
     b.give(Input::Tick);
     assert_eq!(b.give(list(10, &[reservation(2, US, 4)])), None);
     assert_eq!(b.said(), [Notice::Acquired { subnet: net(2), how: How::Reused, deadline: None }]);
     b.give(Input::WatchStarted);
-    // Nothing but the lists on the timer, for a week.
+    // For a week there is nothing but the lists on the timer.
     let start = b.now;
     while b.now < start + Duration::from_secs(7 * 86_400) {
         assert_eq!(b.sleep(), Call::List);
@@ -237,7 +237,7 @@ fn a_reservation_is_held_without_a_write_and_without_an_end() {
 
 #[test]
 fn a_lease_becomes_a_reservation_and_back() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(set(reservation(1, US, 20))), None);
     assert_eq!(b.said(), [Notice::Reserved { subnet: net(1) }]);
     assert_eq!(b.m.status().deadline, None);
@@ -248,7 +248,7 @@ fn a_lease_becomes_a_reservation_and_back() {
 
 #[test]
 fn garbage_in_our_key_is_waited_out() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let deadline = b.m.status().deadline.unwrap();
     let skipped = Skipped { key: "10.5.1.0-24".to_owned(), reason: "garbage".to_owned() };
     b.give(Input::Changes(vec![Change::Skipped(skipped.clone())]));
@@ -272,6 +272,6 @@ fn garbage_in_our_key_is_waited_out() {
     let said = b.said();
     assert_eq!(said.iter().filter(|notice| lost(notice)).count(), 1, "{said:?}");
     assert!(!said.iter().any(|notice| matches!(notice, Notice::Conflict { .. } | Notice::Revoked { .. })));
-    // Removed by hand.
+    // An operator removes the key.
     assert_eq!(created_key(b.give(gone(1, 30))), net(1));
 }

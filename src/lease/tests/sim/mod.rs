@@ -11,9 +11,9 @@ use std::time::Instant;
 use summary::{Sabotage, Summary};
 use world::World;
 
-/// One seed by hand: `FLANNELD_SIM_SEED=7 cargo test --lib lease::sim -- --nocapture`.
+/// Runs one seed by hand and tells everything: `FLANNELD_SIM_SEED=7 cargo test --lib lease::tests::sim -- --nocapture`.
 const SEED: &str = "FLANNELD_SIM_SEED";
-/// How many, and from which on: `FLANNELD_SIM_SEEDS=100000`.
+/// How many seeds to run, from 0 on: `FLANNELD_SIM_SEEDS=100000`.
 const SEEDS: &str = "FLANNELD_SIM_SEEDS";
 
 fn number(name: &str) -> Option<u64> {
@@ -44,13 +44,13 @@ fn one_owner_at_any_instant() {
         total += run(seed, false);
     }
     println!("{seeds} seeds in {:.1?}: {total:?}", start.elapsed());
-    // The faults did bite: a simulation in which nothing happens proves nothing.
+    // A simulation in which nothing happens proves nothing, so the faults must have had effects.
     if seeds >= 100 {
         total.assert_eventful();
     }
 }
 
-/// The checker sees what it is there to see.
+/// The checker finds a store that breaks its promises.
 #[test]
 fn the_checker_is_not_blind() {
     for (sabotage, seeds, least) in

@@ -1,10 +1,10 @@
-//! Which subnet is asked for.
+//! Tests of the whole machine: which subnet is asked for.
 
-use crate::lease::bench::*;
+use super::rig::*;
 
 #[test]
 fn a_lease_of_our_public_ip_is_reused() {
-    let mut b = Bench::new(OnLost::Exit, Some(net(3)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(3)));
     b.give(Input::Tick);
     let call = b.give(list(10, &[entry(1, THEM, 3), entry(2, US, 4)]));
     assert_eq!(updated_entry(call), entry(2, US, 4));
@@ -19,7 +19,7 @@ fn a_lease_of_our_public_ip_is_reused() {
 
 #[test]
 fn a_lease_that_does_not_fit_is_deleted_and_a_reservation_is_not() {
-    let mut b = Bench::new(OnLost::Exit, None);
+    let mut b = Rig::new(OnLost::Exit, None);
     b.give(Input::Tick);
     let misfits = [reservation(8, US, 3), entry(9, US, 4), entry(1, THEM, 5), entry(2, THEM, 6)];
     assert_eq!(b.give(list(10, &misfits)), Some(Call::Delete { held: entry(9, US, 4) }));
@@ -29,25 +29,25 @@ fn a_lease_that_does_not_fit_is_deleted_and_a_reservation_is_not() {
 
 #[test]
 fn the_previous_subnet_is_asked_for_unless_something_overlaps_it() {
-    let mut b = Bench::new(OnLost::Exit, Some(net(2)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(2)));
     b.give(Input::Tick);
     assert_eq!(created_key(b.give(list(10, &[entry(1, THEM, 3)]))), net(2));
     b.give(created(Ok(entry(2, US, 11))));
     assert!(matches!(b.said()[0], Notice::Acquired { how: How::Previous, .. }));
 
-    let mut b = Bench::new(OnLost::Exit, Some(net(2)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(2)));
     b.give(Input::Tick);
     let half = Entry { key: SubnetKey::v4("10.5.2.128/25".parse().unwrap()), ..entry(2, THEM, 3) };
     assert_eq!(created_key(b.give(list(10, &[half, entry(1, THEM, 4)]))), net(3));
 
-    let mut b = Bench::new(OnLost::Exit, Some(net(200)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(200)));
     b.give(Input::Tick);
     assert_eq!(created_key(b.give(list(10, &[entry(1, THEM, 3), entry(2, THEM, 4)]))), net(3));
 }
 
 #[test]
 fn a_lost_race_is_never_fatal() {
-    let mut b = Bench::new(OnLost::Exit, Some(net(1)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(1)));
     b.give(Input::Tick);
     for round in 0..500 {
         let call = b.give(list(10 + round, &[]));
@@ -62,7 +62,7 @@ fn a_lost_race_is_never_fatal() {
 
 #[test]
 fn a_bad_value_blocks_its_subnet() {
-    let mut b = Bench::new(OnLost::Exit, Some(net(1)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(1)));
     b.give(Input::Tick);
     let skipped = Skipped { key: "10.5.1.0-24".to_owned(), reason: "garbage".to_owned() };
     let listing = Listing { entries: vec![entry(2, THEM, 3)], skipped: vec![skipped], revision: 10 };
@@ -71,7 +71,7 @@ fn a_bad_value_blocks_its_subnet() {
 
 #[test]
 fn a_full_pool_is_said_once_a_minute_and_tried_again() {
-    let mut b = Bench::new(OnLost::Exit, None);
+    let mut b = Rig::new(OnLost::Exit, None);
     b.give(Input::Tick);
     let all = [entry(1, THEM, 1), entry(2, THEM, 2), entry(3, THEM, 3)];
     let start = b.now;
@@ -91,7 +91,7 @@ fn a_full_pool_is_said_once_a_minute_and_tried_again() {
 
 #[test]
 fn a_lost_reply_to_a_create_is_looked_up() {
-    let mut b = Bench::new(OnLost::Exit, None);
+    let mut b = Rig::new(OnLost::Exit, None);
     b.give(Input::Tick);
     let key = created_key(b.give(list(10, &[])));
     assert_eq!(b.give(created(Err(down()))), None);
@@ -103,7 +103,7 @@ fn a_lost_reply_to_a_create_is_looked_up() {
 
 #[test]
 fn an_answer_that_outlives_the_lease_is_no_lease() {
-    let mut b = Bench::new(OnLost::Exit, None);
+    let mut b = Rig::new(OnLost::Exit, None);
     b.give(Input::Tick);
     b.give(list(10, &[]));
     b.now += TTL;

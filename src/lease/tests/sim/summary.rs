@@ -1,8 +1,8 @@
-//! What a run came to, and what a run of the checker's own test is to suffer.
+//! What a run came to, and how the store is broken in the checker's own test.
 
 use std::ops::AddAssign;
 
-/// What happened in a run, to see that something did.
+/// How often what happened in a run, to see that something did.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Summary {
     pub(super) acquired: u64,
@@ -52,10 +52,10 @@ impl Summary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
     None,
-    /// A create overwrites.
+    /// A create overwrites a key that is there.
     BlindCreate,
-    /// A renewal overwrites, as flannel's does.
+    /// A renewal overwrites any value, as flannel's does.
     BlindUpdate,
-    /// A renewal lasts shorter than asked for.
+    /// A renewed lease lasts shorter than asked for.
     ShortTtl,
 }

@@ -1,4 +1,4 @@
-//! The nemesis: what goes wrong, as the seed wills.
+//! The nemesis: what goes wrong, as the seed decides.
 
 use super::world::{Ev, QUIET, World};
 use crate::lease::Manager;
@@ -36,12 +36,12 @@ impl World {
         self.at(at, Ev::Nemesis);
     }
 
-    /// An operator's hand in the store; never on a reservation of the start.
+    /// An operator changes keys by hand, but never a reservation that was there at the start.
     fn tamper(&mut self, action: u32) {
         let mut keys = self.store.list().entries;
         keys.retain(|entry| self.reserved.iter().all(|(reserved, _)| *reserved != entry.key));
         if action == 13 && self.rng.random_bool(0.5) {
-            // A wiped store.
+            // The store is wiped.
             for entry in keys {
                 self.rob(entry.key);
                 self.store.remove(entry.key);
@@ -71,7 +71,7 @@ impl World {
             let held = node.manager.as_ref().and_then(Manager::lease);
             let owns = self.store.get(key).is_some_and(|entry| entry.attrs.public_ip == node.ip);
             if owns || held.is_some_and(|entry| entry.key == key) {
-                // What it knows may be of a store before a restore.
+                // What the node knows may be of a store before a restore.
                 node.robbed = Some(held.map_or(revision, |entry| entry.revision.max(revision)));
             }
         }

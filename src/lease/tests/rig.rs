@@ -1,8 +1,8 @@
-//! A machine on the bench: its inputs by hand, its outputs in lists.
+//! One machine on a rig: the test gives its inputs by hand and gets its outputs in lists.
 
-pub(super) use super::{Call, Event, How, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+pub(super) use crate::lease::{Call, How, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
-pub(super) use crate::subnet::{Config, Lease, LeaseAttrs, SubnetKey, ValueForm};
+pub(super) use crate::subnet::{Config, Event, Lease, LeaseAttrs, SubnetKey, ValueForm};
 pub(super) use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 pub(super) use std::time::Duration;
@@ -51,23 +51,27 @@ pub(super) fn down() -> Error {
 }
 
 /// A machine and its clock. Every call must be answered before the next, as `Manager` promises.
-pub(super) struct Bench {
+pub(super) struct Rig {
     pub(super) m: Manager,
     pub(super) now: Duration,
     pub(super) notices: Vec<Notice>,
     pub(super) watches: Vec<Revision>,
 }
 
-impl Bench {
-    /// Subnets 10.5.1.0/24 to 10.5.3.0/24.
+impl Rig {
+    /// A machine at its start. The pool is 10.5.1.0/24 to 10.5.3.0/24.
     pub(super) fn new(on_lost: OnLost, previous: Option<Ipv4Net>) -> Self {
+        Self::with(Settings::new(TTL, Some(MARGIN), on_lost).unwrap(), previous)
+    }
+
+    /// The same machine with other settings.
+    pub(super) fn with(settings: Settings, previous: Option<Ipv4Net>) -> Self {
         let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
-        let settings = Settings::new(TTL, Some(MARGIN), on_lost).unwrap();
         let m = Manager::new(config, LeaseAttrs::new(US), previous, settings, 42);
         Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![] }
     }
 
-    /// Holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
+    /// A machine that holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
     pub(super) fn holding(on_lost: OnLost) -> Self {
         let mut b = Self::new(on_lost, Some(net(1)));
         assert_eq!(b.give(Input::Tick), Some(Call::List));

@@ -1,12 +1,12 @@
-//! Lists beside a watch.
+//! Tests of the whole machine: lists beside a watch.
 
-use crate::lease::bench::*;
+use super::rig::*;
 
 #[test]
 fn a_change_during_a_list_is_neither_lost_nor_taken_back() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let fourth = |revision| Entry { key: SubnetKey::v4(net(77)), ..entry(77, THEM, revision) };
-    // The watch fails by compaction; the list that follows is under way.
+    // The watch fails by compaction, so a list follows.
     b.give(Input::WatchFailed(Error::Compacted));
     assert_eq!(b.sleep(), Call::List);
     b.give(list(20, &[entry(1, US, 11), entry(3, THEM, 9)]));
@@ -20,19 +20,19 @@ fn a_change_during_a_list_is_neither_lost_nor_taken_back() {
         assert!(b.now > sent);
     }
     b.said();
-    // Newer than the list's answer, which does not have it.
+    // This change is newer than the list's answer, which does not have it.
     b.give(set(fourth(40)));
     assert_eq!(b.said().len(), 1);
     b.give(list(39, &[entry(1, US, 21), entry(3, THEM, 9)]));
     assert_eq!(b.said(), []);
-    // Older than the list's answer, which knows better: it came and went.
+    // This change is older than the list's answer, which knows better: the peer came and went.
     b.give(set(Entry { key: SubnetKey::v4(net(78)), ..entry(78, THEM, 38) }));
     assert_eq!((b.said(), b.m.status().peers), (vec![], 2));
 }
 
 #[test]
 fn lists_on_the_timer_repair_what_the_watch_lost() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let start = b.now;
     let mut own = entry(1, US, 11);
     loop {
@@ -55,7 +55,7 @@ fn lists_on_the_timer_repair_what_the_watch_lost() {
 
 #[test]
 fn a_watch_that_breaks_resumes_where_it_was() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(set(entry(2, THEM, 17)));
     let start = b.now;
     for _ in 0..8 {
@@ -77,7 +77,7 @@ fn a_watch_that_breaks_resumes_where_it_was() {
 
 #[test]
 fn a_restored_store_is_noticed_and_followed_from_its_own_revision() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     b.give(set(entry(2, THEM, 500)));
     loop {
         match b.sleep() {
@@ -96,8 +96,8 @@ fn a_restored_store_is_noticed_and_followed_from_its_own_revision() {
     assert_eq!(b.m.status().peers, 2);
 }
 
-/// Brings a list on its way. Renewals go through, from this revision on.
-fn list_under_way(b: &mut Bench, mut revision: Revision) -> Entry {
+/// Waits until a list is on its way. Renewals go through, from this revision on.
+fn list_under_way(b: &mut Rig, mut revision: Revision) -> Entry {
     let mut own = entry(1, US, 11);
     while b.sleep() != Call::List {
         own = entry(1, US, revision);
@@ -110,11 +110,11 @@ fn list_under_way(b: &mut Bench, mut revision: Revision) -> Entry {
 
 #[test]
 fn a_list_from_before_the_end_of_an_outage_does_not_replace_the_one_after_it() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     let own = list_under_way(&mut b, 20);
     b.outage();
     let back = b.now;
-    // As the store was before: it may have been restored since.
+    // This is the store as it was before the outage; it may have been restored since.
     assert_eq!(b.give(list(50, &[own, entry(3, THEM, 9)])), None);
     assert_eq!(b.sleep(), Call::List);
     assert!(b.now <= back + Duration::from_secs(1), "{:?}", b.now - back);
@@ -122,7 +122,7 @@ fn a_list_from_before_the_end_of_an_outage_does_not_replace_the_one_after_it() {
 
 #[test]
 fn a_watch_that_starts_long_after_its_list_is_followed_by_another_list() {
-    let mut b = Bench::new(OnLost::Exit, Some(net(1)));
+    let mut b = Rig::new(OnLost::Exit, Some(net(1)));
     b.give(Input::Tick);
     // The host sleeps, and the store is restored meanwhile.
     b.now += Duration::from_secs(30);
@@ -135,7 +135,7 @@ fn a_watch_that_starts_long_after_its_list_is_followed_by_another_list() {
 
 #[test]
 fn what_the_watch_saw_of_a_store_is_not_replayed_over_the_restored_one() {
-    let mut b = Bench::holding(OnLost::Exit);
+    let mut b = Rig::holding(OnLost::Exit);
     list_under_way(&mut b, 20);
     b.give(set(entry(2, THEM, 51)));
     b.give(set(entry(2, THEM, 52)));
@@ -146,8 +146,7 @@ fn what_the_watch_saw_of_a_store_is_not_replayed_over_the_restored_one() {
 
 #[test]
 fn an_outage_of_a_day_is_cheap_and_changes_nothing() {
-    let mut b = Bench::new(OnLost::Exit, None);
-    b.m.settings = Settings::default();
+    let mut b = Rig::with(Settings::default(), None);
     b.give(Input::Tick);
     b.give(list(10, &[entry(3, THEM, 9)]));
     b.give(created(Ok(entry(1, US, 11))));

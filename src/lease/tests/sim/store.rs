@@ -7,7 +7,7 @@ use std::time::Duration;
 
 #[derive(Debug, Clone)]
 struct Stored {
-    /// `Err`: the value is garbage.
+    /// The entry, or the complaint about a value that is garbage.
     entry: Result<Entry, Skipped>,
     expires: Option<Duration>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Expires what is due. Call it before anything else at a new time.
+    /// Expires what is due. It is to be called before anything else at a new time.
     pub(crate) fn tick(&mut self, now: Duration) {
         let due = |stored: &Stored| stored.expires.is_some_and(|at| at <= now);
         let gone: Vec<SubnetKey> = self.keys.iter().filter(|(_, s)| due(s)).map(|(key, _)| *key).collect();
@@ -42,7 +42,7 @@ impl Store {
         }
     }
 
-    /// An unconditional write. `expires: None`: without a TTL.
+    /// Writes without a condition. Without `expires` the key has no TTL.
     pub(crate) fn put(&mut self, key: SubnetKey, attrs: &LeaseAttrs, expires: Option<Duration>) -> Entry {
         self.revision += 1;
         self.leases += 1;
@@ -123,7 +123,7 @@ impl Store {
         self.log.clear();
     }
 
-    /// Everything after `from`, with its revision.
+    /// All changes after `from`, each with its revision.
     pub(crate) fn changes(&self, from: Revision) -> Result<Vec<(Revision, Change)>, Error> {
         if from < self.compacted || from > self.revision {
             return Err(Error::Compacted);

@@ -1,10 +1,10 @@
-//! Nodes, a network that fails, a nemesis, and the checker.
+//! The world of one run: nodes with clocks of their own, one store, and a network that fails.
 
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
-use crate::lease::{Call, Event, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 use crate::store::{Change, Error, Revision};
-use crate::subnet::{Config, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Faults happen before this, none after.
+/// Faults happen before this time and none after it.
 pub(super) const QUIET: Duration = Duration::from_secs(90);
-/// By now all must be well: a TTL, the longest back-off, and the list on the timer.
+/// By this time all must be well again: a TTL, the longest back-off and the list on the timer have passed.
 const END: Duration = Duration::from_secs(90 + 60 + 40 + 365 + 30);
-/// A call's deadline.
+/// How long a node waits for the answer to a call.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) enum Ev {
         node: usize,
         generation: u64,
     },
-    /// `reply_by: None`: the caller has given up.
+    /// A call reaches the store. Without `reply_by` the caller has given up already.
     Request {
         node: usize,
         life: u64,
@@ -63,11 +63,11 @@ pub(super) enum Ev {
 
 pub(super) struct Node {
     pub(super) ip: Ipv4Addr,
-    /// Its clock is not the world's.
+    /// How far its clock is ahead of the world's.
     pub(super) clock: Duration,
     pub(super) on_lost: OnLost,
     pub(super) manager: Option<Manager>,
-    /// Counts incarnations.
+    /// How often it was started or stopped. Answers to an earlier life are dropped.
     pub(super) life: u64,
     pub(super) generation: u64,
     pub(super) watch: u64,
@@ -75,20 +75,20 @@ pub(super) struct Node {
     pub(super) env_file: Option<Ipv4Net>,
     pub(super) partition_until: Duration,
     pub(super) paused_until: Duration,
-    /// The nemesis took its key at that revision: nobody promises anything until it wrote anew.
+    /// The nemesis took its key at that revision. Nobody promises anything until it has written anew.
     pub(super) robbed: Option<Revision>,
-    /// The store was restored, and this node may not know.
+    /// The store was restored, and this node may not know it.
     pub(super) doubt: Option<Doubt>,
-    /// The peers by the events.
+    /// The peers as the events have told them.
     pub(super) routes: BTreeMap<Ipv4Net, LeaseAttrs>,
 }
 
-/// What a node may know of a store that was restored. Until the end of it nobody promises anything.
+/// What a node may know of a store that was restored. As long as the doubt lasts nobody promises anything.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Doubt {
-    /// It has not heard from it since, or not since its last call failed.
+    /// The node has not heard from the store since the restore, or not since its last call failed.
     Deaf,
-    /// It hears from it since then.
+    /// The node has heard from the store since this time.
     Hears(Duration),
 }
 
@@ -98,7 +98,7 @@ pub(crate) struct World {
     pub(super) queue: BTreeMap<(Duration, u64), Ev>,
     pub(super) sequence: u64,
     pub(super) store: Store,
-    /// Copies of it, to restore it from.
+    /// Copies of the store, from which the nemesis may restore it.
     pub(super) snapshots: Vec<Store>,
     pub(super) restores: u64,
     pub(super) nodes: Vec<Node>,
@@ -159,7 +159,7 @@ impl World {
             let at = ms(world.rng.random_range(0..200));
             world.at(at, Ev::Start { node: usize::from(i - 1) });
         }
-        // One for the first node, one for a host that is not there.
+        // One reservation is for the first node, one for a host that is not there.
         for (third, ip) in [(2, Ipv4Addr::new(192, 0, 2, 1)), (3, Ipv4Addr::new(203, 0, 113, 9))] {
             let key: SubnetKey = format!("10.5.{third}.0-24").parse().unwrap();
             world.store.put(key, &LeaseAttrs::new(ip), None);
@@ -170,7 +170,7 @@ impl World {
         world
     }
 
-    /// For the checker's own test.
+    /// Breaks the store, for the checker's own test.
     pub(crate) fn sabotage(&mut self, sabotage: Sabotage) {
         self.sabotage = sabotage;
     }
@@ -216,7 +216,7 @@ impl World {
         Ok(self.summary)
     }
 
-    /// The store has changed: watches will tell, and something expires next.
+    /// The store has changed: tells the watches, and waits for what expires next.
     fn announce(&mut self) {
         for node in 0..self.nodes.len() {
             if self.nodes[node].watch_from.is_some() {
@@ -329,7 +329,7 @@ impl World {
         node.generation += 1;
         let generation = node.generation;
         if let Some(at) = manager.wake_at() {
-            // A timer that is due may fire a little late, never early.
+            // A timer may fire a little late, but never early.
             let at = at.saturating_sub(node.clock).max(now) + ms(1);
             self.at(at, Ev::Wake { node: index, generation });
         }
@@ -376,7 +376,7 @@ impl World {
             return self.no_answer(node, life, &call, reply_by);
         }
         if self.chance(0.04) {
-            // It arrives after the caller has given up.
+            // The call arrives after the caller has given up.
             self.no_answer(node, life, &call, reply_by);
             let at = self.within(5000, 60_000);
             self.summary.late += 1;

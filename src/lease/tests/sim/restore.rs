@@ -2,7 +2,7 @@
 //!
 //! After that two nodes can hold one subnet: the one whose key the store has forgotten, and one that it gives
 //! the subnet to. The first cannot know before it has heard from the store again: it is in doubt. A list that
-//! leaves nothing open or a write of its own ends that at once, and has to come soon: see [`BOUND`].
+//! leaves nothing open or a write of its own ends the doubt at once. Either has to come soon: see [`BOUND`].
 
 use super::world::{Doubt, Ev, QUIET, TIMEOUT, World};
 use crate::lease::{Manager, Reply};
@@ -11,10 +11,10 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use std::time::Duration;
 
-/// How long a node that hears from a restored store may believe in what it held before: a call that is under
-/// way, a list within a second of it, a write.
+/// How long a node that hears from a restored store may believe in what it held before, apart from the time that
+/// its [`CALLS`] take.
 const BOUND: Duration = Duration::from_secs(2);
-/// Those calls.
+/// The calls of that time: one that is under way, a list within a second of it, a write.
 const CALLS: u32 = 3;
 
 impl World {
@@ -46,7 +46,7 @@ impl World {
         }
     }
 
-    /// What was on its way to the old store gets no answer; half of it comes to the new one, late.
+    /// What was on its way to the old store gets no answer. Half of it reaches the new store, late.
     fn drop_requests(&mut self) {
         let requests = self.queue.iter().filter(|(_, ev)| matches!(ev, Ev::Request { .. }));
         let requests: Vec<_> = requests.map(|(at, _)| *at).collect();
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// A node gets an answer, given after so many restores.
+    /// A node gets an answer, which the store gave after so many restores.
     pub(super) fn hear(&mut self, index: usize, reply: &Reply, restores: u64) {
         let (error, knows) = match reply {
             Reply::Listed(result) => {
@@ -81,8 +81,8 @@ impl World {
         }
     }
 
-    /// Whether this list tells a node that what it believes is right or that it is wrong. A lease of its own
-    /// that it did not know, an older copy perhaps, tells nothing about its end: it has to write.
+    /// Whether this list tells a node that what it believes is right or that it is wrong. A lease of its own that
+    /// it did not know, perhaps an older copy, says nothing about when it ends, so the node has to write.
     fn knows(&self, index: usize, list: &Listing) -> bool {
         let node = &self.nodes[index];
         let Some(held) = node.manager.as_ref().and_then(Manager::lease) else { return true };

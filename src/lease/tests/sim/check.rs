@@ -1,4 +1,4 @@
-//! The checker.
+//! The checker: what must hold at any instant, and what must hold at the end.
 
 use super::world::{Node, World};
 use crate::lease::OnLost;

@@ -1,0 +1,7 @@
+//! The machine as a whole: by hand on a [`rig`], and as networks of machines in a simulation ([`sim`]).
+
+mod feed;
+mod own;
+mod rig;
+mod seek;
+pub(crate) mod sim;
