@@ -2,7 +2,9 @@
 //! refused by name) and ours.
 
 use super::value::{self, Value};
-use crate::engine::{BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS, READS_PER_TURN_RANGE};
+use crate::daemon::settings::{
+    BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS, READS_PER_TURN_RANGE,
+};
 use clap::{Arg, ArgAction, Command};
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
-//! From checked values to [`Options`].
+//! From checked values to the daemon's [`Settings`].
 
 use super::flags::{FLAGS, Kind, Standing};
-use super::options::{LogOptions, NetworksOptions, Options};
 use super::value::Value;
 use super::{Refusal, spelled};
+use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
+use crate::daemon::{Networks, Settings};
 use crate::lease::{self, OnLost};
-use crate::{engine, etcd, iface, masq};
+use crate::{etcd, iface, masq};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use regex::Regex;
@@ -99,11 +100,11 @@ impl<'a> Given<'a> {
     }
 }
 
-pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
+pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
     refuse_what_is_not_served(given)?;
     let subnet_file =
         given.filled("subnet-file").ok_or_else(|| given.setting("subnet-file", "no file named"))?;
-    Ok(Options {
+    Ok(Settings {
         etcd: etcd_settings(given)?,
         iface: iface_choice(given)?,
         subnet_file: subnet_file.into(),
@@ -112,7 +113,7 @@ pub(super) fn options(given: &Given<'_>) -> Result<Options, Refusal> {
         engine: engine_settings(given),
         status: status_address(given)?,
         networks: networks(given)?,
-        log: LogOptions { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
+        log: Log { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
     })
 }
 
@@ -129,7 +130,7 @@ fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {
 }
 
 /// Several networks: if `-networks` names some, or `-watch-networks` asks for all.
-fn networks(given: &Given<'_>) -> Result<Option<NetworksOptions>, Refusal> {
+fn networks(given: &Given<'_>) -> Result<Option<Networks>, Refusal> {
     let names: BTreeSet<String> = given
         .text("networks")
         .split(',')
@@ -144,7 +145,7 @@ fn networks(given: &Given<'_>) -> Result<Option<NetworksOptions>, Refusal> {
         return Ok(None);
     }
     let dir = given.filled("subnet-dir").ok_or_else(|| given.setting("subnet-dir", "no directory named"))?;
-    Ok(Some(NetworksOptions { names, dir: dir.into() }))
+    Ok(Some(Networks { names, dir: dir.into() }))
 }
 
 fn refuse_what_is_not_served(given: &Given<'_>) -> Result<(), Refusal> {
@@ -294,9 +295,9 @@ fn masq_settings(given: &Given<'_>) -> masq::Settings {
     }
 }
 
-fn engine_settings(given: &Given<'_>) -> engine::Settings {
-    let default = engine::Settings::default();
-    engine::Settings {
+fn engine_settings(given: &Given<'_>) -> Engine {
+    let default = Engine::default();
+    Engine {
         workers: given.int("workers").and_then(|n| usize::try_from(n).ok()),
         cores: match given.value("cores") {
             Some(Value::Cores(cores)) => cores.clone(),
@@ -309,25 +310,25 @@ fn engine_settings(given: &Given<'_>) -> engine::Settings {
         receive_buffer: given.size("receive-buffer", default.receive_buffer),
         send_buffer: given.size("send-buffer", default.send_buffer),
         carrier: match given.text("engine") {
-            "uring" => engine::Carrier::Uring,
-            "poll" => engine::Carrier::Poll,
-            _ => engine::Carrier::Auto,
+            "uring" => Carrier::Uring,
+            "poll" => Carrier::Poll,
+            _ => Carrier::Auto,
         },
         tun_offload: match given.text("tun-offload") {
-            "tso" => engine::TunOffload::Tso,
-            "off" => engine::TunOffload::Off,
-            _ => engine::TunOffload::Auto,
+            "tso" => TunOffload::Tso,
+            "off" => TunOffload::Off,
+            _ => TunOffload::Auto,
         },
         udp_offload: match given.text("udp-offload") {
-            "send" => engine::UdpOffload::Send,
-            "receive" => engine::UdpOffload::Receive,
-            "off" => engine::UdpOffload::Off,
-            _ => engine::UdpOffload::Auto,
+            "send" => UdpOffload::Send,
+            "receive" => UdpOffload::Receive,
+            "off" => UdpOffload::Off,
+            _ => UdpOffload::Auto,
         },
         peer_filter: match given.text("peer-filter") {
-            "inner" => engine::PeerFilter::Inner,
-            "off" => engine::PeerFilter::Off,
-            _ => engine::PeerFilter::Strict,
+            "inner" => PeerFilter::Inner,
+            "off" => PeerFilter::Off,
+            _ => PeerFilter::Strict,
         },
         one_source_port: given.text("source-port") == "one",
     }

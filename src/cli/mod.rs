@@ -3,7 +3,7 @@
 //! Theory of operation: `go_syntax` rewrites the words that Go's `flag` package would take
 //! (`-flag=value`, `--flag value`, bare booleans) to the one form `--flag=value`; the environment
 //! supplies `FLANNELD_*` for flags that were not typed; clap, fed from the table in `flags`, checks
-//! names and values; `meaning` turns the values into the [`Options`] of the rooms below.
+//! names and values; `meaning` turns the values into the daemon's [`Settings`].
 //!
 //! Exit codes follow flannel: 2 for what Go's `flag` package would refuse (unknown flag, bad value, a
 //! word that is no flag) and for flags that are not served; 1 for values that only make sense of
@@ -19,13 +19,11 @@
 mod flags;
 mod go_syntax;
 mod meaning;
-mod options;
 #[cfg(test)]
 mod tests;
 mod value;
 
-pub use options::{LogOptions, NetworksOptions, Options};
-
+use crate::daemon::Settings;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use flags::FLAGS;
 use std::collections::BTreeSet;
@@ -39,7 +37,7 @@ pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 #[derive(Debug)]
 pub enum Parsed {
     /// Run with these settings.
-    Run(Box<Options>),
+    Run(Box<Settings>),
     /// Print and end.
     Exit {
         /// The process's exit code: 0, 1 or 2.
@@ -82,7 +80,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<
 }
 
 enum Outcome {
-    Run(Box<Options>),
+    Run(Box<Settings>),
     Help,
     Version,
 }
@@ -119,7 +117,7 @@ fn parse_words(
     }
     all.extend(words.iter().map(go_syntax::Word::canonical));
     let matches = match_words(all.into_iter(), &from_env)?;
-    meaning::options(&meaning::Given::new(&matches, &from_env)).map(|o| Outcome::Run(Box::new(o)))
+    meaning::settings(&meaning::Given::new(&matches, &from_env)).map(|o| Outcome::Run(Box::new(o)))
 }
 
 /// The environment variable of a flag.

@@ -2,13 +2,14 @@
 
 use super::flags::{FLAGS, Kind, Standing};
 use super::*;
+use crate::daemon::settings as engine;
 use crate::lease::OnLost;
-use crate::{engine, etcd, masq};
+use crate::{etcd, masq};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 /// The options, or exit code and text.
-fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Options, (u8, String)> {
+fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Settings, (u8, String)> {
     let args = std::iter::once("flanneld").chain(words.iter().copied()).map(OsString::from);
     let lookup =
         |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
@@ -18,7 +19,7 @@ fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Options, (u8, String)> {
     }
 }
 
-fn shown(result: Result<Options, (u8, String)>) -> String {
+fn shown(result: Result<Settings, (u8, String)>) -> String {
     format!("{:#?}", result.unwrap())
 }
 
@@ -370,7 +371,7 @@ fn the_renew_margin_fits_into_the_lease() {
 
 #[test]
 fn the_engines_settings_are_what_was_typed() {
-    assert_eq!(run(&[], &[]).unwrap().engine, engine::Settings::default());
+    assert_eq!(run(&[], &[]).unwrap().engine, engine::Engine::default());
     let words = [
         "--workers=3",
         "--cores=4,0-1",
@@ -381,7 +382,7 @@ fn the_engines_settings_are_what_was_typed() {
         "--udp-offload=receive",
         "--peer-filter=off",
     ];
-    let expected = engine::Settings {
+    let expected = engine::Engine {
         workers: Some(3),
         cores: vec![4, 0, 1],
         reads_per_turn: 8,
@@ -390,7 +391,7 @@ fn the_engines_settings_are_what_was_typed() {
         tun_offload: engine::TunOffload::Off,
         udp_offload: engine::UdpOffload::Receive,
         peer_filter: engine::PeerFilter::Off,
-        ..engine::Settings::default()
+        ..engine::Engine::default()
     };
     assert_eq!(run(&words, &[]).unwrap().engine, expected);
     assert_eq!(run(&["-workers=auto"], &[]).unwrap().engine.workers, None);

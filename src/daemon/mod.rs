@@ -16,43 +16,23 @@ mod orders;
 mod publish;
 mod rules;
 mod running;
+pub mod settings;
 mod signals;
 
 pub use networks::Networks;
+pub use settings::Settings;
 
 use control::Control;
 use orders::Orders;
 use signals::Signals;
 
-use crate::backend::{BackendError, EngineSettings};
-use crate::iface::{self, ChoiceError};
+use crate::backend::BackendError;
+use crate::iface::ChoiceError;
 use crate::log::phrases;
-use crate::{etcd, lease, masq, netlink, status, store};
+use crate::{masq, netlink, status, store};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use tokio::sync::mpsc;
-
-/// What the daemon runs with.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// How to reach the store.
-    pub etcd: etcd::Settings,
-    /// Which interface carries the overlay.
-    pub iface: iface::Choice,
-    /// Where `subnet.env` goes.
-    pub subnet_file: PathBuf,
-    /// Masquerade and forward rules; `FLANNEL_IPMASQ` says the same.
-    pub masq: masq::Settings,
-    /// The lease's life.
-    pub lease: lease::Settings,
-    /// The packet path.
-    pub engine: EngineSettings,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served; `None`: nowhere.
-    pub status: Option<SocketAddr>,
-    /// Several networks below the prefix instead of the one at the prefix.
-    pub networks: Option<Networks>,
-}
 
 /// Why the daemon ended other than by a signal. Each ends the process with code 1.
 #[derive(Debug, thiserror::Error)]
