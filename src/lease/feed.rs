@@ -99,8 +99,8 @@ impl Feed {
         self.list_at
     }
 
-    /// Starts a watch that is due again, from where the last one ended.
-    pub(super) fn tick(&mut self, now: Duration) -> Option<Step> {
+    /// Where a watch that is due again starts: the last one ended there.
+    pub(super) fn watch_due(&mut self, now: Duration) -> Option<Revision> {
         let due = self.retry_at().is_some_and(|at| at <= now);
         due.then(|| self.start_watch(self.cursor))
     }
@@ -173,7 +173,7 @@ impl Feed {
         self.floor = revision;
         self.cursor = if reset { revision } else { self.cursor.max(revision) };
         if reset || self.watch == Watch::Compacted {
-            steps.push(self.start_watch(revision));
+            steps.push(Step::Watch { from: self.start_watch(revision) });
         }
         self.schedule_list(now, delays);
         steps.push(Step::Compare { repair });
@@ -187,7 +187,7 @@ impl Feed {
         self.floor = revision;
         self.cursor = revision;
         self.schedule_list(now, delays);
-        [Step::Compare { repair: false }, self.start_watch(revision)]
+        [Step::Compare { repair: false }, Step::Watch { from: self.start_watch(revision) }]
     }
 
     fn schedule_list(&mut self, now: Duration, delays: &mut Delays) {
@@ -200,10 +200,10 @@ impl Feed {
         debug_assert!(self.list_at > now, "a list would follow on this one without a pause");
     }
 
-    fn start_watch(&mut self, from: Revision) -> Step {
+    fn start_watch(&mut self, from: Revision) -> Revision {
         debug_assert!(from >= self.floor, "a watch from {from} repeats what the list of {} has", self.floor);
         self.watch = Watch::Starting;
-        Step::Watch { from }
+        from
     }
 
     /// A watch runs. Returns whether it is one that we asked for.

@@ -235,8 +235,9 @@ impl Manager {
         self.say(said);
         let lost = self.own.as_mut().and_then(|own| own.tick(now));
         self.do_for_own(now, lost);
-        let watch = self.feed.tick(now);
-        self.do_for_feed(now, watch, &Listing::default());
+        if let Some(from) = self.feed.watch_due(now) {
+            self.out.push(Output::Watch { from });
+        }
         if self.in_flight.is_some() || self.call_due().is_none_or(|due| due > now) {
             return;
         }
