@@ -13,16 +13,21 @@
 //!                      └────────▲─────────────────────────────────────────┬─────────────┘
 //!              RouteCommand, Stop: bounded, wake-up                counters: read-only
 //!                      ┌────────┴───────────────── control thread ────────▼─────────────┐
-//!  etcd v2/v3 ─watch─► │ etcd/ ──► lease/ ──► Event ──► backend/{udp|vxlan|host_gw|…}   │ ─netlink─► kernel
+//!  etcd v2/v3 ─watch─► │ etcd/ ─► lease/ ─► membership/ ─Event─► backend/{udp|vxlan|…}  │ ─netlink─► kernel
 //!                      └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Rooms, in the order in which a packet meets them, then the control path:
+//! Two plain values join the rooms: *who is in the network* ([`subnet::Event`], told by a [`membership::Source`]) and
+//! *how things are* ([`report::State`]).
 //!
-//! | room | what it knows |
+//! | what every room may stand on | what it knows |
 //! |---|---|
 //! | [`log`] | what may be said, and how often |
-//! | [`report`] | how the daemon is, as plain values |
+//! | [`report`] | how the daemon is, as plain values; every metric |
+//! | [`subnet`] | flannel's contract as values: config, lease, event, allocation, `subnet.env` |
+//!
+//! | packet path, in the order in which a packet meets the rooms | what it knows |
+//! |---|---|
 //! | [`packet`] | what the bytes mean: IPv4, TCP, UDP, ICMP, checksum, virtio-net header |
 //! | [`offload`] | shapes of many packets: segment, coalesce, batch |
 //! | [`route`] | which peer owns an address |
@@ -30,8 +35,10 @@
 //! | [`tun`] | the TUN device: open, queues, offloads |
 //! | [`udp`] | the UDP socket: bind, sizes, `UDP_SEGMENT` and `UDP_GRO` |
 //! | [`bpf`] | programs that the kernel runs: instructions, loader, the steering of TUN queues |
-//! | [`engine`] | joins the rooms above: worker, `tun_to_udp`, `udp_to_tun`, port, counters |
-//! | [`subnet`] | flannel's contract as values: config, lease, allocation, `subnet.env` |
+//! | [`engine`] | joins the rooms above: worker, `tun_to_udp`, `udp_to_tun`, refusals, port, counters |
+//!
+//! | control path, from the store to the kernel | what it knows |
+//! |---|---|
 //! | [`store`] | flannel's contract with a store, and one inside this process |
 //! | [`etcd`] | etcd as a store: v2, v3 |
 //! | [`lease`] | the lease's life, without I/O |
@@ -39,13 +46,30 @@
 //! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
 //! | [`iface`] | which interface carries the overlay |
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
-//! | [`status`] | health, readiness and metrics over HTTP |
 //! | [`backend`] | what a lease event does |
-//! | [`cli`] | what was typed and what it means |
+//! | [`status`] | health, readiness and metrics over HTTP |
 //! | [`daemon`] | puts the two paths together; start, signals, stop |
+//! | [`cli`] | what was typed and what it means |
 //!
-//! Start reading at [`engine`] for packets, at [`lease`] for subnets, at [`daemon`] for the whole.
-//! Rooms import downward only; `tests/tidy.rs` holds the ranks and proves it.
+//! # Ways through it
+//!
+//! | what happens | the files, in order |
+//! |---|---|
+//! | a container's packet leaves | `engine/worker.rs`, `engine/tun_to_udp.rs`, `offload/batch/` |
+//! | a peer's packet is let in or refused | `engine/udp_to_tun.rs`, `offload/coalesce/` |
+//! | a path refuses a train | `engine/worker.rs`, `engine/refusals.rs` |
+//! | a lease becomes a route | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
+//! | this host gets, renews or loses its lease | `lease/manager.rs`, `lease/seek.rs`, `lease/own.rs` |
+//! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
+//! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
+//! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` |
+//! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
+//! | a flag takes effect | `cli/flags.rs`, `cli/meaning.rs`, `daemon/settings.rs` |
+//! | another source of membership comes | `membership/mod.rs`, `membership/etcd.rs` |
+//! | another backend comes | `backend/mod.rs` (the traits and `KINDS`), `backend/alloc.rs` (the smallest) |
+//!
+//! Rooms import downward only, and no files of a room name each other in a circle; `tests/tidy.rs` holds the ranks
+//! and proves both.
 
 pub mod backend;
 #[allow(unsafe_code)] // bpf(2)

@@ -160,6 +160,18 @@ fn every_room_is_in_the_design() {
     assert_eq!(unnamed(&rooms, &read("docs/design.md")), Vec::<String>::new());
 }
 
+/// The map in `src/lib.rs` leads to files that exist.
+#[test]
+fn the_map_of_the_library_is_true() {
+    let path = regex::Regex::new(r"`([a-z_/]+(?:\.rs|/))`").unwrap();
+    let map: String = read("src/lib.rs").lines().filter(|line| line.starts_with("//!")).collect();
+    let named: Vec<_> = path.captures_iter(&map).map(|found| found[1].to_owned()).collect();
+    assert!(named.len() > 25, "{named:?}");
+    let there =
+        |name: &&String| ["src", ""].iter().any(|dir| documents::root().join(dir).join(name).exists());
+    assert_eq!(named.iter().filter(|name| !there(name)).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
 #[test]
 fn the_readme_is_short() {
     let text = read("README.md");
