@@ -1,4 +1,4 @@
-//! The `flanneld` binary: parse, run, exit code.
+//! The `flanneld` binary: it parses, runs the daemon and ends with its exit code.
 
 use flanneld::cli::{self, Parsed};
 use flanneld::daemon;
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let settings = match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Parsed::Run(settings) => *settings,
         Parsed::Exit { code, stderr } => {
-            // Where nobody reads it, the exit code has to do.
+            // If stderr is closed, the exit code alone tells what happened.
             let _ = std::io::stderr().write_all(stderr.as_bytes());
             return ExitCode::from(code);
         }
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         .with_writer(|| LogLines(std::io::stderr()))
         .with_ansi(false)
         .with_max_level(level)
-        // A line that cannot be written is lost; the library's complaint about it would be a panic.
+        // A line that cannot be written is lost. The library would complain on stderr too, and panic there.
         .log_internal_errors(false)
         .init();
     match daemon::run(settings) {

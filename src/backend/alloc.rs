@@ -1,4 +1,4 @@
-//! The `alloc` backend: no data path, only the lease and `subnet.env`.
+//! The `alloc` backend has no data path, only the lease and `subnet.env`.
 
 use super::{Backend, BackendError, Network, Setup};
 use crate::netlink::Netlink;
@@ -8,10 +8,10 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 
-/// flannel's name for it.
+/// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "alloc";
 
-/// The backend as configured.
+/// The `alloc` backend as configured.
 #[derive(Debug)]
 pub(super) struct Config {
     mtu: u32,
@@ -30,7 +30,7 @@ impl Backend for Config {
         &self.attrs
     }
 
-    /// The external interface's.
+    /// The MTU of the external interface, since we add no header.
     fn mtu(&self) -> u32 {
         self.mtu
     }
@@ -44,7 +44,7 @@ impl Backend for Config {
     }
 }
 
-/// The backend at work: somebody else carries the packets.
+/// The `alloc` backend at work: somebody else carries the packets.
 #[derive(Debug)]
 struct Nothing;
 

@@ -1,5 +1,5 @@
-//! An operator's command, run without a shell: split on white space, the documented variables put in, bounded in
-//! time and output. Nothing that comes from the store is ever parsed as a command.
+//! An operator's command runs without a shell: its line is split on white space, the documented variables are put in,
+//! and its time and output are bounded. Nothing that peers published is ever parsed as a command.
 
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
@@ -10,58 +10,58 @@ use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A command that takes longer is killed.
+/// How long a command may take before it is killed.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How often it is looked at.
+/// How often we look whether a command has ended.
 const TICK: Duration = Duration::from_millis(5);
-/// How long the output of a command that has ended is waited for: a process that it left may hold the pipe.
+/// How long we wait for the output of a command that has ended: a process that it left may hold the pipe.
 const DRAIN: Duration = Duration::from_millis(500);
-/// Output beyond this many bytes is dropped; etcd takes 1.5 MiB a request.
+/// How many bytes of output are kept; the rest is dropped. etcd takes 1.5 MiB a request.
 const MOST_OUTPUT: usize = 64 * 1024;
 
 /// Why a command failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommandError {
-    /// It could not be started or watched.
+    /// The command could not be started or watched.
     #[error("{command:?}: {reason}")]
     Run {
-        /// As configured.
+        /// The command line as configured.
         command: String,
-        /// What the system said.
+        /// The reason that the system gave.
         reason: String,
     },
-    /// It said no.
+    /// The command ended with an exit code other than 0, or by a signal.
     #[error("{command:?}: {status}: {output}")]
     Status {
-        /// As configured.
+        /// The command line as configured.
         command: String,
-        /// Exit code or signal.
+        /// The exit code or signal.
         status: ExitStatus,
-        /// What it printed.
+        /// The text that it printed.
         output: String,
     },
-    /// It took too long.
+    /// The command took too long and was killed.
     #[error("{command:?}: took more than {} s and was killed", LIMIT.as_secs())]
     Timeout {
-        /// As configured.
+        /// The command line as configured.
         command: String,
     },
 }
 
-/// A command and what it is given.
+/// A command line, and what the command is given.
 #[derive(Debug, Clone)]
 pub(super) struct Command {
-    /// As configured.
+    /// The command line as configured.
     pub(super) line: String,
-    /// Its variables; they can stand in the line as `$NAME` or `${NAME}` and are in its environment too.
+    /// The variables. They can stand in the line as `$NAME` or `${NAME}`, and are in the environment too.
     pub(super) variables: Vec<(&'static str, String)>,
-    /// What it reads.
+    /// The text that the command reads on its standard input.
     pub(super) input: String,
 }
 
 impl Command {
-    /// Program and arguments. A word's variables are put in after the line was split, so a value never makes
-    /// two words. What looks like a variable and is none of ours stays as it is.
+    /// The program and its arguments. The line is split before variables are put in, so a value never makes two words.
+    /// A name that is not a variable of ours stays as it is.
     fn words(&self) -> Vec<String> {
         self.line.split_whitespace().map(|word| self.expand(word)).collect()
     }
@@ -87,7 +87,7 @@ impl Command {
         out
     }
 
-    /// The variable whose name starts `text`, and how much of it that takes.
+    /// The value of the variable whose name starts `text`, and how many bytes the name takes.
     fn variable(&self, text: &str) -> Option<(&str, usize)> {
         let (name, length) = match text.strip_prefix('{') {
             Some(inner) => inner.split_once('}').map(|(name, _)| (name, name.len() + 2))?,
@@ -100,10 +100,11 @@ impl Command {
         Some((value, length))
     }
 
-    /// Runs it, watched by a thread, and waits without blocking; the trimmed output. Giving up the wait kills it.
+    /// Runs the command while a thread watches it, waits without blocking, and returns the trimmed output. Dropping the
+    /// future kills the command.
     ///
     /// # Errors
-    /// [`CommandError`].
+    /// The command could not run, failed, or took too long.
     pub(super) async fn run(self) -> Result<String, CommandError> {
         type Slot = (Option<Result<String, CommandError>>, Option<Waker>);
         let (child, output) = self.start().map_err(|error| self.error(error))?;
@@ -130,10 +131,10 @@ impl Command {
         .await
     }
 
-    /// Runs it; the trimmed output of both kinds.
+    /// Runs the command and returns the trimmed output of stdout and stderr.
     ///
     /// # Errors
-    /// [`CommandError`].
+    /// The command could not run, failed, or took too long.
     pub(super) fn run_blocking(&self) -> Result<String, CommandError> {
         let (child, output) = self.start().map_err(|error| self.error(error))?;
         self.watch(&Mutex::new(child), &output)
@@ -175,7 +176,7 @@ impl Command {
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             let input = self.input.clone();
-            // A command that does not read must not stop us; one that ends first is no error.
+            // A thread writes, so a command that does not read cannot stop us. One that ends early is no error.
             thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
         }
         let (sender, output) = mpsc::channel();
@@ -197,12 +198,12 @@ impl Command {
     }
 }
 
-/// A child that nobody waits for any more.
+/// A child that is killed when nobody waits for it any more.
 struct KillOnDrop(Arc<Mutex<Child>>);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Of one that has ended and was waited for, the standard library knows that there is nothing to kill.
+        // The standard library remembers a child that was waited for, and kills nothing then.
         let _ = lock(&self.0).kill();
     }
 }
@@ -311,7 +312,7 @@ mod tests {
         }
     }
 
-    /// A minimal executor: parks until woken.
+    /// A minimal executor, which parks its thread until it is woken.
     fn block_on<F: Future>(future: F) -> F::Output {
         struct Unpark(thread::Thread);
         impl std::task::Wake for Unpark {

@@ -2,8 +2,8 @@
 //!
 //! `PreStartupCommand` runs before there is a lease; what it prints is published as `BackendData`.
 //! `PostStartupCommand` runs with the lease. `SubnetAddCommand` and `SubnetRemoveCommand` run for each peer, with
-//! what that peer published on their standard input, one after the other in a thread of their own. How a command
-//! line is read: the file `command.rs` beside this one.
+//! what that peer published on their standard input, one after the other in a thread of their own. The file
+//! `command.rs` beside this one says how a command line is read.
 
 use super::command::Command;
 use super::{Backend, BackendError, Network, Setup};
@@ -21,10 +21,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use tracing::{debug, info, warn};
 
-/// flannel's name for it.
+/// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "extension";
 
-/// The backend as configured; its first command has run.
+/// The `extension` backend as configured; its first command has run.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     network: Ipv4Net,
@@ -36,7 +36,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Runs `PreStartupCommand`.
+    /// Reads the commands of the network config, and runs `PreStartupCommand`.
     pub(super) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, .. } = setup;
         let command = |name: &str| {
@@ -65,7 +65,7 @@ impl Config {
         })
     }
 
-    /// Runs `PostStartupCommand`.
+    /// Runs `PostStartupCommand` with the subnet that was leased.
     async fn post_startup(&self, subnet: Ipv4Net) -> Result<(), BackendError> {
         let Some(line) = self.post_startup.clone() else { return Ok(()) };
         let variables = vec![
@@ -99,13 +99,13 @@ impl Backend for Config {
     }
 }
 
-/// The backend at work.
+/// The `extension` backend at work.
 #[derive(Debug)]
 struct Commands {
     config: Config,
-    /// To the thread that runs the commands; it ends with what is still in the channel.
+    /// The way to the thread that runs the commands. When this is dropped, the thread runs what is left and ends.
     queue: Sender<Command>,
-    /// As they were added.
+    /// The peers' leases as they were added, since a removal needs the same data.
     peers: BTreeMap<Ipv4Net, Lease>,
     foreign: u64,
     unusable: u64,
@@ -142,7 +142,7 @@ impl Commands {
         }
     }
 
-    /// False if the peer's data are not what an extension node publishes.
+    /// Queues the command `line` for a peer; false if the peer's data are not what an extension node publishes.
     fn enqueue(&mut self, line: Option<String>, lease: &Lease) -> bool {
         let data = match &lease.attrs.backend_data {
             Some(Value::String(text)) => text.as_str(),

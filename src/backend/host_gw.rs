@@ -1,5 +1,5 @@
-//! The `host-gw` backend: a plain route to each peer's subnet, by way of the peer. No tunnel, so every peer must
-//! be on the external interface's own link.
+//! The `host-gw` backend sets a plain route to each peer's subnet, with the peer as gateway. There is no tunnel, so
+//! every peer must be on the external interface's own link.
 //!
 //! The routes stay when the process goes. They carry our protocol number, by which the next start knows them.
 
@@ -17,10 +17,10 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 use tracing::warn;
 
-/// flannel's name for it.
+/// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "host-gw";
 
-/// The backend as configured.
+/// The `host-gw` backend as configured.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     network: Ipv4Net,
@@ -65,7 +65,7 @@ impl Backend for Config {
     }
 }
 
-/// The backend at work.
+/// The `host-gw` backend at work.
 #[derive(Debug)]
 struct Routes {
     config: Config,
@@ -100,7 +100,7 @@ impl Routes {
 
     async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         let name = self.config.external.name.clone();
-        // A device that was made anew has another number.
+        // A device that was made anew has another number, so the name counts.
         let link = netlink.link_by_name(&name).await?.ok_or(BackendError::NoLink(name.clone()))?;
         self.config.external.index = link.index;
         let mut outcome = self.routes(netlink, self.upkeep.stale()).await?;

@@ -1,9 +1,9 @@
-//! What a lease does on this host: a backend makes a subnet work, and follows the leases of the peers.
+//! A backend makes the leased subnet work on this host, and follows the leases of the peers.
 //!
 //! [`from_config`] reads the network config's `Backend` object. The [`Backend`] that comes out knows what to publish
 //! in the lease and which MTU containers get, before there is a lease. [`Backend::register`] brings it to life for
 //! the subnet that was leased. The [`Network`] that comes out takes [`Event`]s, and [`Network::maintain`] repairs
-//! what others broke: a backend states what it wants, and compares with what is there.
+//! what others broke: a backend states what it wants, and compares that with what is there.
 //!
 //! udp hands events to its engine at once. The backends that live in the kernel's tables only note them;
 //! [`Network::is_pending`] then asks for a pass of [`Network::maintain`], which writes what a burst of events
@@ -12,7 +12,7 @@
 //! A lease of another backend's type belongs to a node that this one cannot talk to: it is counted and left
 //! alone.
 //!
-//! A new backend is a file that has the two traits, and a row of `KINDS`.
+//! A new backend is a file that implements the two traits, and a row of `KINDS`.
 
 mod alloc;
 mod command;
@@ -42,13 +42,13 @@ use std::time::Duration;
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// A type that this version does not serve, or none that exists.
+    /// This version does not serve the type, or no such type exists.
     #[error(
         "network config: Backend.Type {0:?} is not served by this version; it serves {kinds}",
         kinds = served()
     )]
     Unknown(String),
-    /// A field of the `Backend` object.
+    /// A field of the `Backend` object is wrong.
     #[error("network config: {0}")]
     Config(#[from] ConfigError),
     /// The link is too narrow for any packet.
@@ -56,13 +56,13 @@ pub enum BackendError {
     Mtu {
         /// The external interface.
         name: String,
-        /// Its MTU.
+        /// The MTU of that interface.
         mtu: u32,
     },
-    /// No TUN device.
+    /// The TUN device could not be made.
     #[error(transparent)]
     Tun(#[from] crate::tun::TunError),
-    /// No socket.
+    /// A socket could not be made.
     #[error(transparent)]
     Udp(#[from] crate::udp::UdpError),
     /// The engine did not start, or does not answer.
@@ -74,7 +74,7 @@ pub enum BackendError {
     /// Somebody deleted the overlay's device before it was ready.
     #[error("{0} vanished while it was set up")]
     Vanished(String),
-    /// The kernel's tables.
+    /// The kernel's tables could not be read or written.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// The overlay's device disappears again and again.
@@ -83,30 +83,30 @@ pub enum BackendError {
     /// The interface that was chosen at the start is away.
     #[error("there is no interface {0} now")]
     NoLink(String),
-    /// host-gw's peers route to the interface itself.
+    /// The public IP is not the interface's own address, which host-gw's peers need as their gateway.
     #[error(
         "host-gw needs peers to reach this host at an address of its own: the public IP {public_ip} is not \
          {name}'s address {address}"
     )]
     PublicIp {
-        /// What peers are told.
+        /// The address that peers are told.
         public_ip: Ipv4Addr,
         /// The external interface.
         name: String,
-        /// Its address.
+        /// The address of that interface.
         address: Ipv4Addr,
     },
-    /// An extension's command.
+    /// A command of the extension backend failed.
     #[error("extension: {0}")]
     Command(#[from] CommandError),
-    /// No thread.
+    /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
 }
 
 impl BackendError {
-    /// Whether waiting may help: a daemon that was killed lets go of its port only when the kernel has closed
-    /// its io_uring, some time after the process is gone.
+    /// Whether waiting may help. The port of a daemon that was killed is free only when the kernel has closed its
+    /// io_uring, some time after the process is gone.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, BackendError::Udp(crate::udp::UdpError::InUse { .. }))
@@ -120,19 +120,19 @@ pub struct Setup<'a> {
     pub config: &'a Config,
     /// The interface that carries the overlay.
     pub external: &'a External,
-    /// The packet path, for udp.
+    /// The settings of the packet path, which udp needs.
     pub engine: &'a EngineSettings,
-    /// The kernel's tables.
+    /// The way to the kernel's tables.
     pub netlink: &'a Netlink,
 }
 
-/// A backend that is being configured, or the reason why it cannot be.
+/// The future of a backend that is being configured.
 type Configuring<'a> = LocalBoxFuture<'a, Result<Rc<dyn Backend>, BackendError>>;
 
-/// What makes a backend of its kind.
+/// A function that makes a backend of its kind.
 type Configure = for<'a> fn(Setup<'a>) -> Configuring<'a>;
 
-/// Every `Backend.Type` that is served, in the order in which errors name them, and what makes the backend.
+/// Every `Backend.Type` that is served, in the order in which errors name them, with the function that makes it.
 const KINDS: [(&str, Configure); 5] = [
     (udp::KIND, |setup| udp::Config::configure(setup).map(shared).boxed_local()),
     (vxlan::KIND, |setup| vxlan::Config::configure(setup).map(shared).boxed_local()),
@@ -145,7 +145,7 @@ fn shared<B: Backend + 'static>(made: Result<B, BackendError>) -> Result<Rc<dyn 
     Ok(Rc::new(made?))
 }
 
-/// What [`Backend::register`] gives.
+/// The network that was made, in the shape that [`Backend::register`] returns.
 fn boxed<N: Network + 'static>(made: Result<N, BackendError>) -> Result<Box<dyn Network>, BackendError> {
     Ok(Box::new(made?))
 }
@@ -171,7 +171,7 @@ pub async fn from_config(setup: Setup<'_>) -> Result<Rc<dyn Backend>, BackendErr
 
 /// A backend as configured, without a lease yet.
 pub trait Backend: fmt::Debug {
-    /// What the lease's value says.
+    /// The attributes that are published as the lease's value.
     fn attrs(&self) -> &LeaseAttrs;
 
     /// The MTU for containers, in bytes.
@@ -180,7 +180,7 @@ pub trait Backend: fmt::Debug {
     /// Makes `subnet` work on this host.
     ///
     /// # Errors
-    /// [`BackendError`] names what is missing.
+    /// The [`BackendError`] names what is missing.
     fn register<'a>(
         &'a self,
         netlink: &'a Netlink,
@@ -190,10 +190,10 @@ pub trait Backend: fmt::Debug {
 
 /// A backend at work. What a method does by default is right for a backend that owns nothing in the kernel's tables.
 pub trait Network: fmt::Debug {
-    /// Follows the peers.
+    /// Follows the peers: takes the events of their leases, in order.
     fn apply(&mut self, events: &[Event]);
 
-    /// Whether [`Network::maintain`] has something to write that is known already.
+    /// Whether events have left something for the next [`Network::maintain`] to write.
     fn is_pending(&self) -> bool {
         false
     }
@@ -203,32 +203,32 @@ pub trait Network: fmt::Debug {
         false
     }
 
-    /// How long to wait before the next [`Network::maintain`] after a change that concerns this network: somebody
-    /// may undo every repair at once, and is not to keep us at work.
+    /// How long to wait before the next [`Network::maintain`] after a change that concerns this network. The pause
+    /// keeps us from working without end against somebody who undoes every repair at once.
     fn repair_pause(&self) -> Duration {
         Duration::ZERO
     }
 
     /// Compares what is there with what should be, and mends the difference. The first call comes after the
-    /// first snapshot of peers was applied: entries of peers that are gone are removed then.
+    /// first snapshot of peers was applied, so entries of peers that are gone may be removed.
     ///
     /// # Errors
-    /// What could not be mended now; try again later, except after [`BackendError::Unstable`].
+    /// Something could not be mended now. The caller tries again later, except after [`BackendError::Unstable`].
     fn maintain<'a>(&'a mut self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
         std::future::ready(Ok(())).boxed_local()
     }
 
-    /// Whether no part of its data path has ended by itself.
+    /// Whether every part of the data path still runs.
     fn is_alive(&self) -> bool {
         true
     }
 
-    /// Ready when a part of its data path has ended by itself: [`Network::maintain`] mends it. One task may wait.
+    /// Ready when a part of the data path has ended by itself, which [`Network::maintain`] mends. One task may wait.
     fn poll_ended(&self, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
 
-    /// Counters and peers; `None` for a network without a data path.
+    /// Reports the counters and peers; `None` for a network without a data path.
     fn report<'a>(&'a self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>>;
 }
 

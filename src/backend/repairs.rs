@@ -1,16 +1,17 @@
-//! Repairs are counted and logged; but somebody who undoes the same one again and again must not fill the log, nor
-//! keep us at work: then there is one look a second, and one line a minute.
+//! Repairs are counted and logged. When somebody undoes the same one again and again, the log must not fill and we
+//! must not be kept at work: then there is one look a second, and one line a minute.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// So many repairs of the same thing within [`WINDOW`] are a fight.
+/// This many repairs of the same thing within [`WINDOW`] are a fight.
 const MOST: usize = 3;
+/// The time in which [`MOST`] repairs are a fight; a fight ends after as long without one.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Between two looks during a fight.
+/// The time between two looks during a fight.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Between two lines about it.
+/// The time between two lines about a fight.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// The repairs of one network.
@@ -20,27 +21,27 @@ pub(super) struct Repairs {
     tracks: BTreeMap<String, Track>,
 }
 
-/// Repairs of the same thing.
+/// The repairs of one and the same thing.
 #[derive(Debug, Default)]
 struct Track {
-    /// The latest, at most [`MOST`].
+    /// The times of the latest repairs, at most [`MOST`].
     times: Vec<Instant>,
-    /// In a fight: since when repairs are counted for the next line, and how many there were.
+    /// During a fight, the time of the last line and how many repairs came since.
     fight: Option<(Instant, u64)>,
 }
 
 impl Repairs {
-    /// All that there were.
+    /// The number of all repairs so far.
     pub(super) fn total(&self) -> u64 {
         self.total
     }
 
-    /// One that needs no line of its own.
+    /// Counts a repair that needs no line here.
     pub(super) fn count(&mut self) {
         self.total += 1;
     }
 
-    /// One that did `what`.
+    /// Counts a repair that did `what`, and logs it unless it is part of a fight.
     pub(super) fn note(&mut self, now: Instant, what: String) {
         self.count();
         self.settle(now);
@@ -63,7 +64,7 @@ impl Repairs {
         *count += 1;
     }
 
-    /// Says what is due, and forgets what is over.
+    /// Logs what is due, and forgets what is over.
     pub(super) fn settle(&mut self, now: Instant) {
         self.tracks.retain(|what, track| {
             let last = track.times.last().copied().unwrap_or(now);
@@ -81,7 +82,7 @@ impl Repairs {
         });
     }
 
-    /// How long the next look has to wait.
+    /// How long the next look at the tables has to wait.
     pub(super) fn pause(&self, now: Instant) -> Duration {
         let fights = self.tracks.values().filter(|track| track.fight.is_some());
         let last = fights.filter_map(|track| track.times.last()).max();
@@ -100,7 +101,7 @@ mod tests {
         let (start, mut repairs) = (Instant::now(), Repairs::default());
         for n in 0..20 {
             repairs.note(start + 6 * n * SECOND, "route".to_owned());
-            // Different things, as after a deleted device.
+            // These are different things, as after a deleted device.
             repairs.note(start + 6 * n * SECOND, format!("address {n}"));
             assert_eq!(repairs.pause(start + 6 * n * SECOND), Duration::ZERO);
         }

@@ -1,7 +1,7 @@
-//! The book-keeping of a network that lives in the kernel's tables (vxlan, host-gw): when entries of peers that
-//! are no more may be removed, what counts as a repair, and what is worth a line in the log.
+//! The book-keeping of a network that lives in the kernel's tables (vxlan, host-gw). It decides when entries of peers
+//! that have left may be removed, what counts as a repair, and what is worth a line in the log.
 //!
-//! Entries outlive the process, so that a restart loses no packet. The price: those of peers that left in the
+//! Entries outlive the process, so that a restart loses no packet. Therefore those of peers that left in the
 //! meantime have to be found and removed. The first pass over the tables therefore only adds, and counts what
 //! it would remove. If that is more than half of what is there, the store is suspect (wiped, half restored), and
 //! everything stays for a while; the watch brings back whoever is really there.
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 const LEAST_SUSPECT: usize = 4;
 /// How long the entries of a suspect loss stay.
 const HOLD: Duration = Duration::from_secs(25);
-/// So many refused entries are named in the log; the rest is counted.
+/// How many refused entries the log names; the rest is counted.
 const MOST_SAID: usize = 3;
 
 /// Whether entries that no peer wants may go.
@@ -26,25 +26,25 @@ const MOST_SAID: usize = 3;
 enum Sweep {
     /// The first pass is still to come.
     Due,
-    /// It found too many.
+    /// The first pass found too many, and they stay until this time at most.
     Held { until: Instant },
-    /// As they come.
+    /// Every pass removes what no peer wants.
     Open,
 }
 
-/// See the module's text.
+/// What has to be remembered between two passes over the tables.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     sweep: Sweep,
-    /// The peers have changed since the last pass: what the next one writes is no repair.
+    /// Whether the peers have changed since the last pass; then what the next one writes is no repair.
     pending: bool,
-    /// Leases of another backend's nodes, by their events.
+    /// How many events were of leases of another backend's nodes.
     foreign: u64,
-    /// Leases of this backend's type that it cannot use, by their events.
+    /// How many events were of leases of this backend's type that it cannot use.
     unusable: u64,
-    /// Passes that had to put something right.
+    /// The passes that had to put something right.
     repairs: Repairs,
-    /// Entries that the kernel refused in the last pass.
+    /// How many entries the kernel refused in the last pass.
     refused: usize,
     complaint: Complaint<Instant>,
 }
@@ -62,7 +62,7 @@ impl Upkeep {
         }
     }
 
-    /// A peer came, changed or went.
+    /// Notes that a peer came, changed or went.
     pub(super) fn peers_changed(&mut self) {
         self.pending = true;
     }
@@ -84,7 +84,7 @@ impl Upkeep {
         if self.sweep == Sweep::Open { Stale::Remove } else { Stale::Keep }
     }
 
-    /// After a pass that kept `stale` entries beside those of `peers`: whether another one may remove them.
+    /// After a pass that kept the `stale` entries beside those of `peers` peers, whether another one may remove them.
     pub(super) fn may_sweep(&mut self, now: Instant, stale: usize, peers: usize) -> bool {
         let suspect = stale >= LEAST_SUSPECT && stale > peers;
         let open = match self.sweep {
@@ -110,7 +110,7 @@ impl Upkeep {
         open
     }
 
-    /// The end of a pass. `device` is what was done to the device, `name` the device or interface.
+    /// Ends a pass. `device` is what was done to the device, and `name` names the device or interface.
     pub(super) fn conclude(&mut self, name: &str, device: Changes, tables: Outcome) {
         let now = Instant::now();
         let repair = !device.is_empty() || (!self.pending && !tables.changes.is_empty());
@@ -147,7 +147,7 @@ impl Upkeep {
         self.repairs.pause(Instant::now())
     }
 
-    /// What there is to report of `peers` peers.
+    /// The report of a data path with `peers` peers.
     pub(super) fn report(&self, peers: usize) -> DataPath {
         let samples = vec![
             Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),

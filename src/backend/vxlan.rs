@@ -1,13 +1,13 @@
-//! The `vxlan` backend: a VXLAN device of the kernel's, and for each peer an ARP entry, a forwarding entry and a
+//! The `vxlan` backend has a VXLAN device of the kernel's, and for each peer an ARP entry, a forwarding entry and a
 //! route. The kernel carries the packets.
 //!
 //! - Every node publishes its device's MAC (`VtepMAC`). A packet to a peer's subnet goes by a route to the
 //!   subnet's base address, by an ARP entry from there to the peer's MAC, and by a forwarding entry from there
-//!   to the peer's PublicIP. All three are static: a stopped daemon stops nothing.
-//! - The device stays when the process goes, and the next start finds and keeps it with its MAC. Should it be
-//!   deleted, it is made again with the same MAC and every entry. After a reboot the MAC is the same too: it is
-//!   derived from PublicIP, VNI and `/etc/machine-id`, so peers need not learn a new one.
-//! - `DirectRouting`: a peer on the external interface's own link gets a plain route, as with host-gw.
+//!   to the peer's PublicIP. All three are static, so packets still flow when the daemon has stopped.
+//! - The device stays when the process goes, and the next start finds and keeps it with its MAC. If somebody deletes
+//!   it, we make it again with the same MAC and every entry. After a reboot the MAC is the same too: it is derived
+//!   from PublicIP, VNI and `/etc/machine-id`, so peers need not learn a new one.
+//! - With `DirectRouting` a peer on the external interface's own link gets a plain route, as with host-gw.
 
 use super::upkeep::Upkeep;
 use super::{Backend, BackendError, Network, Setup};
@@ -26,30 +26,30 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 use tracing::warn;
 
-/// flannel's name for it.
+/// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "vxlan";
-/// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
+/// The bytes of the outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
 const OVERHEAD: u32 = 50;
 /// The smallest MTU of an IPv4 link (RFC 791).
 const LEAST_MTU: u32 = 68;
-/// A VNI has 24 bits, but `flannel.<VNI>` must fit into the 15 bytes of an interface's name.
+/// The largest VNI. It has 24 bits, but `flannel.<VNI>` must fit into the 15 bytes of an interface's name.
 const MAX_VNI: u32 = 9_999_999;
-/// A device that is deleted more often than this within a minute belongs to somebody else's management.
+/// How often within a minute we make a deleted device anew before we conclude that somebody else manages it.
 const MOST_RESTARTS: usize = 10;
 
-/// The backend as configured.
+/// The `vxlan` backend as configured.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     network: Ipv4Net,
     external: External,
-    /// The device but for the number of the device below it, which may change.
+    /// The device. The number of the link below it may change, and is set anew at every pass.
     device: Vxlan,
     direct_routing: bool,
     attrs: LeaseAttrs,
 }
 
 impl Config {
-    /// The MAC is that of the device that an earlier run left, if there is one.
+    /// Reads the config. The MAC is that of the device that an earlier run left, if there is one, else a derived one.
     pub(super) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, netlink, .. } = setup;
         let fields = &config.backend;
@@ -126,8 +126,8 @@ fn machine_id() -> String {
     paths.iter().find_map(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
 }
 
-/// A MAC that is always the same for this machine, address and VNI, and hardly ever another's: 46 bits of a hash
-/// (FNV-1a, then the finalizer of SplitMix64 to spread it). Not [`std::hash`], which may change.
+/// A MAC that is always the same for this machine, address and VNI, and hardly ever another machine's. It is 46 bits
+/// of a hash (FNV-1a, then the finalizer of SplitMix64 to spread it), since the results of [`std::hash`] may change.
 fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
     let bytes = machine_id.trim().bytes().chain(public_ip.octets()).chain(vni.to_be_bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -139,7 +139,7 @@ fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
     Mac([a, b, c, d, e, f]).locally_administered()
 }
 
-/// The far end of a tunnel.
+/// The far end of a tunnel to one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Vtep {
     mac: Mac,
@@ -147,7 +147,7 @@ struct Vtep {
 }
 
 impl Vtep {
-    /// What a lease says, written by any flannel: `{"VtepMAC":"…"}` with or without `VNI`, keys in any case.
+    /// Reads a lease that any flannel has written: `{"VtepMAC":"…"}` with or without `VNI`, keys in any case.
     fn of(lease: &Lease) -> Option<Self> {
         let Some(Value::Object(data)) = &lease.attrs.backend_data else { return None };
         let mac = data.iter().find(|(key, _)| key.eq_ignore_ascii_case("VtepMAC"))?.1;
@@ -156,19 +156,19 @@ impl Vtep {
     }
 }
 
-/// The backend at work.
+/// The `vxlan` backend at work.
 #[derive(Debug)]
 struct Tunnel {
     config: Config,
     subnet: Ipv4Net,
-    /// The device's number.
+    /// The device's number (ifindex); 0 before there is one.
     index: u32,
     peers: BTreeMap<Ipv4Net, Vtep>,
     upkeep: Upkeep,
     restarts: Vec<Instant>,
 }
 
-/// What the tables should hold.
+/// What the kernel's tables should hold.
 #[derive(Debug, Default)]
 struct Tables {
     arp: BTreeMap<Ipv4Addr, Mac>,
@@ -187,7 +187,7 @@ impl Tunnel {
         Ok(network)
     }
 
-    /// Device, MAC, address, MTU and state.
+    /// Sets device, MAC, address, MTU and state; returns what was missing.
     async fn ensure_device(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
         let external = &mut self.config.external;
         let link = netlink.link_by_name(&external.name).await?;
@@ -273,7 +273,7 @@ impl Tunnel {
         tables
     }
 
-    /// Whether a peer can be reached without a router.
+    /// Whether a peer is on the external interface's own link.
     async fn on_link(&self, netlink: &Netlink, address: Ipv4Addr) -> bool {
         let way = netlink.route_to(address).await;
         way.is_ok_and(|way| way.gateway.is_none() && way.link_index == self.config.external.index)
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// The values must never change: peers hold them.
+    /// The derived values must never change, since peers hold them.
     #[test]
     fn the_derived_mac_is_stable_and_told_apart() {
         let id = "0123456789abcdef0123456789abcdef";

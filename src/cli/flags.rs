@@ -1,5 +1,5 @@
-//! The table of all flags: flannel's (v0.6.2 to v0.28.9, where they concern etcd mode or must be
-//! refused by name) and ours.
+//! The table of all flags, which are flannel's and ours. Flannel's are those of v0.6.2 to v0.28.9 that concern etcd
+//! mode or must be refused by name.
 
 use super::value::{self, Value};
 use crate::daemon::settings::{
@@ -11,17 +11,17 @@ use std::time::Duration;
 /// The form of a flag's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// May stand bare, and never takes the next word.
+    /// A boolean, which may stand bare and never takes the next word.
     Bool,
     /// A whole number in this range.
     Int(i64, i64),
-    /// Anything; may be empty.
+    /// Any text, also an empty one.
     Text,
-    /// Anything, given several times.
+    /// Any text; the flag may be given several times.
     List,
-    /// Anything, never shown.
+    /// Any text, which is never shown.
     Secret,
-    /// One of these.
+    /// One of these words.
     Choice(&'static [&'static str]),
     /// A length of time in this range.
     Time(Duration, Duration),
@@ -31,21 +31,21 @@ pub(super) enum Kind {
     AutoOr(i64),
 }
 
-/// What becomes of a flag.
+/// Who a flag belongs to, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// flannel's, and does what it does there.
+    /// It is flannel's, and does what it does there.
     Flannel,
-    /// Of flannel's logging library.
+    /// It belongs to flannel's logging library.
     Logging,
-    /// Ours.
+    /// It is a flag of this daemon alone.
     Ours,
-    /// flannel's, and refused unless it has one of these values, with which it does nothing. The text
-    /// is what to do instead.
+    /// It is flannel's, and refused unless it has one of these values, with which it does nothing. The text says what
+    /// to do instead.
     NotServed(&'static [&'static str], &'static str),
 }
 
-/// A flag.
+/// One flag of the command line.
 #[derive(Debug)]
 pub(super) struct Flag {
     pub(super) name: &'static str,
@@ -56,7 +56,7 @@ pub(super) struct Flag {
 }
 
 impl Flag {
-    /// `-help` and `-version` are read before the environment.
+    /// Whether the environment may set the flag. `-help` and `-version` are read before the environment.
     pub(super) fn takes_env(&self) -> bool {
         !matches!(self.name, "help" | "version")
     }
@@ -82,7 +82,7 @@ const fn flag(
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// etcd's floor for a lease is 1.5 times its election timeout, and we must get a renewal in.
+/// The shortest TTL: etcd's floor is 1.5 times its election timeout, and we need time for a renewal.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 const LONGEST_LEASE: Duration = DAY.saturating_mul(3650);
 const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(100), SECOND.saturating_mul(300));
@@ -91,10 +91,10 @@ const fn number(n: usize) -> i64 {
     n as i64
 }
 const BATCH: Kind = Int(number(*READS_PER_TURN_RANGE.start()), number(*READS_PER_TURN_RANGE.end()));
-/// Bytes: from what two datagrams need to what the kernel can count.
+/// The range of a socket buffer in bytes: from what two datagrams need to what the kernel can count.
 const SOCKET_BUFFER: Kind = Int(128 << 10, 1 << 30);
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
-/// Seconds.
+/// The range of the resync period in seconds.
 const RESYNC: Kind = Int(1, 24 * 3600);
 const PORT: Kind = Int(0, u16::MAX as i64);
 const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
@@ -178,7 +178,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(NotServed(&["false"], NO_KUBERNETES), "use-multi-cluster-cidr", Bool, "false", "Several cluster networks"),
 ];
 
-/// The whole as clap sees it.
+/// The command line as clap sees it.
 pub(super) fn command() -> Command {
     Command::new("flanneld")
         .disable_help_flag(true)

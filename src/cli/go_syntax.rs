@@ -6,17 +6,17 @@ use super::value;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// A flag as typed.
+/// A flag as it was typed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Word {
-    /// Its name, without dashes.
+    /// The flag's name, without dashes.
     pub(super) name: String,
-    /// Its value; absent only for a flag that nobody knows.
+    /// The flag's value; absent only for a flag that nobody knows.
     value: Option<OsString>,
 }
 
 impl Word {
-    /// `--name=value`.
+    /// The word in the one form `--name=value`.
     pub(super) fn canonical(&self) -> OsString {
         let mut word = OsString::from(format!("--{}", self.name));
         if let Some(value) = &self.value {
@@ -26,14 +26,14 @@ impl Word {
         word
     }
 
-    /// For a boolean flag.
+    /// Whether the value means true; for boolean flags.
     pub(super) fn is_true(&self) -> bool {
         self.value.as_deref().and_then(OsStr::to_str).and_then(|text| value::bool(text).ok()) == Some(true)
     }
 }
 
-/// Reads the words after the program's name. An unknown flag ends the reading: whether the next word
-/// belongs to it cannot be told.
+/// Reads the words after the program's name. An unknown flag ends the reading, since nobody can tell whether the next
+/// word belongs to it.
 pub(super) fn read(args: impl Iterator<Item = OsString>) -> Result<Vec<Word>, Refusal> {
     let mut words: Vec<Word> = Vec::new();
     let mut args = args.enumerate();
@@ -87,7 +87,7 @@ fn split(bytes: &[u8]) -> Result<(String, Option<OsString>), Refusal> {
     Ok((name, value))
 }
 
-/// A word that is no flag. It is not quoted, since it may be a password gone astray.
+/// Refuses a word that is no flag. The text does not quote it, since it may be a password gone astray.
 fn stray(index: usize, before: Option<&Word>) -> Refusal {
     let place = before.map(|word| format!(" (after -{})", word.name)).unwrap_or_default();
     Refusal::usage(format!(

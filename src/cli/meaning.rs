@@ -1,4 +1,4 @@
-//! From checked values to the daemon's [`Settings`].
+//! The checked values of the flags become the daemon's [`Settings`].
 
 use super::flags::{FLAGS, Kind, Standing};
 use super::value::Value;
@@ -35,7 +35,7 @@ impl<'a> Given<'a> {
         self.matches.value_source(flag).is_some_and(|source| source != ValueSource::DefaultValue)
     }
 
-    /// As typed; empty if unset.
+    /// The text as typed; empty if unset.
     fn text(&self, flag: &str) -> &str {
         match self.value(flag) {
             Some(Value::Text(text)) => text,
@@ -43,7 +43,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Trimmed; `None` if unset or blank.
+    /// The trimmed text; `None` if unset or blank.
     fn filled(&self, flag: &str) -> Option<&str> {
         Some(self.text(flag).trim()).filter(|text| !text.is_empty())
     }
@@ -90,7 +90,7 @@ impl<'a> Given<'a> {
         Ok(Some(ip))
     }
 
-    /// A file that must be readable.
+    /// The path of a file, which must be readable.
     fn file(&self, flag: &str) -> Result<Option<PathBuf>, Refusal> {
         let Some(path) = self.filled(flag) else { return Ok(None) };
         match fs::read(path) {
@@ -120,7 +120,7 @@ pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
 fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {
     let flag = "healthz-ip";
     let ip = match given.filled(flag) {
-        // As in Go, no address means any.
+        // As in Go, an empty address means all addresses.
         None => IpAddr::from(Ipv4Addr::UNSPECIFIED),
         Some("localhost") => IpAddr::from(Ipv4Addr::LOCALHOST),
         Some(text) => text.parse().map_err(|_| given.setting(flag, format!("{text:?} is no IP address")))?,
@@ -129,7 +129,7 @@ fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {
     Ok((port != 0).then(|| SocketAddr::new(ip, port)))
 }
 
-/// Several networks: if `-networks` names some, or `-watch-networks` asks for all.
+/// The settings of several networks, if `-networks` names some or `-watch-networks` asks for all.
 fn networks(given: &Given<'_>) -> Result<Option<Networks>, Refusal> {
     let names: BTreeSet<String> = given
         .text("networks")
@@ -155,7 +155,7 @@ fn refuse_what_is_not_served(given: &Given<'_>) -> Result<(), Refusal> {
         let value = value.to_string();
         if given.is_explicit(flag.name) && !inactive.contains(&value.as_str()) {
             let mut shown = spelled(flag.name, given.from_env);
-            // Texts are not quoted: a URL can hold a password.
+            // Texts are not quoted, since a URL can hold a password.
             if flag.kind != Kind::Text {
                 shown = format!("{shown}={value}");
             }
@@ -194,8 +194,7 @@ fn etcd_settings(given: &Given<'_>) -> Result<etcd::Settings, Refusal> {
     })
 }
 
-/// Later flannels take `host:port` without a scheme too. The text is not quoted in full: a URL can
-/// hold a password.
+/// The endpoints as URLs. Later flannels take `host:port` without a scheme too. No error quotes a user or password.
 fn endpoints(given: &Given<'_>, default_scheme: &str) -> Result<Vec<String>, Refusal> {
     let flag = "etcd-endpoints";
     let mut endpoints = Vec::new();
@@ -217,7 +216,7 @@ fn endpoints(given: &Given<'_>, default_scheme: &str) -> Result<Vec<String>, Ref
     Ok(endpoints)
 }
 
-/// One leading slash, none at the end, none doubled: users write it in all ways.
+/// The prefix with one leading slash, none at the end and none doubled, since users write it in all ways.
 fn prefix(given: &Given<'_>) -> Result<String, Refusal> {
     let parts: Vec<_> = given.text("etcd-prefix").trim().split('/').filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {

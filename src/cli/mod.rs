@@ -1,20 +1,20 @@
-//! What was typed and what it means.
+//! The command line and the environment become the daemon's [`Settings`].
 //!
-//! Theory of operation: `go_syntax` rewrites the words that Go's `flag` package would take
+//! Theory of operation. `go_syntax` rewrites the words that Go's `flag` package would take
 //! (`-flag=value`, `--flag value`, bare booleans) to the one form `--flag=value`; the environment
 //! supplies `FLANNELD_*` for flags that were not typed; clap, fed from the table in `flags`, checks
 //! names and values; `meaning` turns the values into the daemon's [`Settings`].
 //!
 //! Exit codes follow flannel: 2 for what Go's `flag` package would refuse (unknown flag, bad value, a
-//! word that is no flag) and for flags that are not served; 1 for values that only make sense of
-//! themselves later (an address that is none, a certificate that cannot be read).
+//! word that is no flag) and for flags that are not served; 1 for values that are well formed and cannot work
+//! (a text that is no address, a certificate that cannot be read).
 //!
 //! Two deliberate differences. A stray word is refused (flannel v0.6.2 printed its usage and exited
 //! 0, later ones ignored the rest of the line in silence). A bad value in a `FLANNELD_*` variable is
 //! refused by the variable's name (flannel ignored it).
 //!
-//! A password never reaches an error text: texts of errors name flags and positions, and quote values
-//! only of flags that have a form to violate.
+//! A password never reaches an error text: errors name flags and positions, and quote values only of flags whose
+//! values have a form.
 
 mod flags;
 mod go_syntax;
@@ -30,24 +30,24 @@ use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::ffi::OsString;
 
-/// Printed by `-version`.
+/// The version that `-version` prints.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// What to do after parsing.
 #[derive(Debug)]
 pub enum Parsed {
-    /// Run with these settings.
+    /// Run the daemon with these settings.
     Run(Box<Settings>),
-    /// Print and end.
+    /// Print a text and end.
     Exit {
         /// The process's exit code: 0, 1 or 2.
         code: u8,
-        /// For stderr, as in flannel even for `-version` and `-help`; ends with a newline.
+        /// The text for stderr, as in flannel even for `-version` and `-help`; it ends with a newline.
         stderr: String,
     },
 }
 
-/// A refusal: its exit code and one line.
+/// A refusal of the command line, as an exit code and one line.
 #[derive(Debug, PartialEq, Eq)]
 struct Refusal {
     code: u8,
@@ -95,7 +95,7 @@ fn parse_words(
     if asked("help") == Some(true) {
         return Ok(Outcome::Help);
     }
-    // All that was typed must be right before -version or the environment counts.
+    // Everything typed must be right before -version or the environment counts.
     match_words(words.iter().map(go_syntax::Word::canonical), &BTreeSet::new())?;
     if asked("version") == Some(true) {
         return Ok(Outcome::Version);
@@ -110,7 +110,7 @@ fn parse_words(
         if text.trim().is_empty() {
             continue;
         }
-        // A password may begin or end with a blank; all else is trimmed, since people quote blanks.
+        // A password may begin or end with a blank. Everything else is trimmed, since people quote blanks.
         let text = if flag.is_secret() { text } else { text.trim() };
         all.push(OsString::from(format!("--{}={text}", flag.name)));
         from_env.insert(flag.name);
@@ -125,7 +125,7 @@ fn variable(flag: &str) -> String {
     format!("FLANNELD_{}", flag.to_uppercase().replace('-', "_"))
 }
 
-/// How the operator named this flag: `-flag`, or its variable.
+/// How the operator named this flag, which is `-flag` or its variable.
 fn spelled(flag: &str, from_env: &BTreeSet<&str>) -> String {
     if from_env.contains(flag) { variable(flag) } else { format!("-{flag}") }
 }
@@ -138,7 +138,7 @@ fn match_words(
     flags::command().try_get_matches_from(argv).map_err(|error| explain(&error, from_env))
 }
 
-/// One line for clap's error.
+/// Puts clap's error into one line.
 fn explain(error: &clap::Error, from_env: &BTreeSet<&str>) -> Refusal {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),

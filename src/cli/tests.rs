@@ -8,7 +8,7 @@ use crate::{etcd, masq};
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-/// The options, or exit code and text.
+/// The settings, or exit code and text.
 fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Settings, (u8, String)> {
     let args = std::iter::once("flanneld").chain(words.iter().copied()).map(OsString::from);
     let lookup =

@@ -1,9 +1,9 @@
-//! Forms of values, as Go's `flag` package reads them where flannel has the flag too.
+//! The forms of values are those that Go's `flag` package reads, where flannel has the flag too.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A value that was read.
+/// A flag's value that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     Bool(bool),
@@ -25,7 +25,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// Go's `strconv.ParseBool`.
+/// Reads what Go's `strconv.ParseBool` reads.
 pub(super) fn bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -34,7 +34,7 @@ pub(super) fn bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Go's `strconv.ParseInt` with base 0: decimal, `0x`, `0o` or `0` for octal, `0b`; underscores
+/// Reads what Go's `strconv.ParseInt` reads with base 0: decimal, `0x`, `0o` or `0` for octal, `0b`, and underscores
 /// between digits.
 pub(super) fn int(text: &str, min: i64, max: i64) -> Result<i64, String> {
     let range = || format!("a whole number from {min} to {max}");
@@ -63,7 +63,7 @@ pub(super) fn int(text: &str, min: i64, max: i64) -> Result<i64, String> {
     if (min..=max).contains(&number) { Ok(number) } else { Err(range()) }
 }
 
-/// Whole seconds (`90`), or numbers with units as Go writes durations (`24h`, `1h30m`, `500ms`).
+/// Reads whole seconds (`90`), or numbers with units as Go writes durations (`24h`, `1h30m`, `500ms`).
 pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let form = || format!("seconds, or a duration such as 24h or 1h30m, from {min:?} to {max:?}");
     let mut total = Duration::ZERO;
@@ -92,10 +92,10 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
     if (min..=max).contains(&total) { Ok(total) } else { Err(form()) }
 }
 
-/// `CPU_SETSIZE` of sched_setaffinity(2): cores are numbered below it.
+/// `CPU_SETSIZE` of sched_setaffinity(2); the numbers of cores are below it.
 const MAX_CORES: usize = 1024;
 
-/// A list of cores and ranges of cores: `0,2-5`. Each core at most once.
+/// Reads a list of cores and ranges of cores such as `0,2-5`, with each core at most once.
 pub(super) fn cores(text: &str) -> Result<Vec<usize>, String> {
     let form = || format!("cores below {MAX_CORES} such as 0,2-5, each at most once");
     let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n < MAX_CORES).ok_or_else(form);

@@ -1,4 +1,4 @@
-//! The kernel's announcements, also across the end of a subscription.
+//! The kernel's announcements of changes, with a new subscription whenever one ends.
 
 use crate::log::Complaint;
 use crate::netlink::{Change, Error, Monitor};
@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-/// Between two attempts to subscribe.
+/// The wait between two attempts to subscribe.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A subscription that is made anew when it ends.
+/// A subscription to the kernel's announcements. When it ends, a new one is made.
 #[derive(Debug)]
 pub(super) struct Changes {
     monitor: Option<Monitor>,
@@ -18,10 +18,10 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Subscribes.
+    /// Subscribes to the kernel's announcements.
     ///
     /// # Errors
-    /// As [`Monitor::new`]: at the start there is nothing yet to keep alive.
+    /// The errors of [`Monitor::new`]. They end the start, since there is nothing yet to keep alive.
     pub(super) fn new() -> Result<Changes, Error> {
         Ok(Changes {
             monitor: Some(Monitor::new()?),
@@ -30,7 +30,8 @@ impl Changes {
         })
     }
 
-    /// The next change. After a gap it is [`Change::Overrun`]: read everything again. Cancel-safe.
+    /// Waits for the next change. After a gap it is [`Change::Overrun`], and the caller reads everything again.
+    /// Cancel-safe.
     pub(super) async fn next(&mut self) -> Change {
         loop {
             let result = match &mut self.monitor {

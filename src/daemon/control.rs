@@ -20,7 +20,7 @@ use std::rc::Rc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-/// One network, started as far as nothing outside is needed: interface, source of membership.
+/// One network whose interface and source of membership are known. Nobody outside this host was asked yet.
 pub(super) struct Control {
     settings: Settings,
     name: String,
@@ -34,13 +34,13 @@ pub(super) struct Control {
 
 impl Control {
     /// Chooses the interface and checks the settings of the source. In the mode of several networks each has a name,
-    /// and systemd hears nothing of it.
+    /// and systemd is told nothing of it.
     ///
     /// # Errors
-    /// [`DaemonError`]: nothing that waiting could mend.
+    /// A [`DaemonError`] that no waiting would mend.
     pub(super) async fn start(settings: Settings, name: &str) -> Result<Control, DaemonError> {
         let netlink = Netlink::new()?;
-        // From before the first look, so that no change is missed.
+        // The subscription begins before the first look, so that no change is missed.
         let changes = Changes::new()?;
         let external = iface::choose(&netlink, &settings.iface).await?;
         let source = Source::etcd(&settings.etcd)?;
@@ -50,10 +50,10 @@ impl Control {
         Ok(Control { settings, name: name.to_owned(), notifier, netlink, changes, external, source, seed })
     }
 
-    /// Runs to the end.
+    /// Runs this network until an order stops it or it cannot go on.
     ///
     /// # Errors
-    /// [`DaemonError`].
+    /// The [`DaemonError`] for which it cannot go on.
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
         let Control { settings, name, notifier, netlink, changes, external, source, seed } = self;
         notifier.status("waiting for the network config in etcd");
@@ -99,12 +99,12 @@ impl Control {
             changes,
             external,
         });
-        // Dropping `stop` at the end of the loop ends the lease's task; the lease itself stays.
+        // The loop drops `stop` at its end, which ends the lease's task; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await
     }
 }
 
-/// The subnet of an earlier run, if its `subnet.env` is still there and of this network.
+/// The subnet of an earlier run, if its `subnet.env` is still there and belongs to this network.
 fn previous_subnet(settings: &Settings, config: &Config) -> Option<Ipv4Net> {
     match EnvFile::read(&settings.subnet_file) {
         Ok(Some(file)) if file.network == config.network => Some(file.subnet),

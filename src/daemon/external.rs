@@ -1,6 +1,6 @@
 //! The external interface after it was chosen. The sockets are bound to its address: they outlive the address and
-//! the device, and work again when both are back, on whatever device. So there is nothing to repair here; but the
-//! operator must hear what is wrong.
+//! the device, and work again when the address is back, on whatever device. So there is nothing to repair here, but
+//! the operator must hear what is wrong.
 
 use crate::iface::External;
 use crate::log::Complaint;
@@ -10,43 +10,43 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-/// How often it is looked at although nothing was announced.
+/// How often we look at the interface when nothing was announced.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Announcements come in bursts.
+/// How long we wait for the rest of a burst of announcements before we look.
 const SETTLE: Duration = Duration::from_millis(50);
-/// A link that flaps gives a line a second at most.
+/// The least time between two lines, for a link that flaps; also the wait after a look that failed.
 const CALM: Duration = Duration::from_secs(1);
 
-/// The interface and how it is.
+/// The external interface, and what the last look at it found.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// Where the address was seen last.
+    /// The number of the link that had the address at the last look.
     index: u32,
     name: String,
     address: Ipv4Addr,
     trouble: Complaint<Instant>,
-    /// Since when there is trouble.
+    /// The time at which the present trouble began.
     since: Option<Instant>,
-    /// Of the last line about it.
+    /// The time of the last line about the interface.
     news_at: Option<Instant>,
     check_at: Instant,
-    /// The kernel would not say.
+    /// The complaint that the kernel's tables cannot be read.
     unreadable: Complaint<Instant>,
 }
 
-/// What a look has found.
+/// What a look at the interface has found.
 enum State {
     Whole {
         index: u32,
         name: String,
     },
     Lost(String),
-    /// The interface has this address instead.
+    /// The interface has this address in place of ours.
     Changed(Ipv4Addr),
 }
 
 impl Watch {
-    /// Of an interface that was chosen some time ago.
+    /// Begins to watch `external`, which was chosen some time ago; the first look is due at once.
     pub(super) fn new(external: &External) -> Watch {
         Watch {
             index: external.index,
@@ -60,17 +60,17 @@ impl Watch {
         }
     }
 
-    /// What is wrong with it.
+    /// What is wrong with the interface; `None` if nothing is.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.text()
     }
 
-    /// When [`Watch::look`] is due.
+    /// The time at which [`Watch::look`] is due.
     pub(super) fn check_at(&self) -> Instant {
         self.check_at
     }
 
-    /// Takes note of a change.
+    /// Brings the next look forward if `change` concerns the interface.
     pub(super) fn changed(&mut self, change: &Change) {
         let concerns = match change {
             Change::Link { index, name, .. } => *index == self.index || *name == self.name,
@@ -87,7 +87,7 @@ impl Watch {
         }
     }
 
-    /// Looks at the kernel's tables, and says what has changed; true if something has.
+    /// Looks at the kernel's tables and logs what has changed; returns whether something has.
     pub(super) async fn look(&mut self, netlink: &Netlink) -> bool {
         let now = Instant::now();
         self.check_at = now + RESYNC;

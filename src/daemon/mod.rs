@@ -1,9 +1,9 @@
-//! The composition root: the only place that knows both paths. Start, signals, stop.
+//! The composition root, which is the only place that knows both paths: start, signals, stop.
 //!
 //! The control thread (`fl-ctl`) runs everything here on one current-thread runtime; packets are carried by the
 //! engine's own threads and never wait for it. The order of start is flannel's: interface → config → backend →
-//! lease → rules → `subnet.env` → `READY=1`, but the rules hold up the file only if masquerading was asked for. What
-//! takes its time (rules, commands, a port in use) runs beside the control loop, which goes on renewing the lease,
+//! lease → rules → `subnet.env` → `READY=1`, but the file waits for the rules only if masquerading was asked for. What
+//! takes long (rules, commands, a port in use) runs beside the control loop, which goes on renewing the lease,
 //! following the peers and obeying signals. A stop keeps the lease, `subnet.env` and the rules, so that the next
 //! start gets the same subnet and containers keep their way out; the TUN device goes with the process.
 
@@ -36,13 +36,13 @@ use tokio::sync::mpsc;
 /// Why the daemon ended other than by a signal. Each ends the process with code 1.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// Signals, threads, the runtime.
+    /// The system refused a signal handler, a thread, the runtime or a random seed.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
-    /// The kernel's tables.
+    /// The kernel's tables could not be read or followed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// No interface.
+    /// No external interface could be chosen.
     #[error("{phrase}: {0}", phrase = phrases::NO_INTERFACE)]
     Interface(#[from] ChoiceError),
     /// The store's settings can never work.
@@ -65,11 +65,12 @@ pub enum DaemonError {
     Panicked,
 }
 
-/// Runs until SIGTERM or SIGINT (then `Ok`), or until it cannot go on. After such a signal the process ends within
-/// a second, ten with `--cleanup-on-exit`: if need be without returning from here (see `signals`).
+/// Runs the daemon until SIGTERM or SIGINT (then `Ok`), or until it cannot go on. After such a signal the process ends
+/// within a second, or ten with `--cleanup-on-exit`. A stop that hangs ends the process in `signals`, and this function
+/// then never returns.
 ///
 /// # Errors
-/// [`DaemonError`].
+/// The [`DaemonError`] for which it cannot go on.
 pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let signals = signals::catch(settings.masq.cleanup_on_exit)?;
     let thread = std::thread::Builder::new()
@@ -84,7 +85,7 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
         .enable_all()
         .build()
         .map_err(|error| DaemonError::System("start the control thread's runtime", error))?;
-    // Tasks of libraries (connections) may run as long as the runtime; none holds what we own.
+    // Tasks that libraries spawn (connections) may run as long as the runtime: none of them holds what we own.
     let tasks = tokio::task::LocalSet::new();
     let result = tasks.block_on(&runtime, async {
         let asks = match settings.status {
@@ -98,7 +99,7 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
         }
     });
     drop(tasks);
-    // Not `drop`: that waits for look-ups of names, and a silent name server takes many seconds.
+    // `drop` would wait for look-ups of names, and a silent name server takes many seconds.
     runtime.shutdown_background();
     result
 }

@@ -2,9 +2,9 @@
 //!
 //! The networks are the children of `<prefix>` that own a `config` key. Each has a prefix, a lease, a backend and
 //! a subnet file (`<dir>/<name>.env`) of its own, and runs as a [`Control`] of its own on the one control thread.
-//! The list is asked for again and again: a new config starts a network, a deleted one ends it. A network that
-//! fails says why and is tried again; it never ends another. systemd is not told of readiness, as in flannel:
-//! there is no one moment at which "the" network is there.
+//! The store is asked for the list again and again: a new config starts a network, a deleted one ends it. A network
+//! that fails says why and is tried again; it never ends another. As in flannel, systemd is not told of readiness,
+//! since there is no one moment at which "the" network is there.
 
 use super::DaemonError;
 use super::control::Control;
@@ -32,13 +32,13 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 /// How often the store is asked which networks there are.
 const POLL: Duration = Duration::from_secs(2);
-/// The longest pause after a failure: of the list, and of a network.
+/// The longest back-off after a failure: first that of the list, second that of a network.
 const LONGEST_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
-/// A network that ran for this long and failed is tried again at once.
+/// A network that ran longer than this before it failed starts again with a short back-off.
 const STEADY: Duration = Duration::from_secs(60);
-/// A network that is asked to stop takes milliseconds; one that has not after this is cut off.
+/// How long a network may take to stop before it is cut off. It usually takes milliseconds.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
-/// The same with `--cleanup-on-exit`.
+/// How long a network may take to stop with `--cleanup-on-exit`, which runs programs.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(9);
 
 /// Runs the networks until a signal comes.
@@ -47,7 +47,7 @@ pub(super) async fn run(
     networks: Networks,
     mut orders: Orders,
 ) -> Result<(), DaemonError> {
-    // What waiting cannot mend is said at start, as with one network.
+    // A mistake that no waiting would mend ends the start, as with one network.
     iface::choose(&Netlink::new()?, &settings.iface).await?;
     let store = etcd::connect(&settings.etcd)?;
     let mut supervisor = Supervisor { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
@@ -71,7 +71,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Asks the store for the names, at once and then for ever.
+/// Asks the store for the names of the networks, at once and then for ever.
 struct Listing<'a> {
     store: &'a Store,
     rng: StdRng,
@@ -92,7 +92,7 @@ impl<'a> Listing<'a> {
         })
     }
 
-    /// The names, when they have come. Cancel-safe.
+    /// Waits for the next list of names. Cancel-safe.
     async fn next(&mut self) -> BTreeSet<String> {
         loop {
             let result = (&mut self.next).await;
@@ -118,16 +118,16 @@ impl<'a> Listing<'a> {
     }
 }
 
-/// The networks at work.
+/// The networks that run, and which of the wanted ones are missing.
 struct Supervisor {
     settings: Settings,
     networks: Networks,
     tasks: BTreeMap<String, Task>,
-    /// Of the wanted names those that the store does not have, as last said.
+    /// The wanted names that the store did not have when this was last logged.
     missing: BTreeSet<String>,
 }
 
-/// A network at work.
+/// One network's task, and the way to give it orders.
 struct Task {
     orders: mpsc::UnboundedSender<Order>,
     handle: JoinHandle<()>,
@@ -146,7 +146,7 @@ impl Supervisor {
             present.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
         let before: Vec<String> = self.tasks.keys().cloned().collect();
         for name in &before {
-            // A task ends by itself only if it panicked.
+            // A task that was not asked to stop ends only if it panicked.
             let ended = self.tasks.get(name).is_some_and(|task| task.handle.is_finished());
             if (ended || !names.contains(name))
                 && let Some(task) = self.tasks.remove(name)
@@ -181,14 +181,14 @@ impl Supervisor {
         Task { orders, handle: tokio::task::spawn_local(network) }
     }
 
-    /// Gives every network an order. One that has just ended takes none.
+    /// Gives every network an order, except one that has just ended.
     fn each(&self, order: impl Fn() -> Order) {
         for task in self.tasks.values() {
             let _ = task.orders.send(order());
         }
     }
 
-    /// Asks every network how it is.
+    /// Asks every network for its state. A network that ends without an answer is left out.
     fn health(&self) -> impl Future<Output = Vec<State>> + use<> {
         let answers: Vec<_> = self
             .tasks
@@ -204,7 +204,7 @@ impl Supervisor {
     fn answer(&self, ask: Ask) {
         let health = self.health();
         tokio::task::spawn_local(async {
-            // Silence is an answer too: see `status`.
+            // Without an answer the status server says that the control loop is silent: see `status`.
             if let Ok(networks) = timeout(PATIENCE, health).await {
                 ask.answer(networks);
             }

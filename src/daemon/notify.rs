@@ -1,9 +1,9 @@
-//! What systemd is told (sd_notify(3)). Without `NOTIFY_SOCKET` nothing happens.
+//! What systemd is told (sd_notify(3)). Without `NOTIFY_SOCKET` it is told nothing.
 
 use sd_notify::NotifyState;
 use std::time::Duration;
 
-/// The way to systemd; a closed one for the networks of the mode of several, where flannel says nothing either.
+/// The way to systemd. It is closed for each network of the mode of several, where flannel says nothing either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Notifier {
     open: bool,
@@ -13,22 +13,22 @@ impl Notifier {
     pub(super) const OPEN: Notifier = Notifier { open: true };
     pub(super) const CLOSED: Notifier = Notifier { open: false };
 
-    /// `READY=1`, once: `subnet.env` is written and packets flow.
+    /// Sends `READY=1`: `subnet.env` is written and packets flow. The caller does so once.
     pub(super) fn ready(self, status: &str) {
         self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
-    /// `STATUS=`: what `systemctl status` shows.
+    /// Sends `STATUS=`, which `systemctl status` shows.
     pub(super) fn status(self, status: &str) {
         self.send(&[NotifyState::Status(&one_line(status))]);
     }
 
-    /// `WATCHDOG=1`: workers are alive and the control loop runs.
+    /// Sends `WATCHDOG=1`: workers are alive and the control loop runs.
     pub(super) fn watchdog(self) {
         self.send(&[NotifyState::Watchdog]);
     }
 
-    /// `STOPPING=1`.
+    /// Sends `STOPPING=1`: the daemon is about to end.
     pub(super) fn stopping(self) {
         self.send(&[NotifyState::Stopping]);
     }
@@ -47,7 +47,7 @@ pub(super) fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|period| !period.is_zero())
 }
 
-/// A server's error page may be part of a status: none of its lines must become an assignment of its own.
+/// The text on one line. A status may quote a server's error page, whose lines must not become assignments.
 fn one_line(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }

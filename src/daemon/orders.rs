@@ -8,37 +8,37 @@ use std::future::pending;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// One of them.
+/// One order or question to a control loop.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Stop; the text says who wants it.
+    /// Stop the network; the text says who wants it.
     Stop(&'static str),
-    /// Print the counters.
+    /// Print the counters to stderr.
     Report,
-    /// Say how things are.
+    /// Answer how things are.
     Ask(Ask),
     /// Tell systemd that we live, if we do.
     Watchdog,
 }
 
-/// Where they come from.
+/// Where a control loop's orders come from.
 #[derive(Debug)]
 pub(super) enum Orders {
-    /// From the process itself.
+    /// The process itself gives them.
     Process {
-        /// SIGTERM, SIGINT, SIGUSR1.
+        /// The signals SIGTERM, SIGINT and SIGUSR1.
         signals: Signals,
-        /// From the status server, if there is one.
+        /// The questions of the status server, if there is one.
         asks: Option<mpsc::Receiver<Ask>>,
-        /// Half the time that systemd waits, if it does.
+        /// A clock of half the time that systemd's watchdog waits, if it is set.
         watchdog: Option<Interval>,
     },
-    /// From the loop that runs several networks.
+    /// The loop that runs several networks gives them.
     Networks(mpsc::UnboundedReceiver<Order>),
 }
 
 impl Orders {
-    /// The process's own.
+    /// The orders that reach the process itself.
     pub(super) fn of_process(signals: Signals, asks: Option<mpsc::Receiver<Ask>>) -> Orders {
         let watchdog = notify::watchdog_interval().map(|period| {
             let mut interval = interval(period);
@@ -48,7 +48,7 @@ impl Orders {
         Orders::Process { signals, asks, watchdog }
     }
 
-    /// The next one. Cancel-safe.
+    /// Waits for the next order. Cancel-safe.
     pub(super) async fn next(&mut self) -> Order {
         match self {
             Orders::Process { signals, asks, watchdog } => tokio::select! {
@@ -61,7 +61,7 @@ impl Orders {
         }
     }
 
-    /// Obeys, as a network that has not come up yet, until one asks us to stop.
+    /// Obeys on behalf of a network that has not come up yet, until an order stops it; returns who wanted that.
     pub(super) async fn wait(&mut self, network: &str, notifier: Notifier) -> &'static str {
         loop {
             match self.next().await {
@@ -74,12 +74,12 @@ impl Orders {
     }
 }
 
-/// A network that has not come up yet.
+/// The state of a network that has not come up yet.
 pub(super) fn waiting(name: &str) -> State {
     State { network: name.to_owned(), alive: true, ..State::default() }
 }
 
-/// Never, if there is nothing to wait for.
+/// Waits for `future`; for ever if there is none.
 async fn optional<F: Future>(future: Option<F>) -> F::Output {
     match future {
         Some(future) => future.await,

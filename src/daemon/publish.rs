@@ -1,5 +1,5 @@
-//! `subnet.env`: written as soon as the subnet works, and tried again while it cannot be written. Packets flow
-//! meanwhile; only those who wait for the file have to wait.
+//! `subnet.env` is written as soon as the subnet works, and tried again while it cannot be written. Packets flow
+//! meanwhile; only those who need the file have to wait.
 
 use crate::log::{Complaint, phrases};
 use crate::subnet::EnvFile;
@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info};
 
+/// The wait after a failure to write the file.
 const RETRY: Duration = Duration::from_secs(1);
-/// For a timer that is not wanted.
+/// How far off a timer is set that should not fire.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The file, and what it should say.
+/// The subnet file, and what it should say.
 #[derive(Debug)]
 pub(super) struct SubnetFile {
     path: PathBuf,
@@ -28,27 +29,27 @@ impl SubnetFile {
         SubnetFile { path, wanted: None, written: false, retry_at, complaint: Complaint::default() }
     }
 
-    /// What the next [`SubnetFile::write`] writes.
+    /// Sets what the next [`SubnetFile::write`] writes.
     pub(super) fn want(&mut self, file: EnvFile) {
         (self.wanted, self.written) = (Some(file), false);
     }
 
-    /// Whether it says what it should.
+    /// Whether the file says what it should.
     pub(super) fn is_written(&self) -> bool {
         self.written
     }
 
-    /// Why it does not.
+    /// Why the file could not be written; `None` if it could.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.complaint.text()
     }
 
-    /// When another [`SubnetFile::write`] is due.
+    /// The time at which another [`SubnetFile::write`] is due.
     pub(super) fn retry_at(&self) -> Instant {
         self.retry_at
     }
 
-    /// Writes it, if that is still to be done.
+    /// Writes the file, if it does not say yet what it should.
     pub(super) fn write(&mut self) {
         self.retry_at = Instant::now() + NEVER;
         let Some(file) = self.wanted.filter(|_| !self.written) else { return };

@@ -1,5 +1,5 @@
-//! Masquerade and forward rules and the blackhole route, along the lease's life: kept every resync period, removed
-//! at the end if so asked. If masquerading is asked for, it is there before `subnet.env` is written.
+//! Masquerade and forward rules and the blackhole route follow the lease. They are checked every resync period, and
+//! removed at the end if that was asked for. If masquerading is asked for, it is there before `subnet.env` is written.
 
 use super::{DaemonError, Settings};
 use crate::masq::{self, Flavour, Keeper};
@@ -12,34 +12,35 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-/// For a timer that is not wanted.
+/// How far off a timer is set that should not fire.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The keeper's answer, when it comes.
+/// The channel on which the keeper's answer comes.
 type Answer = oneshot::Receiver<Result<(), masq::Error>>;
 
-/// What this host has for its subnet beside the backend.
+/// The rules and the blackhole route that this host keeps for its subnet.
 pub(super) struct HostRules {
     settings: masq::Settings,
     keeper: Keeper,
-    /// Whose blackhole route may be there: the last run's subnet, then ours.
+    /// The subnet whose blackhole route may be there: the last run's at first, then ours.
     subnet: Option<Ipv4Net>,
-    /// The rules on their way into the kernel.
+    /// The answer for rules that are on their way into the kernel.
     pending: Option<Answer>,
-    /// Masquerade rules were asked for and are not there yet.
+    /// Whether masquerade rules were asked for and are not there yet.
     withheld: bool,
     /// Whether the keeper's last answer was that the rules are in.
     in_place: bool,
+    /// Whether rules were ever asked of the keeper for a subnet of this run.
     installed: bool,
     check_at: Instant,
 }
 
-/// What [`HostRules::due`] waits for.
+/// What [`HostRules::due`] has waited for.
 #[derive(Debug)]
 pub(super) enum Due {
-    /// The rules are in, or not.
+    /// The keeper answered whether the rules are in the kernel.
     Installed(Result<(), masq::Error>),
-    /// [`HostRules::check`] wants to be called.
+    /// It is time for [`HostRules::check`].
     Check,
 }
 
@@ -47,7 +48,7 @@ impl HostRules {
     /// Finds out whether masquerading can work here at all.
     ///
     /// # Errors
-    /// It is wanted and cannot.
+    /// Masquerading is wanted and cannot work.
     pub(super) fn start(settings: &Settings, config: &Config) -> Result<HostRules, DaemonError> {
         // An unreadable file was logged when the previous subnet was looked for.
         let older = EnvFile::read(&settings.subnet_file).ok().flatten();
@@ -65,8 +66,8 @@ impl HostRules {
         })
     }
 
-    /// Has the rules made those of `subnet`, which may take the programs many seconds: [`HostRules::due`] tells
-    /// when they are there.
+    /// Asks the keeper for the rules of `subnet`. Its programs may take many seconds: [`HostRules::due`] tells when the
+    /// rules are there.
     pub(super) async fn set(&mut self, subnet: Ipv4Net, netlink: &Netlink) {
         let (sender, answer) = oneshot::channel();
         self.keeper.set(subnet, move |result| {
@@ -83,7 +84,7 @@ impl HostRules {
         self.check(netlink).await;
     }
 
-    /// Whether `subnet.env` has to wait: it promises masquerading, which is not there yet.
+    /// Whether `subnet.env` has to wait, since it promises masquerading that is not there yet.
     pub(super) fn withheld(&self) -> bool {
         self.withheld
     }
@@ -93,7 +94,7 @@ impl HostRules {
         (self.settings.masquerade || self.settings.forward).then_some(self.in_place)
     }
 
-    /// The next thing to see to. Cancel-safe.
+    /// Waits for the keeper's answer or the next check. Cancel-safe.
     pub(super) async fn due(&mut self) -> Due {
         let check_at = self.check_at;
         tokio::select! {
@@ -102,10 +103,10 @@ impl HostRules {
         }
     }
 
-    /// Deals with the keeper's answer.
+    /// Notes the keeper's answer.
     ///
     /// # Errors
-    /// Masquerading is wanted and the first try failed. Anything later is logged and tried again.
+    /// Masquerading is wanted and its first installation failed. A later failure is logged, and the keeper tries again.
     pub(super) fn settle(&mut self, result: Result<(), masq::Error>) -> Result<(), DaemonError> {
         self.in_place = result.is_ok();
         match result {
@@ -116,7 +117,7 @@ impl HostRules {
         Ok(())
     }
 
-    /// Looks after the blackhole route; the rules have their own thread.
+    /// Puts the blackhole route back if it is missing; the rules have their own thread.
     pub(super) async fn check(&mut self, netlink: &Netlink) {
         let Some(subnet) = self.subnet.filter(|_| self.settings.blackhole && self.installed) else {
             self.check_at = Instant::now() + NEVER;
@@ -130,7 +131,7 @@ impl HostRules {
         }
     }
 
-    /// The daemon ends.
+    /// Removes rules and blackhole route at the daemon's end, if that was asked for.
     pub(super) async fn stop(&self, netlink: &Netlink) {
         if !self.settings.cleanup_on_exit {
             return;
@@ -148,7 +149,7 @@ impl HostRules {
     }
 }
 
-/// The answer; the slot is free then. Never, if none is awaited.
+/// Waits for the answer and empties the slot; waits for ever if the slot is empty.
 async fn answer(slot: &mut Option<Answer>) -> Result<(), masq::Error> {
     let Some(receiver) = slot else { return pending().await };
     let result = receiver.await;

@@ -28,22 +28,23 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info};
 
-/// How often the kernel's tables are compared with ours although nothing was announced.
+/// How often the kernel's tables are compared with ours when nothing was announced.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Announcements come in bursts (a deleted device takes its addresses along): wait for the end of one.
+/// How long we wait for the rest of a burst of announcements: a deleted device takes its addresses along.
 const SETTLE: Duration = Duration::from_millis(50);
-/// After a repair that failed.
+/// The wait after a repair that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a port in use is tried again, and how often.
+/// How long we try for a port that is in use.
 const PORT_PATIENCE: Duration = Duration::from_millis(900);
+/// The wait between two attempts for a port in use.
 const PORT_RETRY: Duration = Duration::from_millis(50);
 
-/// What the loop works with.
+/// What [`Running`] is made of.
 pub(super) struct Parts {
     pub(super) settings: Settings,
     pub(super) name: String,
     pub(super) notifier: Notifier,
-    /// The lease as of the machine's last step, on `clock`.
+    /// The lease after the machine's last step; its times are those of `clock`.
     pub(super) lease: watch::Receiver<Option<Status>>,
     pub(super) clock: Rc<Clock>,
     pub(super) config: Config,
@@ -54,7 +55,7 @@ pub(super) struct Parts {
     pub(super) external: External,
 }
 
-/// The daemon at work.
+/// One network at work, and all that its control loop needs.
 pub(super) struct Running {
     settings: Settings,
     name: String,
@@ -75,11 +76,11 @@ pub(super) struct Running {
     check_at: Instant,
     /// Why the last repair failed.
     failing: Complaint<Instant>,
-    /// Why the store is away.
+    /// Why the store cannot be reached; `None` if it can.
     store_lost: Option<String>,
 }
 
-/// A backend that has come up, or not.
+/// A network that has come up, or the reason why it has not.
 type Registered = Result<Box<dyn Network>, BackendError>;
 
 /// A backend that is coming up for a subnet.
@@ -115,7 +116,7 @@ impl Running {
         }
     }
 
-    /// Runs to the end. `lease` is the task that holds the lease, `_stop` what ends it when dropped.
+    /// Runs the loop to its end. `lease` is the task that holds the lease, and dropping `_stop` ends it.
     pub(super) async fn run(
         mut self,
         orders: &mut Orders,
@@ -125,7 +126,7 @@ impl Running {
     ) -> Result<(), DaemonError> {
         let mut lease = std::pin::pin!(lease);
         let end = loop {
-            // Announcements come last: a flood of them must not keep the timers from their turn.
+            // Announcements come last, so that a flood of them does not hold up the timers.
             tokio::select! {
                 biased;
                 order = orders.next() => match order {
@@ -134,7 +135,7 @@ impl Running {
                     Order::Ask(ask) => ask.answer(vec![self.state().await]),
                     Order::Watchdog => self.watchdog(),
                 },
-                // What concerns a network that is only coming up waits for it.
+                // Notices wait while a network is coming up, since they concern that network.
                 Some(notice) = inbox.recv(), if self.registering.is_none() => self.notice(notice),
                 ending = &mut lease => match ending {
                     Ending::LeaseLost => break End::LeaseLost,
@@ -182,18 +183,18 @@ impl Running {
         }
     }
 
-    /// A subnet is ours: make it work, then say so.
+    /// Begins to make `subnet` work, which is ours now; [`Running::begin`] follows.
     fn acquired(&mut self, subnet: Ipv4Net) {
         if self.network.as_ref().is_some_and(|(current, _)| *current == subnet) {
             return;
         }
-        // Of the subnet that was lost; its device must go before the next one is made.
+        // The network of a lost subnet goes first: its device must be gone before the next one is made.
         self.network = None;
         let registering = register(Rc::clone(&self.backend), Rc::clone(&self.netlink), subnet);
         self.registering = Some(registering.boxed_local());
     }
 
-    /// The subnet works.
+    /// Takes over the network that makes `subnet` work, and tells containers of it.
     async fn begin(&mut self, subnet: Ipv4Net, network: Box<dyn Network>) {
         self.network = Some((subnet, network));
         self.rules.set(subnet, &self.netlink).await;
@@ -218,7 +219,7 @@ impl Running {
         Ok(())
     }
 
-    /// Writes `subnet.env` as soon as it may be there.
+    /// Writes `subnet.env`, unless it has to wait for the rules.
     fn publish(&mut self) {
         if !self.rules.withheld() {
             self.file.write();
@@ -226,15 +227,16 @@ impl Running {
         self.tell_state();
     }
 
-    /// The tables are written as soon as no notice waits: after the last event of a burst, and after the first
-    /// snapshot of peers, which comes right after the lease.
+    /// Makes a pass over the tables due now if the network has something to write. Notices come before timers in the
+    /// loop, so the pass follows the last event of a burst, and the first snapshot of peers, which comes right after
+    /// the lease.
     fn hurry(&mut self) {
         if self.network.as_ref().is_some_and(|(_, network)| network.is_pending()) {
             self.check_at = Instant::now();
         }
     }
 
-    /// Ready or not, and whatever is wrong.
+    /// Tells systemd whether we are ready, and what is wrong.
     fn tell_state(&mut self) {
         let mut text = match &self.network {
             Some((subnet, _)) => format!("{} backend, subnet {subnet}", self.config.backend.kind),
@@ -295,7 +297,7 @@ impl Running {
         Ok(())
     }
 
-    /// How this network is.
+    /// The state of this network at this moment.
     async fn state(&self) -> State {
         let status = *self.lease.borrow();
         let data_path = match &self.network {
@@ -325,12 +327,12 @@ impl Running {
         }
     }
 
-    /// No worker has ended by itself.
+    /// Whether no worker has ended by itself.
     fn is_alive(&self) -> bool {
         self.network.as_ref().is_none_or(|(_, network)| network.is_alive())
     }
 
-    /// Counters, to stderr: they are for the eyes of whoever sent the signal, not for the log's format.
+    /// Prints the counters to stderr, without the log's format: they are for the person who sent the signal.
     async fn report(&self) {
         if self.network.is_some() {
             let text = Lines(&self.state().await).to_string();
@@ -339,7 +341,7 @@ impl Running {
     }
 }
 
-/// What the lease machine counts, as values of the report.
+/// The lease machine's counters as samples of the report.
 fn samples(counters: Counters) -> Vec<Sample> {
     let Counters { skipped, rejected, repairs, withheld } = counters;
     vec![
@@ -361,7 +363,7 @@ async fn register(backend: Rc<dyn Backend>, netlink: Rc<Netlink>, subnet: Ipv4Ne
     }
 }
 
-/// The backend that has come up; the slot is free then. Never, if there is none.
+/// Waits for the backend that is coming up and empties the slot; waits for ever if the slot is empty.
 async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Registered) {
     let Some(registering) = slot else { return pending().await };
     let result = registering.await;
@@ -369,7 +371,7 @@ async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Registered) {
     result
 }
 
-/// A worker has ended by itself; it is replaced at once.
+/// Waits until a worker has ended by itself; the loop replaces it at once.
 async fn worker_ended(network: Option<&(Ipv4Net, Box<dyn Network>)>) {
     match network {
         Some((_, network)) => poll_fn(|context| network.poll_ended(context)).await,

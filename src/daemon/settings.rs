@@ -13,38 +13,38 @@ pub use crate::engine::{
 /// Everything that the operator may set.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How to reach the store.
+    /// How to reach etcd.
     pub etcd: etcd::Settings,
     /// Which interface carries the overlay.
     pub iface: iface::Choice,
-    /// Where `subnet.env` goes.
+    /// The path of `subnet.env`.
     pub subnet_file: PathBuf,
     /// Masquerade and forward rules and the blackhole route; `FLANNEL_IPMASQ` says whether we masquerade.
     pub masq: masq::Settings,
-    /// The lease's life.
+    /// How long the lease lives, when it is renewed and what happens when it is lost.
     pub lease: lease::Settings,
-    /// The packet path.
+    /// The settings of the packet path.
     pub engine: Engine,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served; `None`: nowhere.
+    /// The address of `/healthz`, `/readyz` and `/metrics`; `None` if they are not served.
     pub status: Option<SocketAddr>,
-    /// Several networks below the prefix instead of the one at the prefix.
+    /// Which networks below the prefix to run; `None` for the one network at the prefix.
     pub networks: Option<Networks>,
-    /// What is logged.
+    /// How much is logged.
     pub log: Log,
 }
 
-/// Which networks, and where their subnet files go.
+/// Which networks to run, and where their subnet files go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Networks {
-    /// Only these, if there are any; else all that the store holds.
+    /// The networks to run; if empty, all that the store holds.
     pub names: BTreeSet<String>,
-    /// Where `<name>.env` is written.
+    /// The directory in which `<name>.env` is written.
     pub dir: PathBuf,
 }
 
-/// What is logged, to stderr.
+/// How much is logged to stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Log {
-    /// Verbosity of `-v`: 0 is the default, 1 and more add debug messages.
+    /// The verbosity of `-v`: 0 is the default, 1 and more add debug messages.
     pub v: u8,
 }

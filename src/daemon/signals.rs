@@ -1,8 +1,8 @@
-//! SIGTERM, SIGINT and SIGUSR1, on a thread of their own (`fl-sig`).
+//! SIGTERM, SIGINT and SIGUSR1 are caught on a thread of their own (`fl-sig`).
 //!
 //! A stop must be obeyed whatever the control thread is doing: it may hang in a write to a full pipe at stderr, or
-//! wait for the kernel. So this thread passes the first stop on, and ends the process itself if that is not over
-//! in time or a second stop comes. It never writes a line: stderr may be what hangs.
+//! wait for the kernel. So this thread passes the first stop on, and ends the process itself if the stop takes too
+//! long or a second one comes. It never writes a line: stderr may be what hangs.
 
 use super::DaemonError;
 use std::convert::Infallible;
@@ -13,24 +13,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
-/// How long an orderly stop may take: a second is promised.
+/// How long an orderly stop may take. A second is promised.
 const STOP_LIMIT: Duration = Duration::from_millis(800);
-/// With `--cleanup-on-exit`: programs have to run before the end.
+/// How long a stop may take with `--cleanup-on-exit`, which runs programs before the end.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 
-/// What has come.
+/// The signals that have come, as channels.
 #[derive(Debug)]
 pub(super) struct Signals {
-    /// The first SIGTERM or SIGINT, by name.
+    /// The name of the first SIGTERM or SIGINT.
     pub(super) stop: Receiver<&'static str>,
-    /// SIGUSR1.
+    /// A message for SIGUSR1; several signals may become one.
     pub(super) report: Receiver<()>,
 }
 
-/// Catches the signals from now on. `cleanup`: the end may take longer.
+/// Catches the signals from now on. With `cleanup` the stop may take longer.
 ///
 /// # Errors
-/// [`DaemonError::System`].
+/// [`DaemonError::System`] if the system refuses the handlers or the thread.
 pub(super) fn catch(cleanup: bool) -> Result<Signals, DaemonError> {
     let failed = |error| DaemonError::System("catch signals", error);
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -65,21 +65,21 @@ impl Handlers {
         let name = loop {
             tokio::select! {
                 (name, _) = next_stop(&mut self.terminate, &mut self.interrupt) => break name,
-                // One that nobody has come round to read yet stands for all.
+                // A message that was not read yet stands for this signal too.
                 _ = self.report.recv() => drop(report.try_send(())),
             }
         };
-        // The first and only one: there is room.
+        // This is the first and only message, so there is room.
         let _ = stop.try_send(name);
         tokio::select! {
             (_, number) = next_stop(&mut self.terminate, &mut self.interrupt) => process::exit(128 + number),
-            // The stop was obeyed; what could not be finished is nothing that a restart would miss.
+            // The stop was obeyed, and the next start needs nothing of what could not be finished.
             () = sleep(limit) => process::exit(0),
         }
     }
 }
 
-/// Name and number of the next stop.
+/// Waits for SIGTERM or SIGINT; returns its name and number.
 async fn next_stop(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str, i32) {
     tokio::select! {
         _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),

@@ -1,11 +1,11 @@
-//! The lease machine's clock.
+//! The clock of the lease machine.
 
 use std::time::{Duration, Instant};
 
 /// A clock that counts while the machine sleeps, as the store's does.
 ///
 /// `/proc/uptime` is the kernel's boot-time clock in steps of 10 ms, rounded down, which is the safe side
-/// for a deadline. Where there is no `/proc`, a clock that stands still in suspend has to do.
+/// for a deadline. Without `/proc` the clock stands still while the machine sleeps.
 #[derive(Debug)]
 pub struct Clock {
     start: Instant,
@@ -13,16 +13,16 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts to count.
+    /// Starts to count from zero.
     #[allow(clippy::new_without_default)] // two clocks are not the same clock
     pub fn new() -> Self {
         Self { start: Instant::now(), boot: uptime() }
     }
 
-    /// Since the start.
+    /// The time since the start.
     pub fn now(&self) -> Duration {
         let slept = self.boot.zip(uptime()).map(|(boot, now)| now.saturating_sub(boot));
-        // The two agree to 10 ms unless the machine has slept, and this one has no steps.
+        // The two agree to 10 ms unless the machine has slept. `awake` has no steps, so it counts then.
         let awake = self.start.elapsed();
         match slept {
             Some(slept) if slept > awake + Duration::from_millis(20) => slept,

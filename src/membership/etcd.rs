@@ -1,8 +1,7 @@
-//! Membership from etcd: runs the lease machine over a store, makes its calls, feeds it the watch and the time,
-//! and passes its notices on.
+//! Membership from etcd: one task on the control thread runs the lease machine over a store. It makes the machine's
+//! calls, feeds it the watch and the time, and passes its notices on.
 //!
-//! One task on the control thread. A call, the watch and a timer wait side by side; the machine decides.
-//! An outage of the store ends nothing here.
+//! A call, the watch and a timer wait side by side; the machine decides. An outage of the store ends nothing here.
 
 use super::{Clock, Ending, told};
 use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Status};
@@ -18,8 +17,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::error;
 
-/// Waits for the network config: for the store, for the key, for a text that makes sense. Never gives up;
-/// says why it waits at once, on every new reason and once a minute.
+/// Waits for the network config: for the store, for the key, for a text that makes sense. It never gives up. It logs
+/// why it waits at once, on every new reason and once a minute.
 pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut silent = Backoff::new(Duration::from_secs(5));
@@ -37,7 +36,7 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config
                 Ok(config) => return config,
                 Err(e) => (e.to_string(), e.to_string()),
             },
-            // Its text may differ from one attempt to the next.
+            // The text of an outage may differ from one attempt to the next.
             Err(e @ Error::Unavailable(_)) => (e.to_string(), String::new()),
             Err(e) => (e.to_string(), e.to_string()),
         };
@@ -73,7 +72,7 @@ pub(super) async fn run<R: Registry>(
                 Output::Notice(notice) => {
                     told::log(&notice, now);
                     let fatal = matches!(notice, Notice::Conflict { then: OnLost::Exit, .. });
-                    // Nobody listens any more: the daemon is about to stop us.
+                    // If nobody listens any more, the daemon is about to stop us.
                     let _ = notices.send(notice);
                     if fatal {
                         return Ending::LeaseLost;
@@ -92,7 +91,7 @@ pub(super) async fn run<R: Registry>(
     }
 }
 
-/// The call's answer; the slot is free then. Never, if there is no call.
+/// Waits for the call's answer and empties the slot; waits for ever if there is no call.
 async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
     let Some(call) = slot else { return std::future::pending().await };
     let input = call.await;
@@ -100,8 +99,7 @@ async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
     input
 }
 
-/// A timer for at most a minute, since the kernel's timers stand still in suspend and the machine's clock
-/// does not.
+/// Waits for at most a minute, since the kernel's timers stand still in suspend and the machine's clock does not.
 async fn sleep(wait: Option<Duration>) {
     tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(Duration::from_secs(60))).await;
 }
@@ -123,7 +121,7 @@ enum Feed<'a, R: Registry> {
 }
 
 impl<R: Registry> Feed<'_, R> {
-    /// Cancel-safe: a future that is dropped half-way goes on with the next call.
+    /// Waits for the next input. Cancel-safe: a future that is dropped half-way goes on with the next call.
     async fn next(&mut self) -> Input {
         let result = match self {
             Feed::Off => return std::future::pending().await,

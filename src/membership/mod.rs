@@ -1,4 +1,4 @@
-//! Who is in the network, from wherever: this host's lease and its peers.
+//! Who is in the network, whoever keeps the list: this host's lease and its peers.
 //!
 //! Theory of operation. A [`Source`] waits for the network config, then runs this host's lease and follows those of
 //! the peers, and tells the daemon with [`Notice`]s. Everything behind the notices (backends,
@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 /// Why [`Source::run`] came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// Asked to. The lease stays in the store.
+    /// The caller asked for it. The lease stays in the store.
     Stopped,
     /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: exit non-zero.
     LeaseLost,
@@ -35,12 +35,12 @@ pub enum Ending {
 /// Where the config, the lease and the peers come from.
 #[derive(Debug)]
 pub enum Source {
-    /// etcd, over either of its APIs.
+    /// They come from etcd, over either of its APIs.
     Etcd(Store),
 }
 
 impl Source {
-    /// Checks the settings of etcd. Nobody is contacted before the first call.
+    /// Checks the settings of etcd. It is not contacted before the first call.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.

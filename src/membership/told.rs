@@ -1,4 +1,4 @@
-//! What the log is told of a lease's life, in flannel's words where flannel has some.
+//! The lines in the log about a lease's life, in flannel's words where flannel has some.
 
 use crate::lease::{How, Notice, OnLost};
 use crate::log::phrases;

@@ -3,8 +3,8 @@
 use super::{DataPath, Lease, State, Worker};
 use std::fmt;
 
-/// A state as lines: `worker N CARRIER`, `peers N`, and a line for each sample; zeros are included, so that a reader
-/// need not know which exist. What has no line is shown in the log as it changes.
+/// A state as lines: `worker N CARRIER`, `peers N`, and a line for each sample. Samples of value zero have lines too,
+/// so a reader need not know which exist. The fields without a line are logged when they change.
 #[derive(Debug)]
 pub struct Lines<'a>(pub &'a State);
 

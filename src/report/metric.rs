@@ -1,14 +1,14 @@
-//! Every metric of the daemon: name, kind, unit and help. The names follow Prometheus' conventions (base units,
-//! `_total` for counters); a name that has changed stays for one release beside the new one.
+//! Every metric of the daemon, with name, kind, unit and help. The names follow Prometheus' conventions (base units,
+//! `_total` for counters). A name that has changed stays for one release beside the new one.
 
 use std::fmt;
 
 /// How a metric's values behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows, from 0 at the start of the process, the device or the socket.
+    /// The value only grows, from 0 at the start of the process, the device or the socket.
     Counter,
-    /// It goes up and down.
+    /// The value goes up and down.
     Gauge,
 }
 
@@ -21,7 +21,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Something that the daemon knows of itself.
+/// Something that the daemon counts or knows of itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Metric {
     /// The name, as monitors see it.
@@ -32,7 +32,7 @@ pub struct Metric {
     pub kind: Kind,
     /// The unit of its values; `0 or 1` for something that is or is not, `1` for a value that is always 1.
     pub unit: &'static str,
-    /// What the name does not say.
+    /// The text that explains what the name does not say.
     pub help: &'static str,
     /// The first word of its lines on SIGUSR1.
     pub word: &'static str,

@@ -1,4 +1,4 @@
-//! How the daemon is, as plain values.
+//! The state of the daemon as plain values.
 //!
 //! Theory of operation. Whoever counts or knows something says so with a [`Sample`] of a [`Metric`], which has a
 //! name, a kind, a unit and a help text. The control loop gathers the samples of one network in a [`State`]. What

@@ -9,55 +9,55 @@ use std::time::SystemTime;
 pub struct State {
     /// The network's name; empty in the usual mode of one network, whose metrics then have no such label.
     pub network: String,
-    /// No worker has ended by itself.
+    /// Whether no worker has ended by itself.
     pub alive: bool,
-    /// It has a subnet, and the subnet file says so.
+    /// Whether the network has a subnet and the subnet file says so.
     pub ready: bool,
     /// The backend's type; empty before the network config is known.
     pub backend: String,
     /// Whether the store of the leases answered last time.
     pub store_up: bool,
-    /// This host's lease.
+    /// The lease of this host's subnet.
     pub lease: Lease,
     /// Whether masquerade and forward rules are as they should be; `None` if there should be none.
     pub rules_in_place: Option<bool>,
-    /// What carries the packets; `None` before the subnet is up, and if somebody else carries them.
+    /// The part that carries the packets; `None` before the subnet is up, and if somebody else carries them.
     pub data_path: Option<DataPath>,
 }
 
-/// This host's lease.
+/// The lease of this host's subnet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lease {
     /// Whether we hold it at this moment.
     pub held: bool,
-    /// When it ends, unless renewed; `None` without a lease and for a reservation.
+    /// The time at which the lease ends unless it is renewed; `None` without a lease and for a reservation.
     pub expiry: Option<SystemTime>,
-    /// What the lease machine has counted.
+    /// The counters of the lease machine.
     pub samples: Vec<Sample>,
 }
 
-/// What carries the packets.
+/// The part of a network that carries the packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataPath {
     /// The engine's workers, in their order; none if the kernel carries the packets.
     pub workers: Vec<Worker>,
-    /// Peers whose subnets are routed.
+    /// The number of peers whose subnets are routed.
     pub peers: usize,
-    /// Counters of backend and engine, in the order in which they are shown.
+    /// The counters of backend and engine, in the order in which they are shown.
     pub samples: Vec<Sample>,
 }
 
 /// One worker of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
-    /// How it makes its system calls: `uring` or `poll`.
+    /// How the worker makes its system calls: `uring` or `poll`.
     pub carrier: String,
 }
 
 /// One value of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
-    /// What the value is of.
+    /// The metric that the value belongs to.
     pub metric: &'static Metric,
     /// The name in the lines on SIGUSR1. It tells apart samples of one metric.
     pub name: &'static str,

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::UNIX_EPOCH;
 
-/// All metrics of all networks.
+/// The text of all metrics of all networks.
 pub(super) fn text(networks: &[State]) -> String {
     let mut families = Families::default();
     families.add(&metric::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))], "1");
@@ -30,7 +30,7 @@ struct Family {
 struct Families(BTreeMap<&'static str, Family>);
 
 impl Families {
-    /// A sample of `metric`, also under the name that it had before.
+    /// Adds a sample of `metric`, also under the name that the metric had before.
     fn add(&mut self, metric: &'static Metric, labels: &[(&str, &str)], value: &str) {
         self.add_named(metric.name, metric.kind, metric.help, labels, value);
         if let Some(old) = metric.formerly {
@@ -62,7 +62,7 @@ impl Families {
         family.samples.push(sample);
     }
 
-    /// Every field is named, so that a new one cannot be forgotten.
+    /// Adds the samples of a network. Every field is named, so that a new one cannot be forgotten.
     fn network(&mut self, state: &State) {
         let State { network, alive, ready, backend, store_up, lease, rules_in_place, data_path } = state;
         let of = ("network", network.as_str());
@@ -109,7 +109,7 @@ impl Families {
         }
     }
 
-    /// Time and memory of this process, under the names that Prometheus' own clients use.
+    /// Adds time and memory of this process, under the names that Prometheus' own clients use.
     fn process(&mut self) {
         // pid (comm) state ppid …: utime, stime and rss are the 14th, 15th and 24th fields (proc(5)).
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The HTTP server: one request for each connection, bounded in number, size and time.
+//! The HTTP server takes one request a connection, bounded in number, size and time.
 
 use super::{Ask, PATIENCE, metrics};
 use crate::report::State;
@@ -18,16 +18,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
-/// Connections served at once. Further ones wait in the listener's queue, at most [`LIMIT`].
+/// How many connections are served at once. Further ones wait in the listener's queue until one of these ends.
 const CONNECTIONS: usize = 64;
-/// From accept to close, whatever the other end does.
+/// The longest time from accept to close, whatever the other end does.
 const LIMIT: Duration = Duration::from_secs(5);
-/// For the request's line and headers; less than [`LIMIT`], so that a slow client gets its 408.
+/// The time for the request's line and headers. It is less than [`LIMIT`], so that a slow client gets its 408.
 const HEADER_LIMIT: Duration = Duration::from_secs(3);
-/// Bytes of the request's line and headers (8 KiB is hyper's least).
+/// The most bytes of the request's line and headers (8 KiB is hyper's least).
 const HEADER_BYTES: usize = 8192;
-/// After an accept that failed: out of descriptors, most likely.
-const REST: Duration = Duration::from_millis(200);
+/// The pause after an accept that failed; most likely the process is out of descriptors.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Binds `address` and serves on a thread of its own until the receiver of the questions is dropped.
 ///
@@ -61,7 +61,7 @@ async fn accept(listener: &TcpListener, asks: &mpsc::Sender<Ask>) {
             Ok((stream, _)) => drop(tokio::spawn(serve_one(stream, asks.clone(), slot))),
             Err(error) => {
                 tracing::debug!(%error, "status server: accept failed");
-                sleep(REST).await;
+                sleep(PAUSE).await;
             }
         }
     }
@@ -79,7 +79,7 @@ async fn serve_one(stream: TcpStream, asks: mpsc::Sender<Ask>, _slot: OwnedSemap
         .serve_connection(TokioIo::new(stream), service);
     match timeout(LIMIT, connection).await {
         Ok(Ok(())) => {}
-        // A client that went away, or that was cut off: its own affair.
+        // A client that went away or was cut off is no fault of ours.
         Ok(Err(error)) => tracing::debug!(%error, "status server"),
         Err(_) => tracing::debug!("status server: a connection took too long"),
     }
@@ -99,7 +99,7 @@ async fn answer(path: String, asks: &mpsc::Sender<Ask>) -> Result<Response<Full<
     })
 }
 
-/// Why `/healthz` fails when the control loop does not answer.
+/// The text of `/healthz` and `/metrics` when the control loop does not answer.
 const SILENT: &str = "flanneld's control loop does not answer";
 
 fn healthz(networks: Option<&[State]>) -> Response<Full<Bytes>> {

@@ -1,4 +1,4 @@
-//! What the network config and the flags make of the `udp` backend: its port, its MTU, its sockets.
+//! The port, MTU and sockets of the `udp` backend follow from the network config and the flags.
 
 use super::{EngineSettings, Overlay};
 use crate::backend::{Backend, BackendError, Network, Setup, boxed};
@@ -12,31 +12,31 @@ use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// Outer IPv4 and UDP headers.
+/// The bytes of the outer IPv4 and UDP headers.
 const OVERHEAD: u32 = 28;
-/// 65 535 less both headers.
+/// The largest UDP payload, which is 65 535 bytes less both headers.
 const LARGEST_PAYLOAD: u32 = 65_507;
 /// The smallest MTU of an IPv4 link (RFC 791).
 const LEAST_MTU: u32 = 68;
-/// Workers by default: one on up to two cores (a second would fight the first for the core that the
-/// kernel's half of the work needs), then one a core up to four.
+/// The most workers by default. Up to two cores get one worker, since a second would fight the first for the core that
+/// the kernel's half of the work needs; more cores get one worker each up to this number.
 const MOST_WORKERS: usize = 4;
 
-/// The backend as configured.
+/// The `udp` backend as configured.
 #[derive(Debug, Clone)]
 pub(in crate::backend) struct Config {
     pub(super) network: Ipv4Net,
     pub(super) port: u16,
     bind: Ipv4Addr,
-    /// For containers, and of the device.
+    /// The MTU for containers and of the device.
     pub(super) mtu: u16,
     pub(super) engine: EngineSettings,
     attrs: LeaseAttrs,
 }
 
 impl Config {
-    /// Routes that vxlan or host-gw left before the network became udp's are removed: they are narrower than its own
-    /// route and would lead packets away from it.
+    /// Reads the config, and removes the routes that vxlan or host-gw left before the network became udp's. They are
+    /// narrower than udp's own route and would lead packets away from it.
     pub(in crate::backend) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, engine, netlink } = setup;
         let mtu = external.mtu.saturating_sub(OVERHEAD);
@@ -47,7 +47,7 @@ impl Config {
             network: config.network,
             port: config.backend.port()?,
             bind: external.address,
-            // No wider link can help: that is the largest UDP payload.
+            // A wider link does not help beyond the largest UDP payload.
             mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),
             engine: engine.clone(),
             // udp publishes no type, as flannel does.
@@ -65,12 +65,12 @@ impl Config {
         })
     }
 
-    /// One socket to receive on for each worker.
+    /// Binds one socket to receive on for each worker.
     pub(super) fn receivers(&self) -> Result<Vec<Socket>, BackendError> {
         let address = SocketAddrV4::new(self.bind, self.port);
         let workers = self.workers();
         if workers > 1 {
-            // With SO_REUSEPORT the kernel would let us share the port with another flanneld of ours.
+            // SO_REUSEPORT would share the port with another flanneld of this user; this bind fails if there is one.
             drop(Socket::bind(address, SocketOptions::default())?);
         }
         let options = self.socket_options(workers > 1);
@@ -92,7 +92,7 @@ impl Config {
         let sender = if !own_port {
             copy(receiver)?
         } else {
-            // Nobody reads what is sent to it: let it hold as little as the kernel allows.
+            // Nobody reads what is sent to this socket, so it holds as little as the kernel allows.
             let options = SocketOptions { receive_buffer: 1, gro: false, ..self.socket_options(false) };
             Socket::bind(SocketAddrV4::new(self.bind, 0), options)?
         };

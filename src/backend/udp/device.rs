@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use std::task::{Context, Poll};
 use tracing::{info, warn};
 
-/// flannel's name for the device; the kernel puts the number in.
+/// The name that flannel gives the device; the kernel puts the number in.
 const NAME: &str = "flannel%d";
 
 /// A device with the engine on it. It lives as long as the engine, which holds its queues.
@@ -23,7 +23,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Makes the device and starts the engine on it: one worker for each of `receivers`, with `routes`.
+    /// Makes the device and starts the engine on it, with `routes` and one worker for each of `receivers`.
     pub(super) async fn start(
         config: &Config,
         receivers: &[Socket],
@@ -39,7 +39,7 @@ impl Device {
         let gone = || BackendError::Vanished(name.clone());
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
-        // Our ICMP errors need it. Without the peer filter it would let strangers speak as this host itself.
+        // Our ICMP errors need accept_local. Without the peer filter it would let strangers speak as this host itself.
         if config.engine.peer_filter != PeerFilter::Off {
             netlink.accept_local(&name);
         }
@@ -70,17 +70,17 @@ impl Device {
         &self.name
     }
 
-    /// The device's number.
+    /// The device's number (ifindex).
     pub(super) fn index(&self) -> u32 {
         self.index
     }
 
-    /// The engine on it.
+    /// The engine on the device.
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// Whether the device is still there; a line in the log says if it is not.
+    /// Whether the device is still there. If it is not, the log says so.
     pub(super) async fn is_there(&self, netlink: &Netlink) -> Result<bool, BackendError> {
         let link = netlink.link_by_index(self.index).await?;
         let there = link.is_some_and(|link| link.name == self.name);
@@ -95,7 +95,7 @@ impl Device {
         self.engine.poll_ended(context).map(drop)
     }
 
-    /// Stops the engine, and with it the device; what it counted.
+    /// Stops the engine, and with it the device; returns what the engine counted.
     pub(super) fn stop(self) -> Snapshot {
         let (counters, result) = self.engine.stop();
         if let Err(error) = result {
@@ -105,7 +105,7 @@ impl Device {
     }
 }
 
-/// What each worker works on: a queue of the device, a socket to receive on and one to send on.
+/// What each worker works on, which is a queue of the device, a socket to receive on and one to send on.
 fn links(config: &Config, receivers: &[Socket], device: tun::Device) -> Result<Vec<Link>, BackendError> {
     let spread = !config.engine.one_source_port && device.keeps_flows();
     if !device.keeps_flows() {

@@ -1,8 +1,8 @@
-//! The `udp` backend: a TUN device, sockets, and the engine between them.
+//! The `udp` backend has a TUN device, sockets, and the engine between them.
 //!
 //! The device carries the subnet's base address as a /32 and the route of the whole overlay, as flannel's does.
-//! It is not persistent: when the process goes, so do device, address and route. If somebody deletes it, the
-//! engine is started anew on a new one; the sockets stay, so the port is never let go.
+//! It is not persistent: when the process goes, so do device, address and route. If somebody deletes the device, the
+//! engine is started anew on a new one; the sockets stay, so the port stays ours.
 //!
 //! | file | |
 //! |---|---|
@@ -35,12 +35,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// flannel's name for it.
+/// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "udp";
-/// A device that is deleted more often than this within a minute belongs to somebody else's management.
+/// How often within a minute we make a deleted device anew before we conclude that somebody else manages it.
 const MOST_RESTARTS: usize = 3;
 
-/// The backend at work.
+/// The `udp` backend at work.
 #[derive(Debug)]
 struct Overlay {
     config: Config,
@@ -48,16 +48,16 @@ struct Overlay {
     receivers: Vec<Socket>,
     device: Option<Device>,
     peers: Peers,
-    /// Repairs of device, address or route.
+    /// The repairs of device, address or route.
     repairs: Repairs,
     restarts: Vec<Instant>,
-    /// A worker does not answer: the engine must be started anew.
+    /// Whether a worker does not answer, so that the engine must be started anew.
     broken: bool,
-    /// Somebody else's route stands in the way.
+    /// Whether somebody else's route stands in the way of ours.
     blocked: bool,
-    /// Never settled: a route that comes and goes must not fill the log.
+    /// The complaint about that route. It is never settled, so a route that comes and goes does not fill the log.
     complaint: Complaint<Instant>,
-    /// Counters of engines that are no more.
+    /// The sum of the counters of earlier engines.
     past: Snapshot,
 }
 
@@ -91,7 +91,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Address, MTU, state and route of the device; what was missing.
+    /// Sets address, MTU, state and route of the device; returns what was missing.
     async fn ensure(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
         let Some(index) = self.device.as_ref().map(Device::index) else { return Ok(Changes::default()) };
         let base = Ipv4Net::from(self.subnet.network());
@@ -104,7 +104,7 @@ impl Overlay {
                 self.blocked = false;
                 changes.extend(more);
             }
-            // Not ours to replace; flannel goes on without a word.
+            // The route is not ours to replace. flannel goes on too, without a word.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 if !self.blocked && self.complaint.is_news(Instant::now(), "") {
                     warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
@@ -163,7 +163,7 @@ impl Overlay {
         true
     }
 
-    /// Workers, peers and counters; those of the kernel count packets that it dropped before we saw them.
+    /// Gathers workers, peers and counters. The kernel's counters are of packets that it dropped before we saw them.
     async fn gather(&self, netlink: &Netlink) -> DataPath {
         let mut sum = self.past;
         let (mut workers, mut queue_full) = (Vec::new(), 0);
@@ -192,7 +192,7 @@ impl Network for Overlay {
             let Some(command) = self.peers.follow(event) else { continue };
             let Some(device) = self.device.as_ref().filter(|_| !self.broken) else { continue };
             if let Err(error) = device.engine().route(command) {
-                // The next pass starts a new engine, with all the peers that are noted here.
+                // The next pass starts a new engine with all the peers that are noted.
                 warn!("{error}");
                 self.broken = true;
             }

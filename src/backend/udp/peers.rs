@@ -1,4 +1,4 @@
-//! The peers of the `udp` backend, and what an event of theirs means for the workers' routes.
+//! The peers of the `udp` backend, and what an event of their leases means for the workers' routes.
 
 use crate::route::{Peer, RouteCommand};
 use crate::subnet::{Event, Lease};
@@ -12,32 +12,32 @@ use tracing::warn;
 pub(super) struct Peers {
     port: u16,
     known: BTreeMap<Ipv4Net, SocketAddrV4>,
-    /// Leases of another backend's nodes, by their events.
+    /// How many events were of leases of another backend's nodes.
     foreign: u64,
 }
 
 impl Peers {
-    /// No peers yet; all of them listen on `port`.
+    /// Starts without peers; all that come listen on `port`.
     pub(super) fn new(port: u16) -> Self {
         Self { port, known: BTreeMap::new(), foreign: 0 }
     }
 
-    /// How many there are.
+    /// How many peers there are.
     pub(super) fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// How many events were of leases that this backend has no use for.
+    /// How many events were of leases of another backend's nodes.
     pub(super) fn foreign(&self) -> u64 {
         self.foreign
     }
 
-    /// All of them as routes, for workers that are new.
+    /// All peers as routes, for workers that are new.
     pub(super) fn routes(&self) -> Vec<RouteCommand> {
         self.known.iter().map(|(subnet, address)| set(*subnet, *address)).collect()
     }
 
-    /// Notes one event; the command it makes for the workers, if any.
+    /// Notes one event; returns the command for the workers, if it changes their routes.
     pub(super) fn follow(&mut self, event: &Event) -> Option<RouteCommand> {
         match event {
             Event::Added(lease) if is_ours(lease) => {
@@ -63,7 +63,7 @@ fn set(subnet: Ipv4Net, address: SocketAddrV4) -> RouteCommand {
     RouteCommand::Set { subnet, peer: Peer { address } }
 }
 
-/// udp nodes publish no type; one that says so is welcome too.
+/// Whether a udp node has written the lease. flannel's udp nodes publish no type; the type `udp` is welcome too.
 fn is_ours(lease: &Lease) -> bool {
     lease.attrs.backend_type.as_deref().is_none_or(|kind| kind.is_empty() || kind.eq_ignore_ascii_case("udp"))
 }

@@ -1,4 +1,4 @@
-//! The driver in tokio time over the simulation's store.
+//! These tests run the driver in tokio's time over the simulation's store.
 
 use super::*;
 use crate::lease::tests::sim::store::Store;
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
-/// The simulation's store behind the real trait. What real etcd does is for the tests of `etcd/`.
+/// The simulation's store behind the real trait. The tests of `etcd/` cover what real etcd does.
 #[derive(Default)]
 struct Fake {
     store: RefCell<Store>,
