@@ -3,6 +3,12 @@
 //! Every rule is a function from one file to its violations, with a made-up source beside it that breaks it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod shape;
+
+use shape::circles::circles;
+use shape::docs::docs_say_something;
+use shape::paths::named;
+use shape::{Source, block_end, ident, words};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,189 +42,16 @@ const BANNED: &[&str] = &["utils", "util", "common", "types", "helpers", "helper
 const MAX_FILE: usize = 500;
 const MAX_FN: usize = 70;
 
-/// One source file: as it is, and with comments and literals blanked out (same lines, same bytes).
-struct Source {
-    path: String,
-    raw: String,
-    code: String,
-}
-
-impl Source {
-    fn new(path: &str, raw: &str) -> Self {
-        Self { path: path.to_owned(), raw: raw.to_owned(), code: blank(raw) }
-    }
-
-    /// `src/udp/mod.rs` and `src/udp.rs` → `udp`; `None` outside `src/`, for `lib.rs` and for `main.rs`.
-    fn room(&self) -> Option<&str> {
-        let rest = self.path.strip_prefix("src/")?;
-        let room = rest.split('/').next()?.trim_end_matches(".rs");
-        (!matches!(room, "lib" | "main")).then_some(room)
-    }
-
-    fn line(&self, at: usize) -> usize {
-        self.raw[..at].matches('\n').count() + 1
-    }
-
-    fn found(&self, at: usize, what: impl std::fmt::Display) -> String {
-        format!("{}:{}: {what}", self.path, self.line(at))
-    }
-}
-
-/// Blanks comments, strings and character literals; keeps every newline and every offset.
-fn blank(raw: &str) -> String {
-    let b = raw.as_bytes();
-    let mut out = b.to_vec();
-    let mut i = 0;
-    while i < b.len() {
-        let end = literal_end(b, i);
-        if let Some(end) = end {
-            out[i..end].iter_mut().filter(|c| **c != b'\n').for_each(|c| *c = b' ');
-            i = end;
-        } else {
-            i += 1;
-        }
-    }
-    String::from_utf8(out).unwrap()
-}
-
-/// Where the comment or literal that starts at `i` ends, if one does.
-fn literal_end(b: &[u8], i: usize) -> Option<usize> {
-    let at = |k: usize| b.get(k).copied().unwrap_or(0);
-    let find = |from: usize, pat: &[u8]| {
-        b[from.min(b.len())..].windows(pat.len()).position(|w| w == pat).map_or(b.len(), |n| from + n)
-    };
-    match (at(i), at(i + 1)) {
-        (b'/', b'/') => Some(find(i, b"\n")),
-        (b'/', b'*') => {
-            let (mut depth, mut k) = (1, i + 2);
-            while k < b.len() && depth > 0 {
-                match (at(k), at(k + 1)) {
-                    (b'/', b'*') => (depth, k) = (depth + 1, k + 2),
-                    (b'*', b'/') => (depth, k) = (depth - 1, k + 2),
-                    _ => k += 1,
-                }
-            }
-            Some(k)
-        }
-        (b'r', b'"' | b'#') if i == 0 || !is_word(at(i - 1)) || at(i - 1) == b'b' => {
-            let hashes = b[i + 1..].iter().take_while(|c| **c == b'#').count();
-            (at(i + 1 + hashes) == b'"').then(|| {
-                let close = [b"\"".as_slice(), &vec![b'#'; hashes]].concat();
-                (find(i + 2 + hashes, &close) + close.len()).min(b.len())
-            })
-        }
-        (b'"', _) => Some(quote_end(b, i, b'"')),
-        (b'\'', b'\\') => Some(quote_end(b, i, b'\'')),
-        // 'x' is a literal, 'x: a lifetime; a literal of several bytes starts with one ≥ 0x80.
-        (b'\'', c) if c >= 0x80 || at(i + 2) == b'\'' => Some(quote_end(b, i, b'\'')),
-        _ => None,
-    }
-}
-
-fn quote_end(b: &[u8], start: usize, quote: u8) -> usize {
-    let mut k = start + 1;
-    while k < b.len() && b[k] != quote {
-        k += if b[k] == b'\\' { 2 } else { 1 };
-    }
-    (k + 1).min(b.len())
-}
-
-fn is_word(c: u8) -> bool {
-    c.is_ascii_alphanumeric() || c == b'_'
-}
-
-/// Offsets of `word` in `code` as a whole word.
-fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    let b = code.as_bytes();
-    code.match_indices(word).map(|(i, _)| i).filter(move |&i| {
-        (i == 0 || !is_word(b[i - 1])) && b.get(i + word.len()).is_none_or(|c| !is_word(*c))
-    })
-}
-
-/// The identifier that `text` starts with, after blanks.
-fn ident(text: &str) -> &str {
-    let text = text.trim_start();
-    &text[..text.bytes().take_while(|c| is_word(*c)).count()]
-}
-
-/// The offset just past the brace that closes the one at `open`.
-fn block_end(code: &str, open: usize) -> usize {
-    let mut depth = 0usize;
-    for (i, c) in code[open..].bytes().enumerate() {
-        match c {
-            b'{' => depth += 1,
-            b'}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return open + i + 1;
-        }
-    }
-    code.len()
-}
-
-/// First-level names of a `{a::b, c::{d, e}}` group whose brace is at `open`.
-fn group_names(code: &str, open: usize) -> Vec<(usize, String)> {
-    let (mut depth, mut names, mut fresh) = (0, Vec::new(), true);
-    for (i, c) in code[open..block_end(code, open)].bytes().enumerate() {
-        match c {
-            b'{' => depth += 1,
-            b'}' => depth -= 1,
-            b',' => fresh |= depth == 1,
-            c if fresh && depth == 1 && !c.is_ascii_whitespace() => {
-                fresh = false;
-                names.push((open + i, ident(&code[open + i..]).to_owned()));
-            }
-            _ => {}
-        }
-    }
-    names
-}
-
-/// Every name that the file takes from the crate's root: `crate::x`, `crate::{x, y}`, and `super` chains that
-/// climb that far.
-fn root_names(s: &Source) -> Vec<(usize, String)> {
-    let code = &s.code;
-    let mut names = Vec::new();
-    let take = |at: usize, after: usize, names: &mut Vec<(usize, String)>| {
-        let rest = code[after..].trim_start();
-        let Some(rest) = rest.strip_prefix("::") else { return };
-        let rest = rest.trim_start();
-        if rest.starts_with('{') {
-            names.extend(group_names(code, code.len() - rest.len()));
-        } else if rest.starts_with('*') {
-            names.push((at, "*".to_owned()));
-        } else {
-            names.push((at, ident(rest).to_owned()));
-        }
-    };
-    for at in words(code, "crate") {
-        take(at, at + "crate".len(), &mut names);
-    }
-    let file_depth = s.path.trim_end_matches("/mod.rs").matches('/').count();
-    let mut last_end = 0;
-    for at in words(code, "super").filter(|_| s.room().is_some()).collect::<Vec<_>>() {
-        if at < last_end {
-            continue;
-        }
-        let (mut supers, mut end) = (1, at + "super".len());
-        while code[end..].starts_with("::super") {
-            (supers, end) = (supers + 1, end + "::super".len());
-        }
-        last_end = end;
-        let inline = words(code, "mod")
-            .filter_map(|m| Some((m, m + code[m..].find(['{', ';'])?)))
-            .filter(|&(m, open)| m < at && code.as_bytes()[open] == b'{' && block_end(code, open) > at)
-            .count();
-        if supers >= file_depth + inline {
-            take(at, end, &mut names);
-        }
-    }
-    names
-}
-
 fn rank(room: &str) -> Option<usize> {
     RANKS.split(':').position(|rooms| rooms.split(',').any(|r| r == room))
+}
+
+/// Every name that the file takes from the crate's root.
+fn root_names(s: &Source) -> Vec<(usize, String)> {
+    if s.room().is_none() && !s.path.starts_with("src/") {
+        return Vec::new();
+    }
+    named(s).into_iter().filter_map(|name| Some((name.at, name.path.into_iter().next()?))).collect()
 }
 
 fn imports_go_downward(s: &Source) -> Vec<String> {
@@ -338,6 +171,7 @@ const RUST_RULES: &[Rule] = &[
     functions_are_short,
     names_say_something,
     files_open_with_their_purpose,
+    docs_say_something,
 ];
 
 /// Every file under `dir` that `wanted` takes, as (path relative to the package, content).
@@ -379,9 +213,15 @@ fn rust_files_obey() {
 }
 
 #[test]
+fn files_of_a_room_are_in_no_circle() {
+    let files = sources(&["src"], &|p| p.extension().is_some_and(|e| e == "rs"));
+    assert_eq!(circles(&files), Vec::<String>::new());
+}
+
+#[test]
 fn shell_scripts_obey() {
     let script = |p: &Path| p.extension().is_some_and(|e| e == "sh") || p.ends_with(".ci/run");
-    let files = sources(&["tests", "perf", "packaging", ".ci"], &script);
+    let files = sources(&["tests", "perf", "packaging", "findings", ".ci"], &script);
     assert!(files.len() >= 3, "the walk found {} scripts", files.len());
     check(&files, &[scripts_stop_at_errors]);
 }
@@ -489,9 +329,51 @@ mod self_test {
     }
 
     #[test]
+    fn documentation() {
+        let rule = docs_say_something;
+        breaks(rule, "src/a.rs", "/// Which.\npub which: u8,");
+        breaks(rule, "src/a.rs", "/// Ours alone.\nfn f() {}");
+        breaks(rule, "src/a.rs", "/// Who: the owner of it.\n");
+        passes(rule, "src/a.rs", "/// Which peer it is.\npub which: u8,\n//// no doc\n// Which.");
+        passes(rule, "src/a.rs", "/// One\n/// sentence of five words.\n");
+    }
+
+    #[test]
+    fn circles_of_files() {
+        let room = |files: &[(&str, &str)]| {
+            let whole: Vec<Source> = files.iter().map(|(path, raw)| Source::new(path, raw)).collect();
+            circles(&whole)
+        };
+        let direct = room(&[("src/a/b.rs", "use super::c::X;"), ("src/a/c.rs", "use crate::a::{b::Y, d};")]);
+        assert_eq!(direct, ["src/a: a circle of b, c"]);
+        let three = [
+            ("src/a/b.rs", "use super::{c::X, Z};"),
+            ("src/a/c/mod.rs", "fn f() { super::d::g() }"),
+            ("src/a/c/e.rs", "//! a"),
+            ("src/a/d.rs", "use crate::a::b::W;"),
+        ];
+        assert_eq!(room(&three), ["src/a: a circle of b, c, d"]);
+        let hidden = [
+            ("src/a/mod.rs", "mod b;\nmod c;\npub use b::{X, Y as Z};"),
+            ("src/a/b.rs", "use super::c::V;"),
+            ("src/a/c.rs", "use super::X;"),
+        ];
+        assert_eq!(room(&hidden), ["src/a: a circle of b, c"], "through a re-export");
+        let deep = [("src/a/c/e.rs", "use super::super::b::X;"), ("src/a/b.rs", "use super::c::e::Y;")];
+        assert_eq!(room(&[deep[0], deep[1], ("src/a/c/mod.rs", "")]), ["src/a: a circle of b, c"]);
+        let none = [
+            ("src/a/mod.rs", "use b::X; use c::Y; pub struct S;"),
+            ("src/a/b.rs", "use super::{S, c::Y};\n#[cfg(test)]\nmod tests { use crate::a::b::X; }"),
+            ("src/a/c.rs", "use super::S;\n#[cfg(test)]\nmod tests { use super::super::b::X; }"),
+            ("src/a/tests.rs", "use super::b::X;"),
+        ];
+        assert_eq!(room(&none), Vec::<String>::new());
+    }
+
+    #[test]
     fn blanking_keeps_offsets() {
         let raw = "let a = r#\"unsafe \"x\"\"#; let c = '\\''; let d: &'a str = \"\\\"unsafe\"; /* /* unsafe */ */ unsafe";
-        let code = blank(raw);
+        let code = shape::blank(raw);
         assert_eq!(code.len(), raw.len());
         assert_eq!(words(&code, "unsafe").collect::<Vec<_>>(), [raw.len() - 6]);
         assert!(code.contains("&'a str"));

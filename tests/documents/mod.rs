@@ -37,7 +37,7 @@ fn files(dir: &str) -> Vec<String> {
     all
 }
 
-/// One document.
+/// One document: where it is and what it says.
 #[derive(Debug)]
 pub struct Page {
     pub path: String,
@@ -78,7 +78,7 @@ impl Page {
     }
 }
 
-/// All documents.
+/// All documents that are checked.
 pub fn pages() -> Vec<Page> {
     let is_page = |path: &String| path.ends_with(".md") && path.matches('/').count() == 1;
     let folders = ["docs", "perf"].into_iter().flat_map(files).filter(is_page);

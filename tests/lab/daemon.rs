@@ -17,16 +17,16 @@ pub struct Daemon {
 /// Drop counters by reason.
 pub type Drops = BTreeMap<String, u64>;
 
-/// `subnet.env`, read.
+/// What `subnet.env` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subnet {
-    /// `FLANNEL_NETWORK`.
+    /// `FLANNEL_NETWORK`: the whole overlay.
     pub network: String,
     /// `FLANNEL_SUBNET`: the base plus one, with the prefix length.
     pub subnet: String,
-    /// `FLANNEL_MTU`.
+    /// `FLANNEL_MTU`, in bytes, for containers.
     pub mtu: u32,
-    /// `FLANNEL_IPMASQ`.
+    /// `FLANNEL_IPMASQ`: `true` or `false`.
     pub ipmasq: String,
 }
 

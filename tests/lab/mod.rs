@@ -55,7 +55,7 @@ pub struct Lab {
 /// A container behind its host's bridge.
 #[derive(Clone)]
 pub struct Container {
-    /// Its namespace.
+    /// The container's network namespace.
     pub ns: String,
     /// Its address: the subnet's base plus two.
     pub addr: Ipv4Addr,

@@ -73,7 +73,7 @@ impl Proc {
         (status.unwrap_or_else(|| panic!("SIGTERM does not end it:\n{}", self.text())), start.elapsed())
     }
 
-    /// Sends SIGKILL.
+    /// Ends the process with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

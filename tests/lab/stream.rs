@@ -86,7 +86,7 @@ impl Plan {
         self.sizes[n]
     }
 
-    /// Datagram `n`.
+    /// The payload of datagram `n`.
     pub fn payload(&self, n: usize) -> Vec<u8> {
         let mut bytes = vec![0; self.sizes[n]];
         Stream::new(self.seed ^ (n as u64).wrapping_mul(0x2545_f491_4f6c_dd1d)).fill(&mut bytes);
