@@ -56,16 +56,20 @@
 //! | what happens | the files, in order |
 //! |---|---|
 //! | a container's packet leaves | `engine/worker.rs`, `engine/tun_to_udp.rs`, `offload/batch/` |
-//! | a peer's packet is let in or refused | `engine/udp_to_tun.rs`, `offload/coalesce/` |
-//! | a path refuses a train | `engine/worker.rs`, `engine/refusals.rs` |
-//! | a lease becomes a route | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
-//! | this host gets, renews or loses its lease | `lease/manager.rs`, `lease/seek.rs`, `lease/own.rs` |
+//! | a peer's packet is let in or refused | `engine/udp_to_tun.rs`, `engine/counters.rs`, `offload/coalesce/` |
+//! | a path refuses a segmented send (a *train*: see the glossary in [`offload`]) | `engine/worker.rs`, `engine/refusals.rs` |
+//! | io_uring or poll is chosen | `engine/start.rs`, `ring/setup.rs` |
+//! | a peer's lease becomes a route of udp | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
+//! | a route reaches the workers | `backend/udp/mod.rs`, `engine/mod.rs`, `engine/worker.rs` |
+//! | this host gets a lease | `lease/manager.rs`, `lease/seek.rs` |
+//! | this host loses its lease | `lease/own.rs`, `membership/etcd.rs`, `daemon/running.rs` |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
 //! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
-//! | a flag takes effect | `cli/flags.rs`, `cli/meaning.rs`, `daemon/settings.rs` |
-//! | another source of membership comes | `membership/mod.rs`, `membership/etcd.rs` |
+//! | a flag is read | `cli/flags.rs`, `cli/meaning.rs`, `daemon/settings.rs` |
+//! | a flag of the packet path takes effect | `engine/settings.rs`, `engine/start.rs`, `backend/udp/config.rs` |
+//! | another source of membership comes | `membership/mod.rs` says where |
 //! | another backend comes | `backend/mod.rs` (the traits and `KINDS`), `backend/alloc.rs` (the smallest) |
 //!
 //! Rooms import downward only, and no files of a room name each other in a circle; `tests/tidy.rs` holds the ranks

@@ -39,7 +39,7 @@ pub enum DropReason {
     HeaderChecksum,
     /// From the network: the sender's address is no peer's.
     UnknownPeer,
-    /// From the network: the inner source is not in the sending peer's subnet.
+    /// From the network: the inner source is not in the sending peer's subnet, or with the filter `inner` in no peer's.
     InnerSource,
     /// From the network: the inner destination is not in our subnet.
     InnerDestination,
@@ -49,7 +49,7 @@ pub enum DropReason {
     TunDown,
     /// To the TUN: the device was deleted.
     TunGone,
-    /// To the TUN: the kernel refused the write for another reason.
+    /// To the TUN: the kernel refused the write for another reason, or the turn had no room for the packet after all.
     TunWrite,
 }
 
@@ -137,7 +137,7 @@ pub enum Count {
     SegmentationOff,
     /// Turns of the worker; each has one wait at most.
     Turns,
-    /// Turns whose wait, if there was one, began with a pause of moderation (`--moderation`). In logs and metrics their
+    /// Turns whose wait, if there was one, began with a pause of moderation (`--moderation`). In the lines on SIGUSR1 their
     /// name is `rests`.
     Pauses,
     /// Times that the kernel had a packet and no buffer to put it in. The packet waits in the kernel's queue.
@@ -173,7 +173,7 @@ impl Count {
         Count::RouteErrors,
     ];
 
-    /// The name in logs and metrics.
+    /// The name in the lines on SIGUSR1; the metric has a name of its own ([`metric`]).
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

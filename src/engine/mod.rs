@@ -1,6 +1,8 @@
-//! The engine carries packets: it joins the rooms of the packet path and runs them, one worker a core.
+//! The engine carries packets: it joins the rooms of the packet path and runs them. Each worker has a core to
+//! itself where there are enough (one worker up to two cores, then one a core up to four, unless `--workers` says
+//! otherwise).
 //!
-//! A worker owns a TUN queue, a UDP socket, a [`port`] (io_uring or poll), its buffers and its own copy of the
+//! A worker owns a TUN queue, a UDP socket to receive on and one to send on (often the same), a [`port`] (io_uring or poll), its buffers and its own copy of the
 //! routes. Workers share nothing. `worker` is the loop of each: it obeys the control thread, takes datagrams and
 //! frames from the port, pushes them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hands
 //! that back to the port in one turn.

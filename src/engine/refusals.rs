@@ -3,7 +3,8 @@
 //! The kernel can fragment a packet, but not the segments of a train: where a path is narrower than our link, it
 //! refuses the whole train (`EMSGSIZE`; `EINVAL` before Linux 6.14). The worker then remembers the size for that peer.
 //! It does so for [`MOST_NARROW`] peers; one more, and the size holds for everybody. Where the kernel cannot segment at
-//! all, nobody gets trains. The worker forgets both after [`REMEMBER`], since paths may widen and links may change.
+//! all, nobody gets trains. The worker forgets both, for all peers at once, when [`REMEMBER`] has passed since the last
+//! refusal, since paths may widen and links may change. Trains are explained in [`crate::offload`].
 
 use crate::offload::batch::Limits;
 use std::net::SocketAddrV4;
@@ -22,7 +23,7 @@ const MOST_NARROW: usize = 64;
 pub(super) enum Cause {
     /// The path is narrower than the train's packets.
     Size,
-    /// The kernel cannot segment on the way to that peer.
+    /// The kernel cannot segment on the way to a peer. It then counts for all peers.
     Segmentation,
 }
 

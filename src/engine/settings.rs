@@ -115,7 +115,7 @@ pub enum PeerFilter {
     /// The inner source must lie in some peer's subnet and the inner destination in ours. The outer source may be
     /// anything, since NAT changes it.
     Inner,
-    /// Every packet is let in, as flannel does.
+    /// Whoever the sender and whatever the addresses, as in flannel. Form, checksum and TTL are checked all the same.
     Off,
 }
 

@@ -1,5 +1,5 @@
-//! Datagrams from peers become frames for the TUN: split by stride → header check → source check → TTL →
-//! coalesce.
+//! Datagrams from peers become frames for the TUN: split by stride → header check → source check →
+//! coalesce, which takes one off the TTL.
 //!
 //! This file is the mirror image of [`super::tun_to_udp`].
 

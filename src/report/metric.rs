@@ -104,7 +104,7 @@ metrics! {
         "Segmented sends that the kernel refused and that were sent again packet by packet.";
     SEGMENTATION_OFF: Counter "flanneld_segmentation_off_total", "times",
         "Segmentation was switched off for ten minutes because the kernel refused it.";
-    TURNS: Counter "flanneld_turns_total", "turns", "Turns of the workers: one wait each.";
+    TURNS: Counter "flanneld_turns_total", "turns", "Turns of the workers; each has one wait at most.";
     PAUSES: Counter "flanneld_pauses_total" formerly "flanneld_rests_total", "turns",
         "Turns whose wait began with a pause of moderation.";
     STARVED: Counter "flanneld_starved_total", "times",

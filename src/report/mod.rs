@@ -5,7 +5,8 @@
 //! people and monitors see are renderings of it: the lines on SIGUSR1 ([`Lines`]), `/metrics`, `/healthz` and
 //! `/readyz` (the room `status`). Nothing is ever read back from a rendering.
 //!
-//! A new counter is a row of the table in `metric.rs` and a sample where it is counted. A rendering takes a state
+//! A new counter is a row of the table in `metric.rs` and a sample where it is counted; for one of the engine's that is
+//! a variant in `engine/counters.rs`, and the compiler asks for the rest. A rendering takes a state
 //! apart field by field, so a field that a rendering does not know fails to compile.
 //!
 //! | file | |
