@@ -24,7 +24,6 @@ mod upkeep;
 mod vxlan;
 
 pub use command::CommandError;
-pub use udp::EngineSettings;
 
 use crate::iface::External;
 use crate::netlink::{self, Netlink};
@@ -38,6 +37,7 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use udp::EngineSettings;
 
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]

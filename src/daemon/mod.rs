@@ -19,8 +19,7 @@ mod running;
 pub mod settings;
 mod signals;
 
-pub use networks::Networks;
-pub use settings::Settings;
+pub use settings::{Networks, Settings};
 
 use control::Control;
 use orders::Orders;

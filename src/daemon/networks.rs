@@ -6,10 +6,11 @@
 //! that fails says why and is tried again; it never ends another. As in flannel, systemd is not told of readiness,
 //! since there is no one moment at which "the" network is there.
 
+use super::DaemonError;
 use super::control::Control;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
-use super::{DaemonError, Settings};
+use super::settings::{Networks, Settings};
 use crate::etcd::{self, Store};
 use crate::iface;
 use crate::log::Complaint;
@@ -23,7 +24,6 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use rand::rngs::{StdRng, SysRng};
 use rand::{SeedableRng, TryRng};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -40,15 +40,6 @@ const STEADY: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a network may take to stop with `--cleanup-on-exit`, which runs programs.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(9);
-
-/// Which networks to run, and where their subnet files go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Networks {
-    /// The networks to run; if empty, all that the store holds.
-    pub names: BTreeSet<String>,
-    /// The directory in which `<name>.env` is written.
-    pub dir: PathBuf,
-}
 
 /// Runs the networks until a signal comes.
 pub(super) async fn run(

@@ -179,7 +179,17 @@ impl Running {
                 self.store_lost = None;
                 self.tell_state();
             }
-            _ => {}
+            // The log tells these; the network goes on as it is.
+            Notice::Renewed { .. }
+            | Notice::Reserved { .. }
+            | Notice::Revoked { .. }
+            | Notice::Lost { .. }
+            | Notice::Conflict { .. }
+            | Notice::OutOfSubnets(_)
+            | Notice::Refused { .. }
+            | Notice::Withheld { .. }
+            | Notice::StoreReset
+            | Notice::StoreStillLost { .. } => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the daemon runs with, and the ranges of what the operator may set about the packet path.
 
-use super::Networks;
 use crate::{etcd, iface, lease, masq};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -31,6 +31,15 @@ pub struct Settings {
     pub networks: Option<Networks>,
     /// How much is logged.
     pub log: Log,
+}
+
+/// Which networks to run, and where their subnet files go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Networks {
+    /// The networks to run; if empty, all that the store holds.
+    pub names: BTreeSet<String>,
+    /// The directory in which `<name>.env` is written.
+    pub dir: PathBuf,
 }
 
 /// How much is logged to stderr.
