@@ -164,7 +164,12 @@ fn served() -> String {
 pub async fn from_config(setup: Setup<'_>) -> Result<Rc<dyn Backend>, BackendError> {
     let wanted = setup.config.backend.kind.as_str();
     match KINDS.iter().find(|(kind, _)| *kind == wanted) {
-        Some((_, configure)) => configure(setup).await,
+        Some((_, configure)) => {
+            let backend = configure(setup).await?;
+            let published = backend.attrs().backend_type.as_deref();
+            debug_assert!(published.is_none_or(|kind| kind == wanted), "{wanted} publishes {published:?}");
+            Ok(backend)
+        }
         None => Err(BackendError::Unknown(wanted.to_owned())),
     }
 }

@@ -1,7 +1,7 @@
 //! The port, MTU and sockets of the `udp` backend follow from the network config and the flags.
 
 use crate::backend::{BackendError, Setup};
-use crate::engine::{self, UdpOffload};
+use crate::engine::{self, MAX_WORKERS, UdpOffload};
 use crate::netlink::{Stale, Territory};
 use crate::subnet::LeaseAttrs;
 use crate::udp::{Socket, SocketOptions};
@@ -15,9 +15,11 @@ const OVERHEAD: u32 = 28;
 const LARGEST_PAYLOAD: u32 = 65_507;
 /// The smallest MTU of an IPv4 link (RFC 791).
 const LEAST_MTU: u32 = 68;
+const _: () = assert!(OVERHEAD + LARGEST_PAYLOAD == u16::MAX as u32 && LEAST_MTU < LARGEST_PAYLOAD);
 /// The most workers by default. Up to two cores get one worker, since a second would fight the first for the core that
 /// the kernel's half of the work needs; more cores get one worker each up to this number.
 const MOST_WORKERS: usize = 4;
+const _: () = assert!(MOST_WORKERS <= MAX_WORKERS);
 
 /// The `udp` backend as configured.
 #[derive(Debug, Clone)]

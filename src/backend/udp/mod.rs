@@ -99,7 +99,9 @@ impl Overlay {
 
     /// Makes the device, starts the engine on it and gives it its address and route.
     async fn launch(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        debug_assert!(self.device.is_none() && !self.broken, "the old engine is stopped first");
         let routes = self.peers.routes();
+        debug_assert_eq!(routes.len(), self.peers.len(), "every peer has one route");
         let device = Device::start(&self.config, &self.receivers, routes, netlink, self.subnet).await?;
         let name = device.name().to_owned();
         self.device = Some(device);
@@ -165,6 +167,7 @@ impl Overlay {
 
     fn note_restart(&mut self) -> Result<(), BackendError> {
         self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        debug_assert!(self.restarts.len() <= MOST_RESTARTS, "an unstable network has ended");
         self.restarts.push(Instant::now());
         if self.restarts.len() > MOST_RESTARTS {
             return Err(BackendError::Unstable(self.restarts.len()));
