@@ -21,7 +21,7 @@ pub(super) enum Kind {
     List,
     /// Any text, which is never shown.
     Secret,
-    /// One of these words.
+    /// A word out of these.
     Choice(&'static [&'static str]),
     /// A length of time in this range.
     Time(Duration, Duration),
@@ -34,14 +34,14 @@ pub(super) enum Kind {
 /// Who a flag belongs to, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is flannel's, and does what it does there.
+    /// The flag is flannel's, and does what it does there.
     Flannel,
-    /// It belongs to flannel's logging library.
+    /// The flag belongs to flannel's logging library.
     Logging,
-    /// It is a flag of this daemon alone.
+    /// The flag is of this daemon alone.
     Ours,
-    /// It is flannel's, and refused unless it has one of these values, with which it does nothing. The text says what
-    /// to do instead.
+    /// The flag is flannel's, and refused unless it has one of these values, with which it does nothing. The text says
+    /// what to do instead.
     NotServed(&'static [&'static str], &'static str),
 }
 
