@@ -18,6 +18,9 @@ const TICK: Duration = Duration::from_millis(5);
 const DRAIN: Duration = Duration::from_millis(500);
 /// How many bytes of output are kept; the rest is dropped. etcd takes 1.5 MiB a request.
 const MOST_OUTPUT: usize = 64 * 1024;
+const _: () = assert!(TICK.as_millis() < DRAIN.as_millis() && DRAIN.as_millis() < LIMIT.as_millis());
+// JSON may write a byte as six; the lease must still fit into a request.
+const _: () = assert!(6 * MOST_OUTPUT < 1024 * 1024);
 
 /// Why a command failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -97,6 +100,7 @@ impl Command {
             }
         };
         let (_, value) = self.variables.iter().find(|(known, _)| *known == name)?;
+        debug_assert!(text.is_char_boundary(length), "a name ends inside {text:?}");
         Some((value, length))
     }
 
@@ -218,6 +222,7 @@ fn collect(output: &Receiver<Vec<u8>>) -> String {
     while let Ok(chunk) = output.recv_timeout(end.saturating_duration_since(Instant::now())) {
         bytes.extend(chunk);
     }
+    debug_assert!(bytes.len() <= MOST_OUTPUT, "the reader keeps {} bytes", bytes.len());
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 

@@ -24,7 +24,6 @@ mod upkeep;
 mod vxlan;
 
 pub use command::CommandError;
-pub use udp::EngineSettings;
 
 use crate::iface::External;
 use crate::netlink::{self, Netlink};
@@ -38,6 +37,7 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use udp::EngineSettings;
 
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +164,12 @@ fn served() -> String {
 pub async fn from_config(setup: Setup<'_>) -> Result<Rc<dyn Backend>, BackendError> {
     let wanted = setup.config.backend.kind.as_str();
     match KINDS.iter().find(|(kind, _)| *kind == wanted) {
-        Some((_, configure)) => configure(setup).await,
+        Some((_, configure)) => {
+            let backend = configure(setup).await?;
+            let published = backend.attrs().backend_type.as_deref();
+            debug_assert!(published.is_none_or(|kind| kind == wanted), "{wanted} publishes {published:?}");
+            Ok(backend)
+        }
         None => Err(BackendError::Unknown(wanted.to_owned())),
     }
 }

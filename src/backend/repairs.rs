@@ -13,6 +13,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The time between two lines about a fight.
 const SAY_EVERY: Duration = Duration::from_secs(60);
+// A fight that has slowed down is still a fight, and its line comes before it is forgotten.
+const _: () = assert!(PAUSE.as_secs() * (MOST as u64) < WINDOW.as_secs());
+const _: () = assert!(WINDOW.as_secs() < SAY_EVERY.as_secs());
 
 /// The repairs of one network.
 #[derive(Debug, Default)]
@@ -50,6 +53,8 @@ impl Repairs {
         if track.times.len() > MOST {
             track.times.remove(0);
         }
+        debug_assert!(track.times.len() <= MOST);
+        debug_assert!(track.fight.is_none() || track.times.len() == MOST, "a fight has many repairs");
         let Some((_, count)) = &mut track.fight else {
             info!("{what}");
             let first = track.times.first().filter(|_| track.times.len() == MOST);
@@ -67,6 +72,7 @@ impl Repairs {
     /// Logs what is due, and forgets what is over.
     pub(super) fn settle(&mut self, now: Instant) {
         self.tracks.retain(|what, track| {
+            debug_assert!(!track.times.is_empty(), "a track begins with a repair");
             let last = track.times.last().copied().unwrap_or(now);
             let quiet = now.saturating_duration_since(last) >= WINDOW;
             let Some((since, count)) = &mut track.fight else { return !quiet };
@@ -86,7 +92,9 @@ impl Repairs {
     pub(super) fn pause(&self, now: Instant) -> Duration {
         let fights = self.tracks.values().filter(|track| track.fight.is_some());
         let last = fights.filter_map(|track| track.times.last()).max();
-        last.map_or(Duration::ZERO, |last| (*last + PAUSE).saturating_duration_since(now))
+        let pause = last.map_or(Duration::ZERO, |last| (*last + PAUSE).saturating_duration_since(now));
+        debug_assert!(pause <= PAUSE, "a repair of the future: {pause:?}");
+        pause
     }
 }
 

@@ -88,7 +88,10 @@ impl Upkeep {
     pub(super) fn may_sweep(&mut self, now: Instant, stale: usize, peers: usize) -> bool {
         let suspect = stale >= LEAST_SUSPECT && stale > peers;
         let open = match self.sweep {
-            Sweep::Open => return false,
+            Sweep::Open => {
+                debug_assert_eq!(stale, 0, "an open pass keeps nothing");
+                return false;
+            }
             Sweep::Due if suspect => {
                 warn!(
                     "the store knows {peers} peers and the kernel {stale} more from an earlier run: \
@@ -99,7 +102,10 @@ impl Upkeep {
                 false
             }
             Sweep::Due => true,
-            Sweep::Held { until } => !suspect || now >= until,
+            Sweep::Held { until } => {
+                debug_assert!(until <= now + HOLD, "a hold does not grow");
+                !suspect || now >= until
+            }
         };
         if open {
             self.sweep = Sweep::Open;
@@ -112,6 +118,7 @@ impl Upkeep {
 
     /// Ends a pass. `device` is what was done to the device, and `name` names the device or interface.
     pub(super) fn conclude(&mut self, name: &str, device: Changes, tables: Outcome) {
+        debug_assert_ne!(self.sweep, Sweep::Due, "a pass asks whether it may sweep before it ends");
         let now = Instant::now();
         let repair = !device.is_empty() || (!self.pending && !tables.changes.is_empty());
         let mut changes = device;

@@ -34,6 +34,8 @@ const OVERHEAD: u32 = 50;
 const LEAST_MTU: u32 = 68;
 /// The largest VNI. It has 24 bits, but `flannel.<VNI>` must fit into the 15 bytes of an interface's name.
 const MAX_VNI: u32 = 9_999_999;
+const _: () = assert!(MAX_VNI < 1 << 24);
+const _: () = assert!("flannel.".len() + MAX_VNI.ilog10() as usize + 1 < libc::IFNAMSIZ);
 /// How often within a minute we make a deleted device anew before we conclude that somebody else manages it.
 const MOST_RESTARTS: usize = 10;
 
@@ -110,6 +112,7 @@ fn mtu(configured: Option<u32>, external: &External) -> Result<u32, BackendError
         Some(mtu) => link = mtu,
         None => {}
     }
+    debug_assert!(link <= external.mtu, "no packet is wider than the link");
     let mtu = link.saturating_sub(OVERHEAD);
     if mtu < LEAST_MTU {
         return Err(BackendError::Mtu { name: external.name.clone(), mtu: link });
@@ -136,7 +139,9 @@ fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let [a, b, c, d, e, f, ..] = (hash ^ (hash >> 31)).to_be_bytes();
-    Mac([a, b, c, d, e, f]).locally_administered()
+    let mac = Mac([a, b, c, d, e, f]).locally_administered();
+    debug_assert!(mac.is_unicast(), "{mac}");
+    mac
 }
 
 /// The far end of a tunnel to one peer.
@@ -244,6 +249,7 @@ impl Tunnel {
     fn note_restart(&mut self) -> Result<(), BackendError> {
         warn!("{} was deleted or changed; made it anew", self.config.device.name);
         self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        debug_assert!(self.restarts.len() <= MOST_RESTARTS, "an unstable network has ended");
         self.restarts.push(Instant::now());
         if self.restarts.len() > MOST_RESTARTS {
             return Err(BackendError::Unstable(self.restarts.len()));
@@ -254,6 +260,7 @@ impl Tunnel {
     async fn tables(&self, netlink: &Netlink) -> Tables {
         let mut tables = Tables::default();
         for (subnet, vtep) in &self.peers {
+            debug_assert_ne!(vtep.mac, self.config.device.mac, "a lease with our MAC is unusable");
             let base = subnet.network();
             let mut route =
                 Route { destination: *subnet, link_index: self.index, gateway: Some(base), onlink: true };
@@ -270,6 +277,8 @@ impl Tunnel {
             }
             tables.routes.insert(*subnet, route);
         }
+        debug_assert_eq!(tables.routes.len(), self.peers.len(), "every peer has one route");
+        debug_assert!(tables.fdb.len() <= self.peers.len() && tables.arp.len() <= self.peers.len());
         tables
     }
 

@@ -1,7 +1,7 @@
 //! The table of all flags, which are flannel's and ours. Flannel's are those of v0.6.2 to v0.28.9 that concern etcd
 //! mode or must be refused by name.
 
-use super::value::{self, Value};
+use super::value::{self, MAX_CORES, Value};
 use crate::daemon::settings::{
     BUFFERS_RANGE, LONGEST_MODERATION, LONGEST_SPIN, MAX_WORKERS, READS_PER_TURN_RANGE,
 };
@@ -21,7 +21,7 @@ pub(super) enum Kind {
     List,
     /// Any text, which is never shown.
     Secret,
-    /// One of these words.
+    /// A word out of these.
     Choice(&'static [&'static str]),
     /// A length of time in this range.
     Time(Duration, Duration),
@@ -34,14 +34,14 @@ pub(super) enum Kind {
 /// Who a flag belongs to, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is flannel's, and does what it does there.
+    /// The flag is flannel's, and does what it does there.
     Flannel,
-    /// It belongs to flannel's logging library.
+    /// The flag belongs to flannel's logging library.
     Logging,
-    /// It is a flag of this daemon alone.
+    /// The flag is of this daemon alone.
     Ours,
-    /// It is flannel's, and refused unless it has one of these values, with which it does nothing. The text says what
-    /// to do instead.
+    /// The flag is flannel's, and refused unless it has one of these values, with which it does nothing. The text says
+    /// what to do instead.
     NotServed(&'static [&'static str], &'static str),
 }
 
@@ -88,8 +88,12 @@ const LONGEST_LEASE: Duration = DAY.saturating_mul(3650);
 const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(100), SECOND.saturating_mul(300));
 #[allow(clippy::cast_possible_wrap)] // small constants
 const fn number(n: usize) -> i64 {
+    assert!(n <= i32::MAX as usize);
     n as i64
 }
+const _: () = assert!(SHORTEST_LEASE.as_secs() < LONGEST_LEASE.as_secs());
+const _: () = assert!(TIMEOUT_RANGE.0.as_millis() < TIMEOUT_RANGE.1.as_millis());
+const _: () = assert!(MAX_WORKERS <= MAX_CORES, "every worker can have a core of its own");
 const BATCH: Kind = Int(number(*READS_PER_TURN_RANGE.start()), number(*READS_PER_TURN_RANGE.end()));
 /// The range of a socket buffer in bytes: from what two datagrams need to what the kernel can count.
 const SOCKET_BUFFER: Kind = Int(128 << 10, 1 << 30);
@@ -202,6 +206,9 @@ fn argument(flag: &'static Flag) -> Arg {
             "Flags of flannel that are not served yet, and are refused with any value but the default"
         }
     };
+    if let NotServed(accepted, _) = flag.standing {
+        debug_assert!(accepted.contains(&flag.default), "-{} is refused by default", flag.name);
+    }
     let help = match flag.kind {
         Choice(names) => format!("{} [one of {}]", flag.help, names.join(", ")),
         _ => flag.help.to_owned(),

@@ -18,6 +18,8 @@ pub(super) struct Word {
 impl Word {
     /// The word in the one form `--name=value`.
     pub(super) fn canonical(&self) -> OsString {
+        let is_known = flags::find(&self.name).is_some();
+        debug_assert_eq!(is_known, self.value.is_some(), "every known flag has a value: -{}", self.name);
         let mut word = OsString::from(format!("--{}", self.name));
         if let Some(value) = &self.value {
             word.push("=");

@@ -1,6 +1,6 @@
 //! The checked values of the flags become the daemon's [`Settings`].
 
-use super::flags::{FLAGS, Kind, Standing};
+use super::flags::{FLAGS, Kind, Standing, find};
 use super::value::Value;
 use super::{Refusal, spelled};
 use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
@@ -28,10 +28,12 @@ impl<'a> Given<'a> {
     }
 
     fn value(&self, flag: &str) -> Option<&Value> {
+        debug_assert!(find(flag).is_some(), "-{flag} is not in the table");
         self.matches.try_get_one(flag).ok().flatten()
     }
 
     fn is_explicit(&self, flag: &str) -> bool {
+        debug_assert!(find(flag).is_some(), "-{flag} is not in the table");
         self.matches.value_source(flag).is_some_and(|source| source != ValueSource::DefaultValue)
     }
 
@@ -49,6 +51,7 @@ impl<'a> Given<'a> {
     }
 
     fn list(&self, flag: &str) -> Vec<&str> {
+        debug_assert!(find(flag).is_some_and(|flag| flag.kind == Kind::List), "-{flag} is no list");
         let values = self.matches.try_get_many::<Value>(flag).ok().flatten().into_iter().flatten();
         values
             .filter_map(|value| match value {
@@ -66,6 +69,7 @@ impl<'a> Given<'a> {
     }
 
     fn is_true(&self, flag: &str) -> bool {
+        debug_assert!(find(flag).is_some_and(|flag| flag.kind == Kind::Bool), "-{flag} is no boolean");
         matches!(self.value(flag), Some(Value::Bool(true)))
     }
 
@@ -74,6 +78,8 @@ impl<'a> Given<'a> {
     }
 
     fn duration(&self, flag: &str, default: Duration) -> Duration {
+        let is_time = find(flag).is_some_and(|flag| matches!(flag.kind, Kind::Time(..)));
+        debug_assert!(is_time, "-{flag} is no length of time");
         match self.value(flag) {
             Some(Value::Duration(duration)) => *duration,
             _ => default,
@@ -141,7 +147,7 @@ fn networks(given: &Given<'_>) -> Result<Option<Networks>, Refusal> {
     if let Some(name) = names.iter().find(|name| name.contains('/')) {
         return Err(given.setting("networks", format!("{name:?} is no name of a network")));
     }
-    if names.is_empty() && !matches!(given.value("watch-networks"), Some(Value::Bool(true))) {
+    if names.is_empty() && !given.is_true("watch-networks") {
         return Ok(None);
     }
     let dir = given.filled("subnet-dir").ok_or_else(|| given.setting("subnet-dir", "no directory named"))?;

@@ -31,7 +31,7 @@ use std::error::Error as _;
 use std::ffi::OsString;
 
 /// The version that `-version` prints.
-pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// What to do after parsing.
 #[derive(Debug)]

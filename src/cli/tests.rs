@@ -107,7 +107,7 @@ fn every_served_flag_has_its_effect_in_every_form() {
         assert!(results.iter().all(|one| *one == results[0]), "-{name}: {results:?}");
         let from_env = shown(run(beside, &[(&variable(name), &format!(" {value} "))]));
         if *name == "etcd-password" {
-            // Neither shown nor trimmed: see the tests on passwords.
+            // A password is neither shown nor trimmed: see the tests on passwords.
             continue;
         }
         assert_eq!(from_env, results[0], "{name} in the environment");

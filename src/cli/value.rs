@@ -59,6 +59,7 @@ pub(super) fn int(text: &str, min: i64, max: i64) -> Result<i64, String> {
         return Err(range());
     }
     let magnitude = i64::from_str_radix(&digits.replace('_', ""), radix).map_err(|_| range())?;
+    debug_assert!(magnitude >= 0, "the sign was taken off");
     let number = if negative { -magnitude } else { magnitude };
     if (min..=max).contains(&number) { Ok(number) } else { Err(range()) }
 }
@@ -93,7 +94,7 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
 }
 
 /// `CPU_SETSIZE` of sched_setaffinity(2); the numbers of cores are below it.
-const MAX_CORES: usize = 1024;
+pub(super) const MAX_CORES: usize = 1024;
 
 /// Reads a list of cores and ranges of cores such as `0,2-5`, with each core at most once.
 pub(super) fn cores(text: &str) -> Result<Vec<usize>, String> {

@@ -46,6 +46,7 @@ impl Changes {
             };
             match result {
                 Ok(change) => {
+                    debug_assert!(self.monitor.is_some(), "a change comes from a subscription");
                     if self.complaint.settle() {
                         info!("following the kernel's tables again");
                     }

@@ -16,6 +16,7 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(50);
 /// The least time between two lines, for a link that flaps; also the wait after a look that failed.
 const CALM: Duration = Duration::from_secs(1);
+const _: () = assert!(SETTLE.as_millis() < CALM.as_millis() && CALM.as_millis() < RESYNC.as_millis());
 
 /// The external interface, and what the last look at it found.
 #[derive(Debug)]
@@ -132,6 +133,11 @@ impl Watch {
     }
 
     fn note(&mut self, now: Instant, state: State) -> bool {
+        debug_assert_eq!(
+            self.trouble.text().is_some(),
+            self.since.is_some(),
+            "every trouble has a beginning"
+        );
         let (text, changed) = match state {
             State::Whole { index, name } => return self.whole(now, index, name),
             State::Lost(text) => (text, false),

@@ -11,6 +11,7 @@ use super::control::Control;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::settings::{Networks, Settings};
+use super::signals::{CLEANUP_LIMIT, STOP_LIMIT};
 use crate::etcd::{self, Store};
 use crate::iface;
 use crate::log::Complaint;
@@ -40,6 +41,14 @@ const STEADY: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a network may take to stop with `--cleanup-on-exit`, which runs programs.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(9);
+const _: () = assert!(STOP_PATIENCE.as_millis() < CLEANUP_PATIENCE.as_millis());
+// The networks are cut off before the process is.
+const _: () = assert!(STOP_PATIENCE.as_millis() < STOP_LIMIT.as_millis());
+const _: () = assert!(CLEANUP_PATIENCE.as_millis() < CLEANUP_LIMIT.as_millis());
+// A network that counts as steady has run longer than any back-off.
+const _: () = assert!(LONGEST_PAUSE.1.as_millis() < STEADY.as_millis());
+// In the end a store that fails is asked less often than one that answers.
+const _: () = assert!(POLL.as_millis() <= LONGEST_PAUSE.0.as_millis());
 
 /// Runs the networks until a signal comes.
 pub(super) async fn run(
@@ -161,6 +170,8 @@ impl Supervisor {
                 self.tasks.insert(name.clone(), self.start(name));
             }
         }
+        debug_assert!(self.tasks.keys().eq(&names), "every network has one task");
+        debug_assert!(self.missing.is_subset(&self.networks.names), "only a wanted network can be missing");
         if !before.iter().eq(&names) {
             let list: Vec<&str> = names.iter().map(String::as_str).collect();
             Notifier::OPEN.status(&format!("{} networks: {}", names.len(), list.join(", ")));

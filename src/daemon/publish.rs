@@ -12,6 +12,7 @@ use tracing::{error, info};
 const RETRY: Duration = Duration::from_secs(1);
 /// How far off a timer is set that should not fire.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+const _: () = assert!(RETRY.as_secs() < NEVER.as_secs());
 
 /// The subnet file, and what it should say.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ impl SubnetFile {
 
     /// Whether the file says what it should.
     pub(super) fn is_written(&self) -> bool {
+        debug_assert!(!self.written || self.wanted.is_some(), "only what was wanted is written");
+        debug_assert!(!self.written || self.complaint.text().is_none(), "a written file has no trouble");
         self.written
     }
 

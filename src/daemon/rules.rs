@@ -91,6 +91,7 @@ impl HostRules {
 
     /// Whether the rules were installed; `None` if there should be none.
     pub(super) fn in_place(&self) -> Option<bool> {
+        debug_assert!(!self.in_place || self.installed, "rules are in place once they were asked for");
         (self.settings.masquerade || self.settings.forward).then_some(self.in_place)
     }
 
@@ -108,6 +109,8 @@ impl HostRules {
     /// # Errors
     /// Masquerading is wanted and its first installation failed. A later failure is logged, and the keeper tries again.
     pub(super) fn settle(&mut self, result: Result<(), masq::Error>) -> Result<(), DaemonError> {
+        debug_assert!(self.pending.is_none(), "the answer was taken from its slot");
+        debug_assert!(!self.withheld || self.settings.masquerade, "nothing else holds up subnet.env");
         self.in_place = result.is_ok();
         match result {
             Err(error) if self.withheld => return Err(error.into()),
@@ -119,6 +122,7 @@ impl HostRules {
 
     /// Puts the blackhole route back if it is missing; the rules have their own thread.
     pub(super) async fn check(&mut self, netlink: &Netlink) {
+        debug_assert!(self.subnet.is_some() || !self.installed, "rules are installed for a subnet");
         let Some(subnet) = self.subnet.filter(|_| self.settings.blackhole && self.installed) else {
             self.check_at = Instant::now() + NEVER;
             return;

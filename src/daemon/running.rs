@@ -8,6 +8,7 @@ use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::publish::SubnetFile;
 use super::rules::{Due, HostRules};
+use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
@@ -38,6 +39,10 @@ const RETRY: Duration = Duration::from_secs(1);
 const PORT_PATIENCE: Duration = Duration::from_millis(900);
 /// The wait between two attempts for a port in use.
 const PORT_RETRY: Duration = Duration::from_millis(50);
+const _: () = assert!(SETTLE.as_millis() < RETRY.as_millis() && RETRY.as_millis() < RESYNC.as_millis());
+const _: () = assert!(PORT_RETRY.as_millis() < PORT_PATIENCE.as_millis());
+// A daemon that was asked to stop has let go of its port in this time.
+const _: () = assert!(STOP_LIMIT.as_millis() < PORT_PATIENCE.as_millis());
 
 /// What [`Running`] is made of.
 pub(super) struct Parts {
@@ -94,6 +99,12 @@ enum End {
 
 impl Running {
     pub(super) fn new(parts: Parts) -> Running {
+        let is_only_one = parts.name.is_empty();
+        debug_assert_eq!(
+            is_only_one,
+            parts.notifier == Notifier::OPEN,
+            "one of several tells systemd nothing"
+        );
         Running {
             file: SubnetFile::new(parts.settings.subnet_file.clone()),
             settings: parts.settings,
@@ -179,7 +190,17 @@ impl Running {
                 self.store_lost = None;
                 self.tell_state();
             }
-            _ => {}
+            // The log tells these; the network goes on as it is.
+            Notice::Renewed { .. }
+            | Notice::Reserved { .. }
+            | Notice::Revoked { .. }
+            | Notice::Lost { .. }
+            | Notice::Conflict { .. }
+            | Notice::OutOfSubnets(_)
+            | Notice::Refused { .. }
+            | Notice::Withheld { .. }
+            | Notice::StoreReset
+            | Notice::StoreStillLost { .. } => {}
         }
     }
 
@@ -188,6 +209,7 @@ impl Running {
         if self.network.as_ref().is_some_and(|(current, _)| *current == subnet) {
             return;
         }
+        debug_assert!(self.registering.is_none(), "notices wait while a network is coming up");
         // The network of a lost subnet goes first: its device must be gone before the next one is made.
         self.network = None;
         let registering = register(Rc::clone(&self.backend), Rc::clone(&self.netlink), subnet);
@@ -196,6 +218,8 @@ impl Running {
 
     /// Takes over the network that makes `subnet` work, and tells containers of it.
     async fn begin(&mut self, subnet: Ipv4Net, network: Box<dyn Network>) {
+        debug_assert!(self.registering.is_none(), "the network was taken from its slot");
+        debug_assert!(self.network.is_none(), "a network goes before the next one is made");
         self.network = Some((subnet, network));
         self.rules.set(subnet, &self.netlink).await;
         self.hurry();
@@ -260,7 +284,9 @@ impl Running {
     }
 
     fn is_ready(&self) -> bool {
-        self.network.is_some() && self.file.is_written()
+        let is_ready = self.network.is_some() && self.file.is_written();
+        debug_assert!(!is_ready || !self.rules.withheld(), "subnet.env waits for the rules that it promises");
+        is_ready
     }
 
     fn changed(&mut self, change: &Change) {
@@ -281,7 +307,9 @@ impl Running {
     async fn maintain(&mut self) -> Result<(), DaemonError> {
         self.check_at = Instant::now() + RESYNC;
         let Some((_, network)) = &mut self.network else { return Ok(()) };
-        match network.maintain(&self.netlink).await {
+        let result = network.maintain(&self.netlink).await;
+        debug_assert!(result.is_err() || !network.is_pending(), "a pass writes all that waits");
+        match result {
             Ok(()) if self.failing.settle() => self.tell_state(),
             Ok(()) => {}
             Err(error @ BackendError::Unstable(_)) => return Err(error.into()),

@@ -14,9 +14,11 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
 /// How long an orderly stop may take. A second is promised.
-const STOP_LIMIT: Duration = Duration::from_millis(800);
+pub(super) const STOP_LIMIT: Duration = Duration::from_millis(800);
 /// How long a stop may take with `--cleanup-on-exit`, which runs programs before the end.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+const _: () = assert!(STOP_LIMIT.as_millis() < 1000, "a second is promised");
+const _: () = assert!(STOP_LIMIT.as_millis() < CLEANUP_LIMIT.as_millis());
 
 /// The signals that have come, as channels.
 #[derive(Debug)]

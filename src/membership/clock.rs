@@ -2,6 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+/// The steps in which `/proc/uptime` counts.
+const STEP: Duration = Duration::from_millis(10);
+/// A difference beyond this means that the machine has slept.
+const TOLERANCE: Duration = Duration::from_millis(20);
+const _: () = assert!(STEP.as_millis() < TOLERANCE.as_millis(), "rounding is not sleep");
+
 /// A clock that counts while the machine sleeps, as the store's does.
 ///
 /// `/proc/uptime` is the kernel's boot-time clock in steps of 10 ms, rounded down, which is the safe side
@@ -22,10 +28,10 @@ impl Clock {
     /// The time since the start.
     pub fn now(&self) -> Duration {
         let slept = self.boot.zip(uptime()).map(|(boot, now)| now.saturating_sub(boot));
-        // The two agree to 10 ms unless the machine has slept. `awake` has no steps, so it counts then.
+        // The two agree to one `STEP` unless the machine has slept. `awake` has no steps, so it counts then.
         let awake = self.start.elapsed();
         match slept {
-            Some(slept) if slept > awake + Duration::from_millis(20) => slept,
+            Some(slept) if slept > awake + TOLERANCE => slept,
             _ => awake,
         }
     }

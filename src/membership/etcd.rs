@@ -17,13 +17,20 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::error;
 
+/// The longest back-off while the store is silent.
+const SILENT_PAUSE: Duration = Duration::from_secs(5);
+/// The longest back-off while the store answers. flannel asks every second: the operator is about to put the config.
+const ANSWERING_PAUSE: Duration = Duration::from_secs(1);
+const _: () = assert!(ANSWERING_PAUSE.as_millis() < SILENT_PAUSE.as_millis());
+/// The longest sleep of the lease machine.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
 /// Waits for the network config: for the store, for the key, for a text that makes sense. It never gives up. It logs
 /// why it waits at once, on every new reason and once a minute.
 pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut silent = Backoff::new(Duration::from_secs(5));
-    // A store that answers is asked every second, as flannel does: the operator is about to put the config.
-    let mut answering = Backoff::new(Duration::from_secs(1));
+    let mut silent = Backoff::new(SILENT_PAUSE);
+    let mut answering = Backoff::new(ANSWERING_PAUSE);
     let mut complaint = Complaint::default();
     loop {
         let result = registry.config().await;
@@ -67,7 +74,10 @@ pub(super) async fn run<R: Registry>(
         status.send_replace(Some(manager.status()));
         for output in outputs {
             match output {
-                Output::Call(wanted) => call = Some(Box::pin(make(registry, wanted))),
+                Output::Call(wanted) => {
+                    debug_assert!(call.is_none(), "the machine makes one call at a time");
+                    call = Some(Box::pin(make(registry, wanted)));
+                }
                 Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
                 Output::Notice(notice) => {
                     told::log(&notice, now);
@@ -101,7 +111,7 @@ async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
 
 /// Waits for at most a minute, since the kernel's timers stand still in suspend and the machine's clock does not.
 async fn sleep(wait: Option<Duration>) {
-    tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(Duration::from_secs(60))).await;
+    tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(LONGEST_SLEEP)).await;
 }
 
 async fn make<R: Registry>(registry: &R, call: Call) -> Input {
@@ -134,6 +144,10 @@ impl<R: Registry> Feed<'_, R> {
             },
             Feed::Running(watch) => watch.next().await,
         };
+        debug_assert!(
+            result.is_err() || matches!(self, Feed::Running(_)),
+            "only a watch that runs tells changes"
+        );
         match result {
             Ok(changes) => Input::Changes(changes),
             Err(e) => {

@@ -1,9 +1,9 @@
 //! Who is in the network, whoever keeps the list: this host's lease and its peers.
 //!
 //! Theory of operation. A [`Source`] waits for the network config, then runs this host's lease and follows those of
-//! the peers, and tells the daemon with [`Notice`]s. Everything behind the notices (backends,
-//! rules, `subnet.env`) is the same whoever keeps the leases. A second kind of source is a second variant, and the
-//! compiler then names the two places that have to know it.
+//! the peers, and tells the daemon with [`Notice`]s. Everything behind the notices (backends, rules, `subnet.env`) is
+//! the same, whoever keeps the leases. A second kind of source is a second variant, and the compiler then names the
+//! two places that have to know it.
 //!
 //! | file | |
 //! |---|---|
@@ -35,7 +35,7 @@ pub enum Ending {
 /// Where the config, the lease and the peers come from.
 #[derive(Debug)]
 pub enum Source {
-    /// They come from etcd, over either of its APIs.
+    /// Config, lease and peers come from etcd, over either of its APIs.
     Etcd(Store),
 }
 

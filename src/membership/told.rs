@@ -90,6 +90,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    debug_assert!((1..=12).contains(&month) && (1..=31).contains(&day), "{month}-{day}");
     (year_of_era + z / 146_097 * 400 + u64::from(month <= 2), month, day)
 }
 

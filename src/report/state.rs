@@ -82,6 +82,7 @@ impl Sample {
         label: (&'static str, &'static str),
         value: u64,
     ) -> Sample {
+        debug_assert!(!label.0.is_empty() && !label.1.is_empty(), "a label tells samples apart");
         Sample { metric, name, label: Some(label), value }
     }
 }
@@ -89,6 +90,7 @@ impl Sample {
 /// The sample as a line on SIGUSR1: `count turns 7`, `drop ttl 2`.
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_assert!(!self.name.contains(' '), "a line has three words");
         write!(f, "{} {} {}", self.metric.word, self.name, self.value)
     }
 }

@@ -59,6 +59,8 @@ impl Families {
         }
         let _ = write!(sample, " {value}");
         let family = self.0.entry(name).or_insert_with(|| Family { kind, help, samples: Vec::new() });
+        debug_assert_eq!(family.kind, kind, "a name has one kind");
+        debug_assert_eq!(family.help, help, "a name has one help text");
         family.samples.push(sample);
     }
 
@@ -104,6 +106,7 @@ impl Families {
 
     fn samples(&mut self, of: (&str, &str), samples: &[Sample]) {
         for Sample { metric, name: _, label, value } in samples {
+            debug_assert!(label.is_none_or(|(name, _)| name != of.0), "a label is named once");
             let labels: Vec<(&str, &str)> = std::iter::once(of).chain(*label).collect();
             self.add(metric, &labels, &value.to_string());
         }

@@ -26,8 +26,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 const HEADER_LIMIT: Duration = Duration::from_secs(3);
 /// The most bytes of the request's line and headers (8 KiB is hyper's least).
 const HEADER_BYTES: usize = 8192;
+const _: () = assert!(HEADER_LIMIT.as_millis() < LIMIT.as_millis(), "a slow client gets its 408");
+// A client that was just in time still gets the control loop's answer, or its silence.
+const _: () = assert!(HEADER_LIMIT.as_millis() + PATIENCE.as_millis() <= LIMIT.as_millis());
+const _: () = assert!(HEADER_BYTES >= 8192, "hyper takes no less");
 /// The pause after an accept that failed; most likely the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
+const _: () = assert!(PAUSE.as_millis() < PATIENCE.as_millis());
 
 /// Binds `address` and serves on a thread of its own until the receiver of the questions is dropped.
 ///

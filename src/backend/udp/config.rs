@@ -1,13 +1,10 @@
 //! The port, MTU and sockets of the `udp` backend follow from the network config and the flags.
 
-use super::{EngineSettings, Overlay};
-use crate::backend::{Backend, BackendError, Network, Setup, boxed};
-use crate::engine::UdpOffload;
-use crate::netlink::{Netlink, Stale, Territory};
+use crate::backend::{BackendError, Setup};
+use crate::engine::{self, MAX_WORKERS, UdpOffload};
+use crate::netlink::{Stale, Territory};
 use crate::subnet::LeaseAttrs;
 use crate::udp::{Socket, SocketOptions};
-use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,9 +15,11 @@ const OVERHEAD: u32 = 28;
 const LARGEST_PAYLOAD: u32 = 65_507;
 /// The smallest MTU of an IPv4 link (RFC 791).
 const LEAST_MTU: u32 = 68;
+const _: () = assert!(OVERHEAD + LARGEST_PAYLOAD == u16::MAX as u32 && LEAST_MTU < LARGEST_PAYLOAD);
 /// The most workers by default. Up to two cores get one worker, since a second would fight the first for the core that
 /// the kernel's half of the work needs; more cores get one worker each up to this number.
 const MOST_WORKERS: usize = 4;
+const _: () = assert!(MOST_WORKERS <= MAX_WORKERS);
 
 /// The `udp` backend as configured.
 #[derive(Debug, Clone)]
@@ -30,8 +29,8 @@ pub(in crate::backend) struct Config {
     bind: Ipv4Addr,
     /// The MTU for containers and of the device.
     pub(super) mtu: u16,
-    pub(super) engine: EngineSettings,
-    attrs: LeaseAttrs,
+    pub(super) engine: engine::Settings,
+    pub(super) attrs: LeaseAttrs,
 }
 
 impl Config {
@@ -97,23 +96,5 @@ impl Config {
             Socket::bind(SocketAddrV4::new(self.bind, 0), options)?
         };
         Ok((copy(receiver)?, sender))
-    }
-}
-
-impl Backend for Config {
-    fn attrs(&self) -> &LeaseAttrs {
-        &self.attrs
-    }
-
-    fn mtu(&self) -> u32 {
-        self.mtu.into()
-    }
-
-    fn register<'a>(
-        &'a self,
-        netlink: &'a Netlink,
-        subnet: Ipv4Net,
-    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
-        Overlay::start(self.clone(), netlink, subnet).map(boxed).boxed_local()
     }
 }

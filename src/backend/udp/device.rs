@@ -54,6 +54,7 @@ impl Device {
             routes,
         };
         let engine = Engine::start(setup)?;
+        debug_assert_eq!(engine.carriers().len(), receivers.len(), "every worker receives on one socket");
         info!(
             "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {}, UDP_GRO {}",
             engine.carriers().len(),
@@ -115,8 +116,10 @@ fn links(config: &Config, receivers: &[Socket], device: tun::Device) -> Result<V
             device.name()
         );
     }
+    let queues = device.into_queues();
+    debug_assert_eq!(queues.len(), receivers.len(), "every worker has a queue and a socket");
     let mut links = Vec::with_capacity(receivers.len());
-    for (index, (queue, receiver)) in device.into_queues().into_iter().zip(receivers).enumerate() {
+    for (index, (queue, receiver)) in queues.into_iter().zip(receivers).enumerate() {
         let (receiver, sender) = config.pair(receiver, index > 0 && spread)?;
         links.push(Link { queue, receiver, sender });
     }

@@ -14,17 +14,16 @@ mod config;
 mod device;
 mod peers;
 
-pub(super) use crate::engine::EngineError;
-pub use crate::engine::Settings as EngineSettings;
+pub(super) use crate::engine::{EngineError, Settings as EngineSettings};
 pub(super) use config::Config;
 
 use super::repairs::Repairs;
-use super::{BackendError, Network};
+use super::{Backend, BackendError, Network, boxed};
 use crate::engine::Snapshot;
 use crate::log::Complaint;
 use crate::netlink::{Change, Changes, Netlink, Route};
 use crate::report::{DataPath, Sample, Worker, metric};
-use crate::subnet::Event;
+use crate::subnet::{Event, LeaseAttrs};
 use crate::udp::Socket;
 use device::Device;
 use futures_util::FutureExt;
@@ -39,6 +38,24 @@ use tracing::{info, warn};
 pub(super) const KIND: &str = "udp";
 /// How often within a minute we make a deleted device anew before we conclude that somebody else manages it.
 const MOST_RESTARTS: usize = 3;
+
+impl Backend for Config {
+    fn attrs(&self) -> &LeaseAttrs {
+        &self.attrs
+    }
+
+    fn mtu(&self) -> u32 {
+        self.mtu.into()
+    }
+
+    fn register<'a>(
+        &'a self,
+        netlink: &'a Netlink,
+        subnet: Ipv4Net,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>> {
+        Overlay::start(self.clone(), netlink, subnet).map(boxed).boxed_local()
+    }
+}
 
 /// The `udp` backend at work.
 #[derive(Debug)]
@@ -82,7 +99,9 @@ impl Overlay {
 
     /// Makes the device, starts the engine on it and gives it its address and route.
     async fn launch(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        debug_assert!(self.device.is_none() && !self.broken, "the old engine is stopped first");
         let routes = self.peers.routes();
+        debug_assert_eq!(routes.len(), self.peers.len(), "every peer has one route");
         let device = Device::start(&self.config, &self.receivers, routes, netlink, self.subnet).await?;
         let name = device.name().to_owned();
         self.device = Some(device);
@@ -148,6 +167,7 @@ impl Overlay {
 
     fn note_restart(&mut self) -> Result<(), BackendError> {
         self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
+        debug_assert!(self.restarts.len() <= MOST_RESTARTS, "an unstable network has ended");
         self.restarts.push(Instant::now());
         if self.restarts.len() > MOST_RESTARTS {
             return Err(BackendError::Unstable(self.restarts.len()));
