@@ -7,7 +7,7 @@
 //!    container                                                                             peers
 //!        │ IP                                                                                │ UDP
 //!  ┌─────▼─────┐ read  ┌────────────────── engine/worker, one per core ─────────────────┐ ┌──▼──────┐
-//!  │   tun/    ├──────►│ tun_to_udp: vnet hdr → route.lookup → ttl → segment → batch ──┼►│  udp/   │
+//!  │   tun/    ├──────►│ tun_to_udp: vnet hdr → route.lookup → ttl → segment → train ──┼►│  udp/   │
 //!  │ one queue │◄──────┤ udp_to_tun: coalesce ← ttl ← source check ← split by stride ◄─┼─┤ one sock│
 //!  └───────────┘ write │ one ring (or one poll loop) carries all four                   │ └─────────┘
 //!                      └────────▲─────────────────────────────────────────┬─────────────┘

@@ -27,11 +27,12 @@ pub(super) const PACKETS_PER_RECEIVE: usize = 128;
 #[allow(clippy::cast_possible_truncation, reason = "the assertion below compares it with its origin")]
 const MOST_BUFFERS: u16 = *BUFFERS_RANGE.end() as u16;
 
-// The trains of a turn hold all that it gathers, and one frame more, since that may begin just below the limit.
+// Full trains hold all that a turn gathers, and one frame more, since that may begin just below the limit. With many
+// peers or small packets the trains run out earlier; the frame then waits for the next turn (`Taken::InPart`).
 const _: () = assert!(TRAINS * TRAIN_BYTES >= TURN_BYTES + READ_SIZE);
 // An empty coalescer has room for any receive. Otherwise the worker would wait for that room for ever.
 const _: () = assert!(FRAMES >= PACKETS_PER_RECEIVE && PIECES >= PACKETS_PER_RECEIVE);
-// A receive whose packets all belong together is one frame.
+// A receive of TCP segments that all belong together is one frame.
 const _: () = assert!(MAX_PIECES >= PACKETS_PER_RECEIVE);
 // An ICMP error takes no more of the heads' memory than any other frame may take.
 const _: () = assert!(VNET_LEN + MAX_REPLY <= HEAD_ROOM);

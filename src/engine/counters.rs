@@ -6,217 +6,128 @@ use crossbeam::utils::CachePadded;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a packet was dropped. Every way to lose a packet has a reason of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DropReason {
-    /// From the TUN: the frame's vnet header and its packet do not fit together.
-    TunFrame,
-    /// From the TUN: the packet is not IPv4 (the kernel sends IPv6 router solicitations into any TUN).
-    TunNotIpv4,
-    /// From the TUN: the IPv4 header is wrong about its lengths.
-    TunMalformed,
-    /// From the TUN: the destination is a multicast or broadcast address.
-    TunMulticast,
-    /// From the TUN: no peer has that address (our own subnet is no peer's); the sender gets an ICMP answer.
-    NoRoute,
-    /// From the TUN: the TTL is 0 or 1; the sender gets an ICMP answer.
-    TunTtl,
-    /// To a peer: the socket's send buffer is full, or the kernel is out of memory.
-    SendBuffer,
-    /// To a peer: the host has no route to its address, or the link is down.
-    SendUnreachable,
-    /// To a peer: the packet is larger than the path allows.
-    SendTooBig,
-    /// To a peer: the send failed with any other error.
-    SendFailed,
-    /// From the network: the datagram is longer than its buffer.
-    Truncated,
-    /// From the network: the datagram is not an IPv4 packet.
-    NotIpv4,
-    /// From the network: the datagram is not exactly one IPv4 packet.
-    Malformed,
-    /// From the network: the IPv4 header checksum is wrong.
-    HeaderChecksum,
-    /// From the network: the sender's address is no peer's.
-    UnknownPeer,
-    /// From the network: the inner source is not in the sending peer's subnet, or with the filter `inner` in no peer's.
-    InnerSource,
-    /// From the network: the inner destination is not in our subnet.
-    InnerDestination,
-    /// From the network: the TTL is 0 or 1; the sender gets an ICMP answer.
-    Ttl,
-    /// To the TUN: the device is down.
-    TunDown,
-    /// To the TUN: the device was deleted.
-    TunGone,
-    /// To the TUN: the kernel refused the write for another reason, or the turn had no room for the packet after all.
-    TunWrite,
+/// Makes an enum of counters, the list of all of them and their names from one table, so that none can be missing from
+/// another.
+macro_rules! table {
+    ($(#[$doc:meta])* $name:ident, $(#[$of_name:meta])* { $($(#[$of:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$of])* $variant,)*
+        }
+
+        impl $name {
+            /// All of them, in the order in which they are declared.
+            pub const ALL: [$name; [$($name::$variant),*].len()] = [$($name::$variant),*];
+
+            $(#[$of_name])*
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+        }
+    };
 }
 
-impl DropReason {
-    /// All reasons, in the order in which they are declared.
-    pub const ALL: [DropReason; 21] = [
-        DropReason::TunFrame,
-        DropReason::TunNotIpv4,
-        DropReason::TunMalformed,
-        DropReason::TunMulticast,
-        DropReason::NoRoute,
-        DropReason::TunTtl,
-        DropReason::SendBuffer,
-        DropReason::SendUnreachable,
-        DropReason::SendTooBig,
-        DropReason::SendFailed,
-        DropReason::Truncated,
-        DropReason::NotIpv4,
-        DropReason::Malformed,
-        DropReason::HeaderChecksum,
-        DropReason::UnknownPeer,
-        DropReason::InnerSource,
-        DropReason::InnerDestination,
-        DropReason::Ttl,
-        DropReason::TunDown,
-        DropReason::TunGone,
-        DropReason::TunWrite,
-    ];
-
-    /// The name in logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            DropReason::TunFrame => "tun_frame",
-            DropReason::TunNotIpv4 => "tun_not_ipv4",
-            DropReason::TunMalformed => "tun_malformed",
-            DropReason::TunMulticast => "tun_multicast",
-            DropReason::NoRoute => "no_route",
-            DropReason::TunTtl => "tun_ttl",
-            DropReason::SendBuffer => "send_buffer",
-            DropReason::SendUnreachable => "send_unreachable",
-            DropReason::SendTooBig => "send_too_big",
-            DropReason::SendFailed => "send_failed",
-            DropReason::Truncated => "truncated",
-            DropReason::NotIpv4 => "not_ipv4",
-            DropReason::Malformed => "malformed",
-            DropReason::HeaderChecksum => "header_checksum",
-            DropReason::UnknownPeer => "unknown_peer",
-            DropReason::InnerSource => "inner_source",
-            DropReason::InnerDestination => "inner_destination",
-            DropReason::Ttl => "ttl",
-            DropReason::TunDown => "tun_down",
-            DropReason::TunGone => "tun_gone",
-            DropReason::TunWrite => "tun_write",
-        }
+table! {
+    /// Why a packet was dropped. Every way to lose a packet has a reason of its own.
+    DropReason,
+    /// The name in the lines on SIGUSR1 and in the metric's label.
+    {
+        /// From the TUN: the frame's vnet header and its packet do not fit together.
+        TunFrame = "tun_frame",
+        /// From the TUN: the packet is not IPv4 (the kernel sends IPv6 router solicitations into any TUN).
+        TunNotIpv4 = "tun_not_ipv4",
+        /// From the TUN: the IPv4 header is wrong about its lengths.
+        TunMalformed = "tun_malformed",
+        /// From the TUN: the destination is a multicast or broadcast address.
+        TunMulticast = "tun_multicast",
+        /// From the TUN: no peer has that address (our own subnet is no peer's); the sender gets an ICMP answer.
+        NoRoute = "no_route",
+        /// From the TUN: the TTL is 0 or 1; the sender gets an ICMP answer.
+        TunTtl = "tun_ttl",
+        /// To a peer: the socket's send buffer is full, or the kernel is out of memory.
+        SendBuffer = "send_buffer",
+        /// To a peer: the host has no route to its address, or the link is down.
+        SendUnreachable = "send_unreachable",
+        /// To a peer: the packet is larger than the path allows.
+        SendTooBig = "send_too_big",
+        /// To a peer: the send failed with any other error.
+        SendFailed = "send_failed",
+        /// From the network: the datagram is longer than its buffer.
+        Truncated = "truncated",
+        /// From the network: the datagram is not an IPv4 packet.
+        NotIpv4 = "not_ipv4",
+        /// From the network: the datagram is not exactly one IPv4 packet.
+        Malformed = "malformed",
+        /// From the network: the IPv4 header checksum is wrong.
+        HeaderChecksum = "header_checksum",
+        /// From the network: the sender's address is no peer's.
+        UnknownPeer = "unknown_peer",
+        /// From the network: the inner source is not in the sending peer's subnet, or with the filter `inner` in no peer's.
+        InnerSource = "inner_source",
+        /// From the network: the inner destination is not in our subnet.
+        InnerDestination = "inner_destination",
+        /// From the network: the TTL is 0 or 1; the sender gets an ICMP answer.
+        Ttl = "ttl",
+        /// To the TUN: the device is down.
+        TunDown = "tun_down",
+        /// To the TUN: the device was deleted.
+        TunGone = "tun_gone",
+        /// To the TUN: the kernel refused the write for another reason, or the turn had no room for the packet after all.
+        TunWrite = "tun_write",
     }
 }
 
-/// What is counted besides drops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Count {
-    /// Frames read from the TUN; one may hold many packets.
-    TunReads,
-    /// Packets taken from the TUN for a peer. If their send fails, they count as dropped too.
-    TunPackets,
-    /// Bytes of [`Count::TunPackets`], IPv4 headers included.
-    TunBytes,
-    /// Sends on the socket; one may hold many packets.
-    UdpSends,
-    /// Receives from the socket; one may hold many packets.
-    UdpReceives,
-    /// Packets from peers that passed all checks. If their write fails, they count as dropped too.
-    UdpPackets,
-    /// Bytes of [`Count::UdpPackets`], IPv4 headers included.
-    UdpBytes,
-    /// Frames written to the TUN; one may hold many packets.
-    TunWrites,
-    /// ICMP errors that were sent.
-    IcmpSent,
-    /// ICMP errors that were not sent: the rate limit was reached, or the turn had no room.
-    IcmpLimited,
-    /// Segmented sends that the kernel refused; the worker resent them packet by packet.
-    Resent,
-    /// Times that segmentation was switched off for ten minutes because the kernel refused it.
-    SegmentationOff,
-    /// Turns of the worker; each has one wait at most.
-    Turns,
-    /// Turns whose wait, if there was one, began with a pause of moderation (`--moderation`). In the lines on SIGUSR1 their
-    /// name is `rests`.
-    Pauses,
-    /// Times that the kernel had a packet and no buffer to put it in. The packet waits in the kernel's queue.
-    Starved,
-    /// Errors of reading from the TUN and of receiving. The deletion of the device is not among them.
-    ReceiveErrors,
-    /// Route changes that were applied.
-    RouteChanges,
-    /// Route changes that were refused.
-    RouteErrors,
-}
-
-impl Count {
-    /// All counts, in the order in which they are declared.
-    pub const ALL: [Count; 18] = [
-        Count::TunReads,
-        Count::TunPackets,
-        Count::TunBytes,
-        Count::UdpSends,
-        Count::UdpReceives,
-        Count::UdpPackets,
-        Count::UdpBytes,
-        Count::TunWrites,
-        Count::IcmpSent,
-        Count::IcmpLimited,
-        Count::Resent,
-        Count::SegmentationOff,
-        Count::Turns,
-        Count::Pauses,
-        Count::Starved,
-        Count::ReceiveErrors,
-        Count::RouteChanges,
-        Count::RouteErrors,
-    ];
-
+table! {
+    /// What is counted besides drops.
+    Count,
     /// The name in the lines on SIGUSR1; the metric has a name of its own ([`metric`]).
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Count::TunReads => "tun_reads",
-            Count::TunPackets => "tun_packets",
-            Count::TunBytes => "tun_bytes",
-            Count::UdpSends => "udp_sends",
-            Count::UdpReceives => "udp_receives",
-            Count::UdpPackets => "udp_packets",
-            Count::UdpBytes => "udp_bytes",
-            Count::TunWrites => "tun_writes",
-            Count::IcmpSent => "icmp_sent",
-            Count::IcmpLimited => "icmp_limited",
-            Count::Resent => "resent",
-            Count::SegmentationOff => "segmentation_off",
-            Count::Turns => "turns",
-            Count::Pauses => "rests",
-            Count::Starved => "starved",
-            Count::ReceiveErrors => "receive_errors",
-            Count::RouteChanges => "route_changes",
-            Count::RouteErrors => "route_errors",
-        }
+    {
+        /// Frames read from the TUN; one may hold many packets.
+        TunReads = "tun_reads",
+        /// Packets taken from the TUN for a peer. If their send fails, they count as dropped too.
+        TunPackets = "tun_packets",
+        /// Bytes of [`Count::TunPackets`], IPv4 headers included.
+        TunBytes = "tun_bytes",
+        /// Sends on the socket; one may hold many packets.
+        UdpSends = "udp_sends",
+        /// Receives from the socket; one may hold many packets.
+        UdpReceives = "udp_receives",
+        /// Packets from peers that passed all checks. If their write fails, they count as dropped too.
+        UdpPackets = "udp_packets",
+        /// Bytes of [`Count::UdpPackets`], IPv4 headers included.
+        UdpBytes = "udp_bytes",
+        /// Frames written to the TUN; one may hold many packets.
+        TunWrites = "tun_writes",
+        /// ICMP errors that were sent.
+        IcmpSent = "icmp_sent",
+        /// ICMP errors that were not sent: the rate limit was reached, or the turn had no room.
+        IcmpLimited = "icmp_limited",
+        /// Segmented sends that the kernel refused; the worker resent them packet by packet.
+        Resent = "resent",
+        /// Times that segmentation was switched off for ten minutes because the kernel refused it.
+        SegmentationOff = "segmentation_off",
+        /// Turns of the worker; each has one wait at most.
+        Turns = "turns",
+        /// Turns whose wait, if there was one, began with a pause of moderation (`--moderation`). In the lines on SIGUSR1 their
+        /// name is `rests`.
+        Pauses = "rests",
+        /// Times that the kernel had a packet and no buffer to put it in. The packet waits in the kernel's queue.
+        Starved = "starved",
+        /// Errors of reading from the TUN and of receiving. The deletion of the device is not among them.
+        ReceiveErrors = "receive_errors",
+        /// Route changes that were applied.
+        RouteChanges = "route_changes",
+        /// Route changes that were refused.
+        RouteErrors = "route_errors",
     }
 }
 
 const DROPS: usize = DropReason::ALL.len();
 const COUNTS: usize = Count::ALL.len();
-
-// A counter's place in its table is the number of its variant.
-const _: () = {
-    let mut i = 0;
-    while i < DROPS {
-        assert!(DropReason::ALL[i] as usize == i);
-        i += 1;
-    }
-};
-const _: () = {
-    let mut i = 0;
-    while i < COUNTS {
-        assert!(Count::ALL[i] as usize == i);
-        i += 1;
-    }
-};
 
 /// One worker's counters. Only that worker writes them, so it adds by a load and a store.
 #[derive(Debug)]

@@ -31,7 +31,6 @@ impl IcmpLimit {
             let spent = INTERVAL * earned;
             self.filled = Some(if earned == RATE { now } else { self.filled.map_or(now, |at| at + spent) });
         }
-        debug_assert!(self.tokens <= RATE, "the bucket overflows");
         let allowed = self.tokens > 0;
         self.tokens -= u32::from(allowed);
         allowed

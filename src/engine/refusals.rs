@@ -70,7 +70,6 @@ impl Refusals {
     /// refused for the same cause.
     pub(super) fn learn(&mut self, to: SocketAddrV4, segment_size: u16, errno: i32, now: Instant) -> Cause {
         let cause = self.note(to, segment_size, errno, now);
-        debug_assert!(!self.is_empty(), "what was learnt will be forgotten");
         debug_assert!(!self.may_train(to, segment_size), "the same train would be refused again");
         cause
     }

@@ -13,8 +13,6 @@ const BLOCK: usize = 32;
 const LANES: usize = BLOCK / 8;
 
 const _: () = assert!(BLOCK == LANES * size_of::<u64>(), "each word of a block has a lane");
-const _: () =
-    assert!(BLOCK.is_multiple_of(2), "what follows a block starts at an even offset, as joining asks");
 
 /// A one's-complement partial sum.
 ///

@@ -176,11 +176,11 @@ impl Ring {
     /// [`RingError`] names what is missing and the remedy.
     pub fn new(descriptors: Descriptors<'_>, sizes: Sizes) -> Result<Ring, RingError> {
         let countable = 1..=MOST_BUFFERS;
-        if !countable.contains(&sizes.frames) || !countable.contains(&sizes.datagrams) {
+        let counted = countable.contains(&sizes.frames) && countable.contains(&sizes.datagrams);
+        if !counted || !sizes.fit_the_kernel() {
             let what = format!("between 1 and {MOST_BUFFERS} buffers a direction, not {sizes:?}");
             return Err(RingError::Other(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        debug_assert!(sizes.fit_the_kernel(), "{sizes:?}");
         let entries = u32::try_from(sizes.submissions()).unwrap_or(u32::MAX);
         let completions = u32::try_from(2 * sizes.in_flight()).unwrap_or(u32::MAX);
         let io = setup::build(entries, completions)?;
@@ -391,8 +391,9 @@ impl Ring {
 
     /// Makes those standing requests again that have ended.
     fn arm(&mut self) -> io::Result<()> {
-        let can_read = self.tun_error.is_none() && self.frames.free() > 0;
-        if self.disarmed.frames && can_read {
+        // Counting free buffers takes time, so it is asked only of a request that has ended.
+        let can_read = |ring: &Ring| ring.tun_error.is_none() && ring.frames.free() > 0;
+        if self.disarmed.frames && can_read(self) {
             // For this one operation io-uring 0.7.15 overwrites the fixed-file flag, so it is set again.
             let entry = opcode::ReadMulti::new(types::Fixed(TUN_SLOT), 0, FRAMES)
                 .build()

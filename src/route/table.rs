@@ -135,7 +135,7 @@ impl RouteTable {
     }
 
     /// Where a peer's packets go. The id must come from this table and a route must still refer to it: a stale id gives
-    /// some other peer's address, and a foreign one may panic.
+    /// some other peer's address or, as a foreign one, panics.
     #[inline]
     pub fn address(&self, id: PeerId) -> SocketAddrV4 {
         self.peers.address(id)

@@ -21,7 +21,7 @@ const TELLING: usize = 2;
 
 // A frame that the ring reads is as long as one that is read beside it may be.
 const _: () = assert!(ring::BUFFER_BYTES >= READ_SIZE);
-// The ring has room for the control messages of either direction.
+// The ring has room for the control message of a send.
 const _: () = assert!(ring::MOST_CONTROL >= size_of::<SegmentControl>());
 
 /// A worker's packet input and output on one io_uring.
@@ -117,8 +117,8 @@ impl Port for UringPort {
     }
 
     fn frame(&mut self) -> Option<&mut [u8]> {
-        let none_left = self.direct.is_empty() && !self.ring.has_frame();
-        if none_left && self.small_frames >= TELLING {
+        let more_are_likely = self.small_frames >= TELLING && self.direct.is_empty();
+        if more_are_likely && !self.ring.has_frame() {
             self.read_directly();
         }
         self.direct.frame().or_else(|| self.ring.frame())

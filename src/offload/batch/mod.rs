@@ -20,9 +20,8 @@ const _: () = assert!(TRAIN_BYTES == MAX_PACKET - MIN_HEADER - UDP_HEADER);
 
 /// Room in a train's buffer. It is more than [`TRAIN_BYTES`], so that any IPv4 packet has a place; the send of a lone
 /// packet above that limit fails with `EMSGSIZE`.
-const TRAIN_ROOM: usize = 65_535;
+const TRAIN_ROOM: usize = MAX_PACKET;
 
-const _: () = assert!(TRAIN_ROOM == MAX_PACKET, "any IPv4 packet has a place");
 const _: () = assert!(TRAIN_ROOM <= u16::MAX as usize, "a packet's length fits the segment size");
 
 /// What the kernel and the path take in one send.
@@ -179,12 +178,6 @@ impl<K: Copy + Eq> Trains<K> {
     /// Sets the limits of trains that are opened from now on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
-    }
-
-    /// The limits in force.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        self.limits
     }
 
     /// Gives room for a packet of `len` bytes to `key` and counts that packet, so the caller must fill all of the room.

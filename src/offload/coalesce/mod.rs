@@ -24,8 +24,9 @@
 //!             ┌─┴──────────┬───┴────────┐
 //!   items     │ 0: flow A  │ 1: flow B  │  one frame in the making each, in the order of opening
 //!             └─┬─▲────────┴─┬─▲────────┘
-//!               │ │          │ └── last: the item that was touched last
-//!               │ └──────────┼──── index: hash of a flow ──► its newest item
+//!               │ │          │ └── index: hash of flow B ──► its newest item
+//!               │ └──────────┼──── index: hash of flow A ──► its newest item
+//!               │            │     last: the item that was touched last (by A3)
 //!               │ head_start,│ head_len
 //!             ┌─▼──────────┬─▼──────────┬───────────────┐
 //!   heads     │vnet IP TCP │vnet IP UDP │ free …        │  headers of A1 and B1, copied and edited
@@ -68,8 +69,6 @@ use item::{Arrival, Item, low32};
 
 /// Most pieces in a frame. With the head they stay far below the 1024 of `IOV_MAX`.
 pub const MAX_PIECES: usize = 130;
-
-const _: () = assert!(MAX_PIECES < 1024, "head and pieces are one writev");
 
 /// A packet up to this length is copied to its frame's head whole, which is cheaper than a piece. It is also the
 /// longest header that a head holds (60 bytes of IPv4 and 60 of TCP).
@@ -173,7 +172,8 @@ impl Coalescer {
     /// [`Ipv4::parse`] gives it. The buffer must stay as it is until the frames are written.
     ///
     /// # Panics
-    /// If `packet` is shorter than `ip.header_len`: then `ip` belongs to other bytes.
+    /// If `packet` is shorter than `ip.header_len`: then `ip` belongs to other bytes. A debug build panics for any length
+    /// but `ip.total_len`.
     pub fn push(&mut self, buffer: u16, start: usize, packet: &[u8], ip: &Ipv4) -> Pushed {
         if !self.has_room_for(1) {
             return Pushed::NoRoom;

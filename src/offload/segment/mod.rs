@@ -204,7 +204,8 @@ impl Plan {
     /// Writes packet `i` with finished checksums to `out`. `packet` is the slice that was planned.
     ///
     /// # Panics
-    /// If `i ≥ count`, if `out.len() != packet_len(i)`, or if `packet` is shorter than the planned one.
+    /// If `i ≥ count`, if `out.len() != packet_len(i)`, or if `packet` is shorter than the planned one
+    /// (in a debug build: of another length).
     pub fn write(&self, packet: &[u8], i: usize, out: &mut [u8]) {
         debug_assert_eq!(packet.len(), self.header_len + self.payload_len, "another packet was planned");
         match &self.shape {
