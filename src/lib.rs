@@ -48,7 +48,7 @@
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
 //! | [`backend`] | what a lease event does |
 //! | [`status`] | health, readiness and metrics over HTTP |
-//! | [`daemon`] | puts the two paths together; start, signals, stop |
+//! | [`daemon`] | joins the rooms above; start, signals, stop |
 //! | [`cli`] | what was typed and what it means |
 //!
 //! # Ways through it

@@ -363,10 +363,12 @@ fn without_the_programs_masquerading_is_refused_and_forward_rules_are_done_witho
         assert!(text.contains("-ip-masq needs") && text.contains(&format!("package {package}")), "{text}");
         assert!(lab.leases(Api::V3).is_empty(), "it leased a subnet first");
 
-        let mut warned = run("warned", &[]);
+        let mut warned = run("warned", &["--healthz-port=8471"]);
         warned.wait_text("Wrote subnet file", secs(10));
         assert!(warned.running());
         assert_eq!(warned.text().matches("no forward rules").count(), 1, "{}", warned.text());
+        let metrics = lab.run(&lab.host(1), &["curl", "-sSm5", "http://127.0.0.1:8471/metrics"]);
+        assert!(metrics.contains("\nflanneld_rules_in_place 0\n"), "{metrics}");
         warned.terminate();
     }
 }

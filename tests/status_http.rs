@@ -223,6 +223,9 @@ fn a_daemon_is_running_then_ready_and_counts() {
     assert!((86_300.0..86_410.0).contains(&day), "{day}");
     assert!(after["process_resident_memory_bytes"] > 1e6 && after["process_cpu_seconds_total"] > 0.0);
     every_metric_is_there(&after);
+    eventually(secs(5), "the rules", || {
+        (metrics(&curl(&lab, "/metrics").1)["flanneld_rules_in_place"] == 1.0).then_some(())
+    });
 
     // A daemon without etcd is healthy.
     lab.stop_etcd();

@@ -359,6 +359,11 @@ mod self_test {
             ("src/a/c.rs", "use super::X;"),
         ];
         assert_eq!(room(&hidden), ["src/a: a circle of b, c"], "through a re-export");
+        let below = [
+            ("src/a/b.rs", "#[cfg(test)]\nmod tests;\nuse super::c::X;"),
+            ("src/a/c.rs", "#[cfg(test)]\nmod tests { fn f() {} }\nuse super::b::X;"),
+        ];
+        assert_eq!(room(&below), ["src/a: a circle of b, c"], "below the tests");
         let deep = [("src/a/c/e.rs", "use super::super::b::X;"), ("src/a/b.rs", "use super::c::e::Y;")];
         assert_eq!(room(&[deep[0], deep[1], ("src/a/c/mod.rs", "")]), ["src/a: a circle of b, c"]);
         let none = [

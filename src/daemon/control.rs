@@ -99,7 +99,7 @@ impl Control {
             changes,
             external,
         });
-        // The loop drops `stop` at its end, which ends the lease's task; the lease itself stays in the store.
+        // What holds the lease is polled by the loop and ends with it; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await
     }
 }

@@ -1,4 +1,5 @@
-//! The composition root, which is the only place that knows both paths: start, signals, stop.
+//! The composition root: it joins the rooms of the control path, whose backend `udp` runs the packet path; start,
+//! signals, stop.
 //!
 //! The control thread (`fl-ctl`) runs everything here on one current-thread runtime; packets are carried by the
 //! engine's own threads and never wait for it. The order of start is flannel's: interface → config → backend →

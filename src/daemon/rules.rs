@@ -28,8 +28,6 @@ pub(super) struct HostRules {
     pending: Option<Answer>,
     /// Whether masquerade rules were asked for and are not there yet.
     withheld: bool,
-    /// Whether the keeper's last answer was that the rules are in.
-    in_place: bool,
     /// Whether rules were ever asked of the keeper for a subnet of this run.
     installed: bool,
     check_at: Instant,
@@ -60,7 +58,6 @@ impl HostRules {
             subnet: older.map(|file| file.subnet),
             pending: None,
             withheld: settings.masq.masquerade,
-            in_place: false,
             installed: false,
             check_at: Instant::now() + NEVER,
         })
@@ -91,8 +88,7 @@ impl HostRules {
 
     /// Whether the rules were installed; `None` if there should be none.
     pub(super) fn in_place(&self) -> Option<bool> {
-        debug_assert!(!self.in_place || self.installed, "rules are in place once they were asked for");
-        (self.settings.masquerade || self.settings.forward).then_some(self.in_place)
+        (self.settings.masquerade || self.settings.forward).then(|| self.keeper.in_place())
     }
 
     /// Waits for the keeper's answer or the next check. Cancel-safe.
@@ -111,7 +107,6 @@ impl HostRules {
     pub(super) fn settle(&mut self, result: Result<(), masq::Error>) -> Result<(), DaemonError> {
         debug_assert!(self.pending.is_none(), "the answer was taken from its slot");
         debug_assert!(!self.withheld || self.settings.masquerade, "nothing else holds up subnet.env");
-        self.in_place = result.is_ok();
         match result {
             Err(error) if self.withheld => return Err(error.into()),
             Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),

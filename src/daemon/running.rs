@@ -127,7 +127,8 @@ impl Running {
         }
     }
 
-    /// Runs the loop to its end. `lease` is the task that holds the lease, and dropping `_stop` ends it.
+    /// Runs the loop to its end. `lease` holds the lease as long as it is polled: it ends when the loop
+    /// does, and `_stop` with it.
     pub(super) async fn run(
         mut self,
         orders: &mut Orders,

@@ -75,7 +75,7 @@ impl Handlers {
         let _ = stop.try_send(name);
         tokio::select! {
             (_, number) = next_stop(&mut self.terminate, &mut self.interrupt) => process::exit(128 + number),
-            // The stop was obeyed, and the next start needs nothing of what could not be finished.
+            // Something takes too long to end. The next start needs nothing of what could not be finished.
             () = sleep(limit) => process::exit(0),
         }
     }

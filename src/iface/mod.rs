@@ -208,7 +208,6 @@ impl Snapshot {
             .filter(|a| a.link_index == link.index && !a.deprecated && is_unicast(a.address))
             .collect();
         found.sort_by_key(|a| (a.address.is_link_local(), !a.permanent));
-        debug_assert!(found.is_sorted_by_key(|a| a.address.is_link_local()));
         found.iter().map(|a| a.address).collect()
     }
 }

@@ -10,7 +10,8 @@ pub const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 // `Settings::default` takes both as they are, without the checks of `Settings::new`.
 const _: () = assert!(DEFAULT_RENEW_MARGIN.as_secs() < DEFAULT_TTL.as_secs());
 
-/// What to do once somebody else owns our subnet.
+/// What to do once somebody else owns our subnet ([`Notice::Conflict`](super::Notice::Conflict)). A lease that is merely
+/// not held for now ([`Notice::Lost`](super::Notice::Lost)) is none of it: forwarding goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLost {
     /// Stop and exit non-zero, so that the unit restarts us. flannel since v0.8 stops too, but with code 0.

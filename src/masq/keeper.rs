@@ -6,6 +6,8 @@ use super::{Error, Flavour, Rules, Settings};
 use crate::log::Complaint;
 use ipnet::Ipv4Net;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Instant;
@@ -28,6 +30,7 @@ enum Order {
 #[derive(Debug)]
 pub struct Keeper {
     orders: mpsc::Sender<Order>,
+    in_place: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -52,13 +55,22 @@ impl Keeper {
         }
         let (orders, inbox) = mpsc::channel();
         let older = older.filter(|older| *older != network).into_iter().collect();
-        let worker =
-            Worker { settings, network, older, tool, unused, wanted: None, complaint: Complaint::default() };
+        let in_place = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            settings,
+            network,
+            older,
+            tool,
+            unused,
+            wanted: None,
+            in_place: Arc::clone(&in_place),
+            complaint: Complaint::default(),
+        };
         thread::Builder::new()
             .name("fl-masq".to_owned())
             .spawn(move || worker.run(&inbox))
             .map_err(|error| Error::Thread(error.to_string()))?;
-        Ok(Keeper { orders })
+        Ok(Keeper { orders, in_place })
     }
 
     /// Brings in the rules for this subnet and keeps them. They replace the rules for another subnet. The first call also
@@ -66,6 +78,12 @@ impl Keeper {
     pub fn set(&self, subnet: Ipv4Net, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         // If the thread has ended, `done` is dropped, and its owner notices that.
         let _ = self.orders.send(Order::Set(subnet, Box::new(done)));
+    }
+
+    /// Whether the rules were as they should be when the thread looked last. Without a program they never are.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        self.in_place.load(Ordering::Relaxed)
     }
 
     /// Removes our rules, until the next [`Keeper::set`].
@@ -147,6 +165,8 @@ struct Worker {
     /// The tool of the other flavour, until it has removed the rules of that flavour.
     unused: Option<Tool>,
     wanted: Option<Rules>,
+    /// What [`Keeper::in_place`] tells.
+    in_place: Arc<AtomicBool>,
     /// The failure that goes on, if there is one.
     complaint: Complaint<Instant>,
 }
@@ -170,7 +190,6 @@ impl Worker {
     }
 
     fn set(&mut self, subnet: Ipv4Net) -> Result<(), Error> {
-        debug_assert!(!self.older.contains(&self.network), "an older network is another one");
         let rules = Rules::new(self.network, subnet, &self.settings);
         if let Some(mut unused) = self.unused.take() {
             match unused.ensure(&rules.none(), &self.older) {
@@ -227,7 +246,9 @@ impl Worker {
 
     fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
         let Some(tool) = &mut self.tool else { return Ok(false) };
-        let changed = tool.ensure(rules, &self.older)?;
+        let result = tool.ensure(rules, &self.older);
+        self.in_place.store(result.is_ok() && self.wanted.is_some(), Ordering::Relaxed);
+        let changed = result?;
         // The rules of the older network are gone now. Rules that appear for it later belong to another program.
         self.older.clear();
         Ok(changed)

@@ -18,10 +18,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::error;
 
 /// The longest back-off while the store is silent.
-const SILENT_PAUSE: Duration = Duration::from_secs(5);
+const SILENT_BACKOFF: Duration = Duration::from_secs(5);
 /// The longest back-off while the store answers. flannel asks every second: the operator is about to put the config.
-const ANSWERING_PAUSE: Duration = Duration::from_secs(1);
-const _: () = assert!(ANSWERING_PAUSE.as_millis() < SILENT_PAUSE.as_millis());
+const ANSWERING_BACKOFF: Duration = Duration::from_secs(1);
+const _: () = assert!(ANSWERING_BACKOFF.as_millis() < SILENT_BACKOFF.as_millis());
 /// The longest sleep of the lease machine.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -29,8 +29,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// why it waits at once, on every new reason and once a minute.
 pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut silent = Backoff::new(SILENT_PAUSE);
-    let mut answering = Backoff::new(ANSWERING_PAUSE);
+    let mut silent = Backoff::new(SILENT_BACKOFF);
+    let mut answering = Backoff::new(ANSWERING_BACKOFF);
     let mut complaint = Complaint::default();
     loop {
         let result = registry.config().await;

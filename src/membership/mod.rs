@@ -2,8 +2,12 @@
 //!
 //! Theory of operation. A [`Source`] waits for the network config, then runs this host's lease and follows those of
 //! the peers, and tells the daemon with [`Notice`]s. Everything behind the notices (backends, rules, `subnet.env`) is
-//! the same, whoever keeps the leases. A second kind of source is a second variant, and the compiler then names the
-//! two places that have to know it.
+//! the same, whoever keeps the leases.
+//!
+//! Another store under flannel's contract is another [`Registry`](crate::store::Registry): `etcd.rs` runs the lease
+//! machine over any. Another *kind* of source (a cluster that allocates the subnets itself) is another variant of
+//! [`Source`]. The compiler then asks for it in [`Source::config`] and [`Source::run`]; besides, `daemon/settings.rs`
+//! gets its settings, `daemon/control.rs` makes it, and `daemon/networks.rs` lists networks from etcd alone.
 //!
 //! | file | |
 //! |---|---|
@@ -28,7 +32,8 @@ use tokio::sync::{mpsc, watch};
 pub enum Ending {
     /// The caller asked for it. The lease stays in the store.
     Stopped,
-    /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: exit non-zero.
+    /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: the daemon exits non-zero, or, with
+    /// several networks, starts this one again.
     LeaseLost,
 }
 

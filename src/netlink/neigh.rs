@@ -133,11 +133,9 @@ impl Netlink {
             match wanted.get(&entry.address) {
                 Some(mac) if entry.mac == Some(*mac) => drop(set.remove(&entry.address)),
                 Some(_) => {}
-                None => remove.push(entry.address),
+                None => remove.push(self.delete_neighbour(index, entry.address)),
             }
         }
-        debug_assert!(!remove.iter().any(|ip| set.contains_key(ip)), "what is set is not removed");
-        let remove = remove.into_iter().map(|ip| self.delete_neighbour(index, ip)).collect();
         let set = set.into_iter().map(|(ip, mac)| self.set_neighbour(index, ip, mac)).collect();
         let mut outcome = Outcome::default();
         outcome.write("ARP entries", set, remove, stale).await;
@@ -182,10 +180,6 @@ impl Netlink {
         }
         // Setting the entry of a MAC replaces a wrong one. A wrong one beside a right one has to be removed.
         wrong.retain(|(mac, _)| !wanted.contains_key(mac) || right.contains(mac));
-        debug_assert!(
-            wrong.iter().all(|(mac, ip)| wanted.get(mac) != Some(ip)),
-            "no wanted entry is removed"
-        );
         let set = wanted.iter().filter(|(mac, _)| !right.contains(mac));
         let set = set.map(|(mac, ip)| self.set_fdb(index, *mac, *ip)).collect();
         let remove = wrong.into_iter().map(|(mac, ip)| self.delete_fdb(index, mac, ip)).collect();

@@ -75,10 +75,7 @@ impl Netlink {
             }
         }
         let unwanted = |route: &&Present| territory.holds(route) && !wanted.contains_key(&route.destination);
-        let remove: Vec<&Present> = present.iter().filter(unwanted).collect();
-        let is_wanted = |route: &&Present| wanted.contains_key(&route.destination);
-        debug_assert!(!remove.iter().any(is_wanted), "no route is both set and removed");
-        let remove = remove.into_iter().map(|route| self.delete_route(*route)).collect();
+        let remove = present.iter().filter(unwanted).map(|route| self.delete_route(*route)).collect();
         let what = format!("routes into {}", territory.network);
         outcome.write(&what, set, remove, stale).await;
         Ok(outcome)

@@ -72,7 +72,7 @@ metrics! {
         "Always 1; how the worker makes its system calls is a label.";
     PEERS: Gauge "flanneld_peers", "nodes", "Other nodes whose subnets are routed.";
     RULES_IN_PLACE: Gauge "flanneld_rules_in_place", "0 or 1",
-        "Whether the masquerade and forward rules were installed; absent if none are wanted.";
+        "Whether the masquerade and forward rules were in place at the last look; absent if none are wanted.";
 
     LEASE_STATE: Gauge "flanneld_lease_state", "0 or 1", "1 for the state that the lease is in.";
     LEASE_EXPIRY: Gauge "flanneld_lease_expiry_timestamp_seconds", "seconds",
@@ -82,7 +82,7 @@ metrics! {
     REJECTED_LEASES: Counter "flanneld_rejected_leases_total", "leases",
         "Leases outside the network, over our subnet, or with an address that nobody can send to.";
     LOST_EVENTS: Counter "flanneld_lost_events_total", "events",
-        "Differences that a list on the timer found, which the watch had not told.";
+        "Differences that a list beside a running watch found, which the watch had not told.";
     WITHHELD_LISTS: Counter "flanneld_withheld_lists_total", "lists",
         "Lists that lacked more than half of the peers and were not believed at once.";
 

@@ -6,8 +6,8 @@
 //! `/readyz` (the room `status`). Nothing is ever read back from a rendering.
 //!
 //! A new counter is a row of the table in `metric.rs` and a sample where it is counted; for one of the engine's that is
-//! a variant in `engine/counters.rs`, and the compiler asks for the rest. A rendering takes a state
-//! apart field by field, so a field that a rendering does not know fails to compile.
+//! a variant in `engine/counters.rs`, and the compiler asks for the rest. The lines and
+//! `/metrics` take a state apart field by field, so a field that they do not know fails to compile.
 //!
 //! | file | |
 //! |---|---|

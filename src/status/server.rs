@@ -31,8 +31,8 @@ const _: () = assert!(HEADER_LIMIT.as_millis() < LIMIT.as_millis(), "a slow clie
 const _: () = assert!(HEADER_LIMIT.as_millis() + PATIENCE.as_millis() <= LIMIT.as_millis());
 const _: () = assert!(HEADER_BYTES >= 8192, "hyper takes no less");
 /// The pause after an accept that failed; most likely the process is out of descriptors.
-const PAUSE: Duration = Duration::from_millis(200);
-const _: () = assert!(PAUSE.as_millis() < PATIENCE.as_millis());
+const RETRY: Duration = Duration::from_millis(200);
+const _: () = assert!(RETRY.as_millis() < PATIENCE.as_millis());
 
 /// Binds `address` and serves on a thread of its own until the receiver of the questions is dropped.
 ///
@@ -66,7 +66,7 @@ async fn accept(listener: &TcpListener, asks: &mpsc::Sender<Ask>) {
             Ok((stream, _)) => drop(tokio::spawn(serve_one(stream, asks.clone(), slot))),
             Err(error) => {
                 tracing::debug!(%error, "status server: accept failed");
-                sleep(PAUSE).await;
+                sleep(RETRY).await;
             }
         }
     }

@@ -44,10 +44,20 @@ fn is_production(path: &str) -> bool {
     path.starts_with("src/") && !path.contains("/tests/") && !path.ends_with("tests.rs")
 }
 
-/// The file up to its inline tests.
+/// The file without its inline tests, which are blanked out.
 fn without_tests(s: &Source) -> Source {
-    let end = s.code.find("#[cfg(test)]\nmod ").unwrap_or(s.code.len());
-    Source { path: s.path.clone(), raw: s.raw[..end].to_owned(), code: s.code[..end].to_owned() }
+    let mut code = s.code.clone();
+    for (at, attribute) in s.code.match_indices("#[cfg(test)]\nmod ") {
+        let Some(open) = s.code[at + attribute.len()..].find(['{', ';']).map(|n| at + attribute.len() + n)
+        else {
+            continue;
+        };
+        if s.code.as_bytes()[open] == b'{' {
+            let end = super::block_end(&s.code, open);
+            code.replace_range(at..end, &" ".repeat(end - at));
+        }
+    }
+    Source { path: s.path.clone(), raw: s.raw.clone(), code }
 }
 
 /// Where the re-exports of folders come from: `a::X` is `a::b::X` if `a/mod.rs` says `pub use b::X`.
