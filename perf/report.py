@@ -182,7 +182,7 @@ def plot(data, underlay, variants, cells, prefix, metric, unit):
 def main():
     where = pathlib.Path(sys.argv[1])
     notes, data = read(where / "raw.csv")
-    text = ["# Results\n", "\n".join(f"- {note}" for note in notes) + "\n", "## What was asked\n", asked_table(data)]
+    text = ["# Results\n", "\n".join(f"- {note}" for note in notes) + "\n", "## What is wanted\n", asked_table(data)]
     for underlay in dict.fromkeys(key[0] for key in data):
         variants, cells = (in_order(data, underlay, what, notes) for what in ("variants", "cells"))
         kind = {"A": "plain veth", "B": "like a NIC without tunnel offload"}.get(underlay, "")

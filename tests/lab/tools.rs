@@ -102,12 +102,13 @@ fn udp_flows(
     run: fn(&UdpSocket, usize, &Plan),
 ) {
     let sink: SocketAddr = sink.parse().unwrap();
-    let [seed, flows, rounds, fragments] = [0, 1, 2, 3].map(|n| argv[n].parse::<u16>().unwrap());
+    let seed: u64 = argv[0].parse().unwrap();
+    let [flows, rounds, fragments] = [1, 2, 3].map(|n| argv[n].parse::<u16>().unwrap());
     let at = |flow| SocketAddr::new(sink.ip(), sink.port() + flow);
     let sockets: Vec<_> = (0..flows).map(|flow| open(at(flow))).collect();
     say("ready");
     let start = |(flow, socket)| {
-        let plan = Plan::new(u64::from(seed) + flow as u64, usize::from(rounds), fragments == 1);
+        let plan = Plan::new(seed + flow as u64, usize::from(rounds), fragments == 1);
         std::thread::spawn(move || run(&socket, flow, &plan))
     };
     let threads: Vec<_> = sockets.into_iter().enumerate().map(start).collect();
