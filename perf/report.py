@@ -10,7 +10,7 @@ import sys
 MAIN = [("tcp", "mbps", "Mbit/s", True), ("udp", "received_pps", "packets/s", True),
         ("ping", "p50_us", "µs", False), ("ping", "p99_us", "µs", False)]
 # Targets: (underlay, cell, metric, variant, reference, at least (True) or at most, ratio).
-ASKED = [
+BOUNDS = [
     *(("A", f"tcp{n}-{cc}-{way}", "mbps", "uring1", "vxlan", True, limit)
       for cc in ("cubic", "bbr") for n, limit in ((1, .65), (4, .50)) for way in ("fwd", "rev")),
     *(("A", f"tcp{n}-cubic-{way}", "mbps", "uring1", "classic", True, 25) for n in (1, 4) for way in ("fwd", "rev")),
@@ -114,10 +114,10 @@ def detail_table(data, underlay, variants, cells, wanted):
     return table(["median (min–max)"] + variants, rows) if rows else "none\n"
 
 
-def asked_table(data):
-    """The issue's figures that these results can answer."""
+def bounds_table(data):
+    """The bounds that this project sets itself, as far as these results can answer them."""
     rows = []
-    for underlay, cell, metric, variant, reference, at_least, limit in ASKED:
+    for underlay, cell, metric, variant, reference, at_least, limit in BOUNDS:
         got = data.get((underlay, cell, metric), {})
         if variant in got and statistics.median(got.get(reference, [0])) > 0:
             ratio = statistics.median(got[variant]) / statistics.median(got[reference])
@@ -139,7 +139,7 @@ def asked_table(data):
             for variant, values in got.items():
                 rows.append([f"{underlay} datagrams a receive ({metric[12:]}): {variant} > 4", short(values[0]),
                              "yes" if values[0] > 4 else "**no**"])
-    return table(["asked", "got", "met"], rows) if rows else "nothing here can be compared\n"
+    return table(["wanted", "got", "met"], rows) if rows else "nothing here can be compared\n"
 
 
 def plot(data, underlay, variants, cells, prefix, metric, unit):
@@ -182,7 +182,7 @@ def plot(data, underlay, variants, cells, prefix, metric, unit):
 def main():
     where = pathlib.Path(sys.argv[1])
     notes, data = read(where / "raw.csv")
-    text = ["# Results\n", "\n".join(f"- {note}" for note in notes) + "\n", "## What is wanted\n", asked_table(data)]
+    text = ["# Results\n", "\n".join(f"- {note}" for note in notes) + "\n", "## What is wanted\n", bounds_table(data)]
     for underlay in dict.fromkeys(key[0] for key in data):
         variants, cells = (in_order(data, underlay, what, notes) for what in ("variants", "cells"))
         kind = {"A": "plain veth", "B": "like a NIC without tunnel offload"}.get(underlay, "")
