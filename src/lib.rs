@@ -26,7 +26,7 @@
 //! | [`report`] | how the daemon is, as plain values; every metric |
 //! | [`subnet`] | flannel's contract as values: config, lease, event, allocation, `subnet.env` |
 //!
-//! | packet path, in the order in which a packet meets the rooms | what it knows |
+//! | packet path: bytes, shapes, descriptors, and what joins them | what it knows |
 //! |---|---|
 //! | [`packet`] | what the bytes mean: IPv4, TCP, UDP, ICMP, checksum, virtio-net header |
 //! | [`offload`] | shapes of many packets: segment, coalesce, batch |
@@ -57,18 +57,19 @@
 //! |---|---|
 //! | a container's packet leaves | `engine/worker.rs`, `engine/tun_to_udp.rs`, `offload/batch/` |
 //! | a peer's packet is let in or refused | `engine/udp_to_tun.rs`, `engine/counters.rs`, `offload/coalesce/` |
-//! | a path refuses a segmented send (a *train*: see the glossary in [`offload`]) | `engine/worker.rs`, `engine/refusals.rs` |
-//! | io_uring or poll is chosen | `engine/start.rs`, `ring/setup.rs` |
+//! | a path refuses a segmented send (a *train*: see the words of [`offload`]) | `engine/worker.rs`, `engine/refusals.rs` |
+//! | io_uring or poll is chosen, and shown | `engine/start.rs`, `ring/setup.rs`, `status/metrics.rs` |
 //! | a peer's lease becomes a route of udp | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
 //! | a route reaches the workers | `backend/udp/mod.rs`, `engine/mod.rs`, `engine/worker.rs` |
 //! | this host gets a lease | `lease/manager.rs`, `lease/seek.rs` |
-//! | this host loses its lease | `lease/own.rs`, `membership/etcd.rs`, `daemon/running.rs` |
+//! | this host loses its lease | `lease/own.rs`, `lease/manager.rs`, `membership/etcd.rs`, `daemon/running.rs` |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
-//! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` |
+//! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` (which drops the engine, and so stops it) |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
 //! | a flag is read | `cli/flags.rs`, `cli/meaning.rs`, `daemon/settings.rs` |
-//! | a flag of the packet path takes effect | `engine/settings.rs`, `engine/start.rs`, `backend/udp/config.rs` |
+//! | a flag takes effect in the workers | `engine/settings.rs`, `engine/start.rs` |
+//! | a flag takes effect on the device and the sockets | `engine/settings.rs`, `backend/udp/config.rs`, `backend/udp/device.rs` |
 //! | another source of membership comes | `membership/mod.rs` says where |
 //! | another backend comes | `backend/mod.rs` (the traits and `KINDS`), `backend/alloc.rs` (the smallest) |
 //!

@@ -191,7 +191,8 @@ impl Running {
                 self.store_lost = None;
                 self.tell_state();
             }
-            // The log tells these; the network goes on as it is.
+            // The log tells these, and packets flow on. Whether a conflict ends the daemon is told by the end of the
+            // lease's future (`Ending::LeaseLost`).
             Notice::Renewed { .. }
             | Notice::Reserved { .. }
             | Notice::Revoked { .. }

@@ -1,11 +1,11 @@
-//! The engine carries packets: it joins the rooms of the packet path and runs them. Each worker has a core to
-//! itself where there are enough (one worker up to two cores, then one a core up to four, unless `--workers` says
-//! otherwise).
+//! The engine carries packets: it joins the rooms of the packet path and runs them, with one worker for each link
+//! that it is given. The backend `udp` gives it one link up to two cores, then one a core up to four, unless
+//! `--workers` says otherwise.
 //!
-//! A worker owns a TUN queue, a UDP socket to receive on and one to send on (often the same), a [`port`] (io_uring or poll), its buffers and its own copy of the
-//! routes. Workers share nothing. `worker` is the loop of each: it obeys the control thread, takes datagrams and
-//! frames from the port, pushes them through `udp_to_tun` and `tun_to_udp` into one [`port::Outgoing`], and hands
-//! that back to the port in one turn.
+//! A worker owns a TUN queue, a UDP socket to receive on and one to send on (often the same), a [`port`] (io_uring
+//! or poll), its buffers and its own copy of the routes. Workers share nothing. `worker` is the loop of each: it
+//! obeys the control thread, takes datagrams and frames from the port, pushes them through `udp_to_tun` and
+//! `tun_to_udp` into one [`port::Outgoing`], and hands that back to the port in one turn.
 //!
 //! The control thread holds an [`Engine`]. [`RouteCommand`]s and the stop go down, over a bounded channel with a
 //! wake-up. [`counters`], which only the worker writes, come up, and so does the news that a worker has ended
@@ -49,7 +49,7 @@ use worker::{BACK_OFF, Command};
 /// How long the control thread waits for a worker to take a command before it gives that worker up. This is long:
 /// a turn takes well under a millisecond.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a stop waits for all workers together. The daemon has a second to end and needs the other half itself.
+/// How long a stop waits for all workers together. The daemon has 800 ms to end and needs the rest itself.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 // A worker that spins, pauses and backs off in one turn still takes its commands and its stop in time.
