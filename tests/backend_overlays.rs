@@ -168,6 +168,31 @@ fn direct_routing() {
     pair.works(1450);
 }
 
+/// Two peers that publish one MAC are told of once, however often the tables are compared.
+#[test]
+fn a_duplicate_vtep_mac_is_said_once() {
+    let Some(pair) = Pair::set(r#"{"Type":"vxlan"}"#) else { return };
+    let lease = |last: u8, mac: u8| {
+        format!(
+            r#"{{"PublicIP":"198.51.100.{last}","BackendType":"vxlan","BackendData":{{"VtepMAC":"0a:00:00:00:00:{mac:02x}"}}}}"#
+        )
+    };
+    pair.lab.put(Api::V3, "subnets/10.10.240.0-24", &lease(1, 9));
+    pair.lab.put(Api::V3, "subnets/10.10.241.0-24", &lease(2, 9));
+    let said =
+        |pair: &Pair| pair.daemons[0].text().matches("both have the VtepMAC 0a:00:00:00:00:09").count();
+    lab::eventually(secs(3), "a word about the two", || (said(&pair) > 0).then_some(()));
+    // Each of these peers brings another pass over the tables.
+    let host = pair.lab.host(1);
+    for n in 0..5 {
+        let subnet = format!("10.10.{}.0", 242 + n);
+        pair.lab.put(Api::V3, &format!("subnets/{subnet}-24"), &lease(10 + n, 10 + n));
+        let route = format!("-n {host} route show {subnet}/24");
+        lab::eventually(secs(3), "the peer's route", || (!pair.lab.ip(&route).is_empty()).then_some(()));
+    }
+    assert_eq!(said(&pair), 1, "{}", pair.daemons[0].text());
+}
+
 /// This is flannel's own test of two daemons on each of two hosts.
 #[test]
 fn two_networks_on_one_host_keep_apart() {

@@ -12,6 +12,7 @@
 use super::upkeep::Upkeep;
 use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
+use crate::log::Complaint;
 use crate::netlink::{
     Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
 };
@@ -170,6 +171,8 @@ struct Tunnel {
     index: u32,
     peers: BTreeMap<Ipv4Net, Vtep>,
     upkeep: Upkeep,
+    /// Peers that publish one VtepMAC, as long as they do.
+    rivals: Complaint<Instant>,
     restarts: Vec<Instant>,
 }
 
@@ -179,12 +182,15 @@ struct Tables {
     arp: BTreeMap<Ipv4Addr, Mac>,
     fdb: BTreeMap<Mac, Ipv4Addr>,
     routes: BTreeMap<Ipv4Net, Route>,
+    /// What is to be said of peers that share a VtepMAC.
+    rivals: Vec<String>,
 }
 
 impl Tunnel {
     async fn start(config: Config, netlink: &Netlink, subnet: Ipv4Net) -> Result<Tunnel, BackendError> {
         let (peers, upkeep) = (BTreeMap::new(), Upkeep::new());
-        let mut network = Tunnel { config, subnet, index: 0, peers, upkeep, restarts: Vec::new() };
+        let rivals = Complaint::default();
+        let mut network = Tunnel { config, subnet, index: 0, peers, upkeep, rivals, restarts: Vec::new() };
         let changes = network.ensure_device(netlink).await?;
         if !changes.is_empty() {
             tracing::info!("{}: {changes}", network.config.device.name);
@@ -238,12 +244,22 @@ impl Tunnel {
             self.note_restart()?;
         }
         let tables = self.tables(netlink).await;
+        self.tell_rivals(&tables.rivals.join("; "));
         let mut outcome = self.write(netlink, &tables, self.upkeep.stale()).await?;
         if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
             outcome.changes.extend(self.write(netlink, &tables, Stale::Remove).await?.changes);
         }
         self.upkeep.conclude(&self.config.device.name, device, outcome);
         Ok(())
+    }
+
+    /// Two peers with one MAC: the forwarding entry can lead to only one of them.
+    fn tell_rivals(&mut self, text: &str) {
+        if text.is_empty() {
+            self.rivals.settle();
+        } else if self.rivals.is_news(Instant::now(), text) {
+            warn!("{text}");
+        }
     }
 
     fn note_restart(&mut self) -> Result<(), BackendError> {
@@ -272,7 +288,8 @@ impl Tunnel {
                 tables.arp.insert(base, vtep.mac);
                 let rival = tables.fdb.insert(vtep.mac, vtep.address);
                 if let Some(rival) = rival.filter(|rival| *rival != vtep.address) {
-                    warn!("{rival} and {} both have the VtepMAC {}", vtep.address, vtep.mac);
+                    let text = format!("{rival} and {} both have the VtepMAC {}", vtep.address, vtep.mac);
+                    tables.rivals.push(text);
                 }
             }
             tables.routes.insert(*subnet, route);
