@@ -230,6 +230,23 @@ fn a_subnet_file_that_cannot_be_written_is_tried_again() {
     assert!(after.contains("READY=1") && !after.contains("cannot create"), "{after}");
 }
 
+/// HTTP/2 to etcd makes several debug lines a second, among which nobody finds ours.
+#[test]
+fn verbosity_is_of_our_own_messages_first() {
+    let Some(lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V3, TUTORIAL);
+    let foreign = |v: &str| {
+        let mut daemon = lab.daemon(1, &[v, "--log_dir=/tmp"]);
+        daemon.subnet();
+        daemon.terminate();
+        let text = daemon.text();
+        assert_eq!(text.matches("-log_dir has no effect: the log goes to stderr").count(), 1, "{text}");
+        text.lines().filter(|line| line.contains(" DEBUG ") && !line.contains(" DEBUG flanneld::")).count()
+    };
+    assert_eq!(foreign("-v=1"), 0);
+    assert!(foreign("-v=10") > 0, "the libraries say nothing at all");
+}
+
 /// The kernel closes a killed daemon's io_uring, and with it the port, some time after the process is gone.
 #[test]
 fn a_killed_daemon_is_followed_by_one_that_comes_up() {

@@ -139,9 +139,10 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Flannel, "help", Bool, "false", "Print this text"),
     flag(Flannel, "version", Bool, "false", "Print the version"),
 
-    flag(Logging, "v", ANY_INT, "0", "Verbosity; 1 adds messages of the data path"),
+    flag(Logging, "v", ANY_INT, "0", "Verbosity; 1 adds our debug messages, 10 those of the libraries too"),
     flag(Logging, "vmodule", Text, "", "Accepted without effect: it names flannel's source files"),
     flag(Logging, "log_backtrace_at", Text, "", "Accepted without effect: it names flannel's source files"),
+    flag(Logging, "logtostderr", Bool, "true", "Accepted; =false has no effect: all goes to stderr"),
     flag(Logging, "alsologtostderr", Bool, "true", "Accepted without effect: all goes to stderr"),
     flag(Logging, "stderrthreshold", Text, "", "Accepted without effect: all goes to stderr"),
     flag(Logging, "log_dir", Text, "", "Accepted without effect: all goes to stderr"),
@@ -166,7 +167,6 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "cleanup-on-exit", Bool, "false", "Remove rules and blackhole route at the end; else they stay, as flannel's do"),
     flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),
 
-    flag(NotServed(&["true"], "all goes to stderr"), "logtostderr", Bool, "true", "Log to stderr; =false is refused"),
     flag(NotServed(&[""], "the overlay is IPv4 only"), "public-ipv6", Text, "", "IPv6 address that peers send to"),
     flag(NotServed(&[""], NO_SERVER), "listen", Text, "", "Serve leases to other nodes"),
     flag(NotServed(&[""], NO_SERVER), "remote", Text, "", "Get leases from another flanneld"),

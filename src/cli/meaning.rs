@@ -1,6 +1,6 @@
 //! The checked values of the flags become the daemon's [`Settings`].
 
-use super::flags::{FLAGS, Kind, Standing, find};
+use super::flags::{FLAGS, Flag, Kind, Standing, find};
 use super::value::Value;
 use super::{Refusal, spelled};
 use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
@@ -121,6 +121,17 @@ pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
         networks: networks(given)?,
         log: Log { v: given.int("v").map_or(0, |v| u8::try_from(v.clamp(0, 255)).unwrap_or(u8::MAX)) },
     })
+}
+
+/// Flags of flannel's logging that were given and have no effect here, a sentence each. What asks for stderr is obeyed.
+pub(super) fn remarks(given: &Given<'_>) -> Vec<String> {
+    let is_idle = |flag: &Flag| flag.standing == Standing::Logging && flag.name != "v";
+    let asks_for_stderr = |flag: &Flag| flag.name.ends_with("logtostderr") && given.is_true(flag.name);
+    FLAGS
+        .iter()
+        .filter(|flag| is_idle(flag) && given.is_explicit(flag.name) && !asks_for_stderr(flag))
+        .map(|flag| format!("{} has no effect: the log goes to stderr", spelled(flag.name, given.from_env)))
+        .collect()
 }
 
 fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {

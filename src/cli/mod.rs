@@ -36,8 +36,13 @@ const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 /// What to do after parsing.
 #[derive(Debug)]
 pub enum Parsed {
-    /// Run the daemon with these settings.
-    Run(Box<Settings>),
+    /// Run the daemon.
+    Run {
+        /// What was typed, as the daemon wants it.
+        settings: Box<Settings>,
+        /// What the log should say: flags that were taken and have no effect.
+        remarks: Vec<String>,
+    },
     /// Print a text and end.
     Exit {
         /// The process's exit code: 0, 1 or 2.
@@ -72,7 +77,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<
     let mut args = args;
     let program = args.next().map_or_else(|| "flanneld".to_owned(), |s| s.to_string_lossy().into_owned());
     match parse_words(args, env) {
-        Ok(Outcome::Run(options)) => Parsed::Run(options),
+        Ok(Outcome::Run { settings, remarks }) => Parsed::Run { settings, remarks },
         Ok(Outcome::Help) => Parsed::Exit { code: 0, stderr: usage(&program) },
         Ok(Outcome::Version) => Parsed::Exit { code: 0, stderr: format!("{VERSION}\n") },
         Err(Refusal { code, line }) => Parsed::Exit { code, stderr: format!("{program}: {line}\n") },
@@ -80,7 +85,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<
 }
 
 enum Outcome {
-    Run(Box<Settings>),
+    Run { settings: Box<Settings>, remarks: Vec<String> },
     Help,
     Version,
 }
@@ -117,7 +122,9 @@ fn parse_words(
     }
     all.extend(words.iter().map(go_syntax::Word::canonical));
     let matches = match_words(all.into_iter(), &from_env)?;
-    meaning::settings(&meaning::Given::new(&matches, &from_env)).map(|o| Outcome::Run(Box::new(o)))
+    let given = meaning::Given::new(&matches, &from_env);
+    let settings = Box::new(meaning::settings(&given)?);
+    Ok(Outcome::Run { settings, remarks: meaning::remarks(&given) })
 }
 
 /// The environment variable of a flag.

@@ -14,7 +14,7 @@ fn run(words: &[&str], env: &[(&str, &str)]) -> Result<Settings, (u8, String)> {
     let lookup =
         |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
     match parse(args, lookup) {
-        Parsed::Run(options) => Ok(*options),
+        Parsed::Run { settings, .. } => Ok(*settings),
         Parsed::Exit { code, stderr } => Err((code, stderr)),
     }
 }
@@ -177,7 +177,6 @@ fn what_is_not_served_is_refused_unless_it_does_nothing() {
         }
     }
     assert!(refused(&["-kube-subnet-mgr"], &[]).1.contains("-kube-subnet-mgr=true"));
-    assert!(refused(&["-logtostderr=false"], &[]).1.contains("stderr"));
 }
 
 #[test]
@@ -196,6 +195,27 @@ fn logging_flags_of_flannel_are_taken() {
     assert_eq!(run(&["-v=-3"], &[]).unwrap().log.v, 0);
     assert_eq!(run(&["-v=1000"], &[]).unwrap().log.v, 255);
     assert_eq!(run(&["-v", "0x2"], &[]).unwrap().log.v, 2);
+}
+
+#[test]
+fn logging_flags_without_effect_are_remarked_upon_and_never_fatal() {
+    let remarks = |words: &[&str], env: &[(&str, &str)]| {
+        let args = std::iter::once("flanneld").chain(words.iter().copied()).map(OsString::from);
+        let env =
+            |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        match parse(args, env) {
+            Parsed::Run { remarks, .. } => remarks,
+            Parsed::Exit { stderr, .. } => panic!("{stderr}"),
+        }
+    };
+    for words in [&[][..], &["-logtostderr"], &["-logtostderr=true", "-alsologtostderr", "-v=4"]] {
+        assert_eq!(remarks(words, &[]), Vec::<String>::new(), "{words:?}");
+    }
+    let idle = |name: &str| format!("{name} has no effect: the log goes to stderr");
+    let words = ["--logtostderr=false", "--log_dir=/var/log", "-stderrthreshold=WARNING", "-vmodule=a=2"];
+    let said = ["-vmodule", "-logtostderr", "-stderrthreshold", "-log_dir"].map(idle);
+    assert_eq!(remarks(&words, &[]), said);
+    assert_eq!(remarks(&[], &[("FLANNELD_LOGTOSTDERR", "false")]), [idle("FLANNELD_LOGTOSTDERR")]);
 }
 
 #[test]
