@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident, $(#[$of_name:meta])* { $($(#[$of:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
+        ///
+        /// The variants are the rows of one table, which gives each its name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name {
             $($(#[$of])* $variant,)*
@@ -21,6 +23,8 @@ macro_rules! table {
             pub const ALL: [$name; [$($name::$variant),*].len()] = [$($name::$variant),*];
 
             $(#[$of_name])*
+            ///
+            /// It never changes, since scripts read it.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {

@@ -43,6 +43,8 @@ macro_rules! metrics {
     ($($id:ident: $kind:ident $name:literal $(formerly $old:literal)?, $unit:literal $(as $word:literal)?, $help:literal;)*) => {
         $(
             #[doc = concat!("`", $name, "`: ", $help)]
+            ///
+            /// This is one of [`ALL`].
             pub static $id: Metric = Metric {
                 name: $name,
                 formerly: metrics!(@option $($old)?),
