@@ -62,12 +62,12 @@
 //! | a peer's lease becomes a route of udp | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
 //! | a route reaches the workers | `backend/udp/mod.rs`, `engine/mod.rs`, `engine/worker.rs` |
 //! | this host gets a lease | `lease/manager.rs`, `lease/seek.rs` |
-//! | this host loses its lease | `lease/own.rs`, `lease/manager.rs`, `membership/etcd.rs`, `daemon/running.rs` |
+//! | this host loses its lease | `lease/mod.rs` (what that means), `lease/own.rs` (when), `daemon/running.rs` (what follows) |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
 //! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` (which drops the engine, and so stops it) |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
-//! | a flag is read | `cli/flags.rs`, `cli/meaning.rs`, `daemon/settings.rs` |
+//! | a flag is read | `cli/flags.rs`, `cli/meaning.rs` (which says where it takes effect), `daemon/settings.rs` |
 //! | a flag takes effect in the workers | `engine/settings.rs`, `engine/start.rs` |
 //! | a flag takes effect on the device and the sockets | `engine/settings.rs`, `backend/udp/config.rs`, `backend/udp/device.rs` |
 //! | another source of membership comes | `membership/mod.rs` says where |

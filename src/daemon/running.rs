@@ -162,6 +162,7 @@ impl Running {
                 change = self.changes.next() => self.changed(&change),
             }
         };
+        // What is dropped at the end of this function stops the rest: the network its workers, and with them the TUN.
         self.notifier.stopping();
         self.report().await;
         self.rules.stop(&self.netlink).await;

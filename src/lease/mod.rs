@@ -24,7 +24,8 @@
 //!   lease was revoked; if the list has an older copy of our key, the lease is lost until a renewal has gone
 //!   through.
 //! - **We lose the lease** in two steps. `Lost` or `Revoked`: we do not hold it for now, and try to create or renew
-//!   the same key. `Conflict`: somebody else owns it, and [`OnLost`] decides. An outage of the store is neither:
+//!   the same key; packets flow on. `Conflict`: somebody else owns it, and [`OnLost`] decides: with `Exit` the source
+//!   of membership ends its run, and the daemon ends with code 1. An outage of the store is neither:
 //!   peers stay as they are, and so does the subnet until its deadline.
 //!
 //! The parts know neither the manager nor each other. Each keeps its own state and returns the steps that it has
