@@ -65,7 +65,7 @@
 //! | this host loses its lease | `lease/mod.rs` (what that means), `lease/own.rs` (when), `daemon/running.rs` (what follows) |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
-//! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/orders.rs`, `daemon/running.rs` (which drops the engine, and so stops it) |
+//! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/running.rs` (which drops the engine), `engine/mod.rs` (where that stops it) |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
 //! | a flag is read | `cli/flags.rs`, `cli/meaning.rs` (which says where it takes effect), `daemon/settings.rs` |
 //! | a flag takes effect in the workers | `engine/settings.rs`, `engine/start.rs` |

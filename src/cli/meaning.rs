@@ -313,7 +313,8 @@ fn masq_settings(given: &Given<'_>) -> masq::Settings {
 
 /// The packet path. Another flag of it is a row in `flags.rs`, a line here, and a field with its default and range in
 /// `engine/settings.rs`. What concerns a worker takes effect in `engine/start.rs`; what concerns the TUN, the sockets or
-/// the number of workers, in `backend/udp/`.
+/// the number of workers, in `backend/udp/`. `daemon/settings.rs` passes ranges and choices on to this room, and
+/// `docs/flags.md` wants a row too.
 fn engine_settings(given: &Given<'_>) -> Engine {
     let default = Engine::default();
     Engine {
