@@ -19,6 +19,7 @@ mod command;
 mod extension;
 mod host_gw;
 mod repairs;
+mod restarts;
 mod udp;
 mod upkeep;
 mod vxlan;

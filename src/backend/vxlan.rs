@@ -9,6 +9,7 @@
 //!   from PublicIP, VNI and `/etc/machine-id`, so peers need not learn a new one.
 //! - With `DirectRouting` a peer on the external interface's own link gets a plain route, as with host-gw.
 
+use super::restarts::Restarts;
 use super::upkeep::Upkeep;
 use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
@@ -173,7 +174,7 @@ struct Tunnel {
     upkeep: Upkeep,
     /// Peers that publish one VtepMAC, as long as they do.
     rivals: Complaint<Instant>,
-    restarts: Vec<Instant>,
+    restarts: Restarts,
 }
 
 /// What the kernel's tables should hold.
@@ -190,7 +191,15 @@ impl Tunnel {
     async fn start(config: Config, netlink: &Netlink, subnet: Ipv4Net) -> Result<Tunnel, BackendError> {
         let (peers, upkeep) = (BTreeMap::new(), Upkeep::new());
         let rivals = Complaint::default();
-        let mut network = Tunnel { config, subnet, index: 0, peers, upkeep, rivals, restarts: Vec::new() };
+        let mut network = Tunnel {
+            config,
+            subnet,
+            index: 0,
+            peers,
+            upkeep,
+            rivals,
+            restarts: Restarts::new(MOST_RESTARTS),
+        };
         let changes = network.ensure_device(netlink).await?;
         if !changes.is_empty() {
             tracing::info!("{}: {changes}", network.config.device.name);
@@ -241,7 +250,8 @@ impl Tunnel {
         let before = self.index;
         let device = self.ensure_device(netlink).await?;
         if self.index != before {
-            self.note_restart()?;
+            warn!("{} was deleted or changed; made it anew", self.config.device.name);
+            self.restarts.note(Instant::now())?;
         }
         let tables = self.tables(netlink).await;
         self.tell_rivals(&tables.rivals.join("; "));
@@ -260,17 +270,6 @@ impl Tunnel {
         } else if self.rivals.is_news(Instant::now(), text) {
             warn!("{text}");
         }
-    }
-
-    fn note_restart(&mut self) -> Result<(), BackendError> {
-        warn!("{} was deleted or changed; made it anew", self.config.device.name);
-        self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
-        debug_assert!(self.restarts.len() <= MOST_RESTARTS, "an unstable network has ended");
-        self.restarts.push(Instant::now());
-        if self.restarts.len() > MOST_RESTARTS {
-            return Err(BackendError::Unstable(self.restarts.len()));
-        }
-        Ok(())
     }
 
     async fn tables(&self, netlink: &Netlink) -> Tables {

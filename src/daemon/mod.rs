@@ -32,7 +32,11 @@ use crate::log::phrases;
 use crate::{masq, netlink, status, store};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// How far off a timer is set that should not fire: a year.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why the daemon ended other than by a signal. Each ends the process with code 1.
 #[derive(Debug, thiserror::Error)]

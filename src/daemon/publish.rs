@@ -1,6 +1,7 @@
 //! `subnet.env` is written as soon as the subnet works, and tried again while it cannot be written. Packets flow
 //! meanwhile; only those who need the file have to wait.
 
+use super::NEVER;
 use crate::log::{Complaint, phrases};
 use crate::subnet::EnvFile;
 use std::path::PathBuf;
@@ -10,8 +11,6 @@ use tracing::{error, info};
 
 /// The wait after a failure to write the file.
 const RETRY: Duration = Duration::from_secs(1);
-/// How far off a timer is set that should not fire.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const _: () = assert!(RETRY.as_secs() < NEVER.as_secs());
 
 /// The subnet file, and what it should say.

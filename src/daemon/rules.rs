@@ -1,19 +1,15 @@
 //! Masquerade and forward rules and the blackhole route follow the lease. They are checked every resync period, and
 //! removed at the end if that was asked for. If masquerading is asked for, it is there before `subnet.env` is written.
 
-use super::{DaemonError, Settings};
+use super::{DaemonError, NEVER, Settings};
 use crate::masq::{self, Flavour, Keeper};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
 use std::future::pending;
-use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
-
-/// How far off a timer is set that should not fire.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The channel on which the keeper's answer comes.
 type Answer = oneshot::Receiver<Result<(), masq::Error>>;

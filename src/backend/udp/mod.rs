@@ -18,6 +18,7 @@ pub(super) use crate::engine::{EngineError, Settings as EngineSettings};
 pub(super) use config::Config;
 
 use super::repairs::Repairs;
+use super::restarts::Restarts;
 use super::{Backend, BackendError, Network, boxed};
 use crate::engine::Snapshot;
 use crate::log::Complaint;
@@ -67,7 +68,7 @@ struct Overlay {
     peers: Peers,
     /// The repairs of device, address or route.
     repairs: Repairs,
-    restarts: Vec<Instant>,
+    restarts: Restarts,
     /// Whether a worker does not answer, so that the engine must be started anew.
     broken: bool,
     /// Whether somebody else's route stands in the way of ours.
@@ -87,7 +88,7 @@ impl Overlay {
             subnet,
             device: None,
             repairs: Repairs::default(),
-            restarts: Vec::new(),
+            restarts: Restarts::new(MOST_RESTARTS),
             broken: false,
             blocked: false,
             complaint: Complaint::default(),
@@ -139,7 +140,7 @@ impl Overlay {
         self.repairs.settle(Instant::now());
         if !self.is_whole(netlink).await? {
             if self.stop() {
-                self.note_restart()?;
+                self.restarts.note(Instant::now())?;
             }
             self.launch(netlink).await?;
             self.repairs.count();
@@ -163,16 +164,6 @@ impl Overlay {
             return Ok(false);
         }
         device.is_there(netlink).await
-    }
-
-    fn note_restart(&mut self) -> Result<(), BackendError> {
-        self.restarts.retain(|at| at.elapsed() < Duration::from_secs(60));
-        debug_assert!(self.restarts.len() <= MOST_RESTARTS, "an unstable network has ended");
-        self.restarts.push(Instant::now());
-        if self.restarts.len() > MOST_RESTARTS {
-            return Err(BackendError::Unstable(self.restarts.len()));
-        }
-        Ok(())
     }
 
     /// Stops the engine; false if none was running.
