@@ -131,6 +131,10 @@ fn systemd_accepts_the_unit() {
         "after five failures in ten seconds it would stay down"
     );
     assert_eq!(settings["RuntimeDirectoryPreserve"], "yes", "subnet.env would go at a restart");
+    assert_eq!(settings["StateDirectory"], "flanneld");
+    assert_eq!(settings["Environment"], "FLANNELD_STATE_DIR=/var/lib/flanneld");
+    let at = |name: &str| unit.find(&format!("\n{name}=")).unwrap();
+    assert!(at("Environment") < at("EnvironmentFile"), "the operator's file could not change it");
     assert!(!settings.contains_key("SystemCallFilter"), "it would forbid io_uring");
     assert!(
         !settings.contains_key("ProtectKernelTunables"),

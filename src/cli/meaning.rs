@@ -114,6 +114,7 @@ pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
         etcd: etcd_settings(given)?,
         iface: iface_choice(given)?,
         subnet_file: subnet_file.into(),
+        state_dir: given.filled("state-dir").map(PathBuf::from),
         masq: masq_settings(given),
         lease: lease_settings(given)?,
         engine: engine_settings(given),

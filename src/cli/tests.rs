@@ -77,6 +77,7 @@ const SERVED: &[Row<'_>] = &[
     ("etcd-password-file", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-username=u"]),
     ("etcd-timeout", "500ms", Some(("0", 2)), &[]),
     ("lease-ttl", "90m", Some(("1s", 2)), &[]),
+    ("state-dir", "/tmp/x", None, &[]),
     ("cleanup-on-exit", "true", Some(("yes", 2)), &[]),
     ("on-lease-lost", "keep", Some(("panic", 2)), &[]),
 ];

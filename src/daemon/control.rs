@@ -10,7 +10,7 @@ use crate::backend::{self, Setup};
 use crate::iface;
 use crate::lease::Manager;
 use crate::log::phrases;
-use crate::membership::{Clock, Source};
+use crate::membership::{Clock, Source, StateDir};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
@@ -29,6 +29,7 @@ pub(super) struct Control {
     changes: Changes,
     external: iface::External,
     source: Source,
+    state: Option<StateDir>,
     seed: u64,
 }
 
@@ -39,6 +40,7 @@ impl Control {
     /// # Errors
     /// A [`DaemonError`] that no waiting would mend.
     pub(super) async fn start(settings: Settings, name: &str) -> Result<Control, DaemonError> {
+        let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
         let netlink = Netlink::new()?;
         // The subscription begins before the first look, so that no change is missed.
         let changes = Changes::new()?;
@@ -47,7 +49,17 @@ impl Control {
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
         let notifier = if name.is_empty() { Notifier::OPEN } else { Notifier::CLOSED };
-        Ok(Control { settings, name: name.to_owned(), notifier, netlink, changes, external, source, seed })
+        Ok(Control {
+            settings,
+            name: name.to_owned(),
+            notifier,
+            netlink,
+            changes,
+            external,
+            source,
+            state,
+            seed,
+        })
     }
 
     /// Runs this network until an order stops it or it cannot go on.
@@ -55,15 +67,18 @@ impl Control {
     /// # Errors
     /// The [`DaemonError`] for which it cannot go on.
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
-        let Control { settings, name, notifier, netlink, changes, external, source, seed } = self;
+        let Control { settings, name, notifier, netlink, changes, external, source, state, seed } = self;
         notifier.status("waiting for the network config in etcd");
-        let config = tokio::select! {
-            config = source.config(seed) => config,
+        let (config, text) = tokio::select! {
+            found = source.config(seed) => found,
             name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
         };
+        if let Some(state) = &state {
+            keep(state, &name, &text);
+        }
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
         let setup =
             Setup { config: &config, external: &external, engine: &settings.engine, netlink: &netlink };
@@ -101,6 +116,13 @@ impl Control {
         });
         // What holds the lease is polled by the loop and ends with it; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await
+    }
+}
+
+/// Keeps the text of the config that was found.
+fn keep(state: &StateDir, name: &str, text: &str) {
+    if let Err(error) = state.write(&format!("config-{name}"), text.as_bytes()) {
+        warn!("{error}; the network config is not kept");
     }
 }
 

@@ -29,6 +29,7 @@ use signals::Signals;
 use crate::backend::BackendError;
 use crate::iface::ChoiceError;
 use crate::log::phrases;
+use crate::subnet::FileError;
 use crate::{masq, netlink, status, store};
 use std::io;
 use std::net::SocketAddr;
@@ -47,6 +48,9 @@ pub enum DaemonError {
     /// The kernel's tables could not be read or followed.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The state directory cannot be used.
+    #[error("{0}; mend that, or leave out --state-dir (without it there is no start while etcd is away)")]
+    StateDir(#[from] FileError),
     /// No external interface could be chosen.
     #[error("{phrase}: {0}", phrase = phrases::NO_INTERFACE)]
     Interface(#[from] ChoiceError),

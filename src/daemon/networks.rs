@@ -15,6 +15,7 @@ use super::signals::{CLEANUP_LIMIT, STOP_LIMIT};
 use crate::etcd::{self, Store};
 use crate::iface;
 use crate::log::Complaint;
+use crate::membership::StateDir;
 use crate::netlink::Netlink;
 use crate::report::State;
 use crate::status::{Ask, PATIENCE};
@@ -57,6 +58,7 @@ pub(super) async fn run(
     mut orders: Orders,
 ) -> Result<(), DaemonError> {
     // A mistake that no waiting would mend ends the start, as with one network.
+    settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     iface::choose(&Netlink::new()?, &settings.iface).await?;
     let store = etcd::connect(&settings.etcd)?;
     let mut supervisor = Supervisor { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };

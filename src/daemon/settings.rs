@@ -19,6 +19,8 @@ pub struct Settings {
     pub iface: iface::Choice,
     /// The path of `subnet.env`.
     pub subnet_file: PathBuf,
+    /// The directory of what must outlive this process; `None` if nothing is to be kept.
+    pub state_dir: Option<PathBuf>,
     /// Masquerade and forward rules and the blackhole route; `FLANNEL_IPMASQ` says whether we masquerade.
     pub masq: masq::Settings,
     /// How long the lease lives, when it is renewed and what happens when it is lost.

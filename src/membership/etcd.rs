@@ -27,7 +27,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Waits for the network config: for the store, for the key, for a text that makes sense. It never gives up. It logs
 /// why it waits at once, on every new reason and once a minute.
-pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config {
+pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> (Config, String) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut silent = Backoff::new(SILENT_BACKOFF);
     let mut answering = Backoff::new(ANSWERING_BACKOFF);
@@ -40,7 +40,7 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> Config
         };
         let (reason, kind) = match result {
             Ok(text) => match Config::parse(&text) {
-                Ok(config) => return config,
+                Ok(config) => return (config, text),
                 Err(e) => (e.to_string(), e.to_string()),
             },
             // The text of an outage may differ from one attempt to the next.

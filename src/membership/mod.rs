@@ -13,13 +13,16 @@
 //! |---|---|
 //! | `etcd` | leases in a store: the lease machine and its calls |
 //! | `clock` | the clock by which a lease ends |
+//! | `state_dir` | what must outlive this process |
 //! | `told` | what the log is told |
 
 mod clock;
 mod etcd;
+mod state_dir;
 mod told;
 
 pub use clock::Clock;
+pub use state_dir::StateDir;
 
 use crate::etcd::{Settings, Store, connect};
 use crate::lease::{Manager, Notice, Status};
@@ -55,7 +58,8 @@ impl Source {
 
     /// Waits for the network config: for the source, for the config, for a text that makes sense. It never gives
     /// up; it says why it waits at once, on every new reason and once a minute. `seed` decides the random pauses.
-    pub async fn config(&self, seed: u64) -> Config {
+    /// Returns the config and its text.
+    pub async fn config(&self, seed: u64) -> (Config, String) {
         match self {
             Source::Etcd(store) => etcd::fetch_config(store, seed).await,
         }

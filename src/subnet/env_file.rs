@@ -1,11 +1,12 @@
 //! `subnet.env`: what container runtimes and CNI plugins read to learn this host's subnet.
 
+use super::replace::{FileError, directory, failed, replace};
 use ipnet::Ipv4Net;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 
 /// The four values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,18 +19,6 @@ pub struct EnvFile {
     pub mtu: u32,
     /// Whether this daemon masquerades what leaves the overlay, so that no other program has to.
     pub ip_masq: bool,
-}
-
-/// Why the file could not be written or read.
-#[derive(Debug, thiserror::Error)]
-#[error("{action} {path}: {source}", path = path.display())]
-pub struct EnvFileError {
-    /// The step that failed, for instance `cannot replace`.
-    pub action: &'static str,
-    /// The path that the step was about.
-    pub path: PathBuf,
-    /// The error of the operating system.
-    pub source: io::Error,
 }
 
 impl EnvFile {
@@ -53,32 +42,10 @@ impl EnvFile {
     ///
     /// # Errors
     /// The error names the step that failed and its path. If the new text is not in place, the old file still is.
-    pub fn write(&self, path: &Path) -> Result<(), EnvFileError> {
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        let dir = directory(path);
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed("cannot create", dir))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-        let file = create_anew(&temporary).map_err(failed("cannot create", &temporary))?;
-        let written = self.write_temporary(file, &temporary).and_then(|()| {
-            fs::rename(&temporary, path).map_err(failed("cannot replace", path))?;
-            // The rename is a change of the directory, so the directory has to reach the disk as well.
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("cannot sync", dir))
-        });
-        if written.is_err() {
-            // The caller gets the first error. A dot file that stays behind does no harm.
-            let _ = fs::remove_file(&temporary);
-        }
-        written
-    }
-
-    fn write_temporary(&self, mut file: File, path: &Path) -> Result<(), EnvFileError> {
-        file.set_permissions(fs::Permissions::from_mode(0o644))
-            .and_then(|()| file.write_all(self.text().as_bytes()))
-            .and_then(|()| file.sync_all())
-            .map_err(failed("cannot write", path))
+        replace(path, self.text().as_bytes(), 0o644)
     }
 
     /// Reads a file back, so that the daemon can ask for the same subnet again. `None` if there is no such file, or if
@@ -86,7 +53,7 @@ impl EnvFile {
     ///
     /// # Errors
     /// The file exists but cannot be read.
-    pub fn read(path: &Path) -> Result<Option<Self>, EnvFileError> {
+    pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         match fs::read(path) {
             Ok(bytes) => Ok(Self::parse(&String::from_utf8_lossy(&bytes))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -110,18 +77,6 @@ impl EnvFile {
     }
 }
 
-/// Creates a file that did not exist before. Its name can be guessed, and whoever may write to the directory could put
-/// a link to a file of ours there; `O_EXCL` neither follows a link nor opens a file that exists. A file that an earlier
-/// run with the same pid left behind (in a container, every run has the same) is removed first. Of a link, only the
-/// link itself is removed.
-fn create_anew(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)
-}
-
 /// The value that `line` gives to `name`, if the line assigns it.
 fn assignment<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let line = line.trim();
@@ -133,11 +88,6 @@ fn assignment<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let value = value.trim();
     let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
     Some(unquoted.unwrap_or(value))
-}
-
-/// Makes the error of a step from the error of the operating system.
-fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> EnvFileError + use<'a> {
-    move |source| EnvFileError { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

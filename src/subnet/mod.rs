@@ -14,6 +14,7 @@
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
 //! | `env_file` | `/run/flannel/subnet.env` | [`EnvFile`] |
+//! | [`replace`](mod@replace) | a file that is replaced whole | |
 
 pub mod allocate;
 mod config;
@@ -21,11 +22,13 @@ mod env_file;
 mod event;
 mod go_json;
 pub mod lease;
+pub mod replace;
 
 pub use config::{BackendConfig, Config, ConfigError};
-pub use env_file::{EnvFile, EnvFileError};
+pub use env_file::EnvFile;
 pub use event::{Event, Lease};
 pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
+pub use replace::FileError;
 
 use ipnet::Ipv4Net;
 

@@ -8,6 +8,7 @@ use std::path::Path;
 /// Paths of the system and of the store, by their beginnings.
 const SYSTEM_PATHS: &[&str] = &[
     "/run/flannel",
+    "/var/lib/flanneld",
     "/etc/default/flanneld",
     "/etc/machine-id",
     "/dev/net/tun",

@@ -206,7 +206,7 @@ fn the_config_is_waited_for() {
             pause().await;
             *fake.config.borrow_mut() = Some(CONFIG.to_owned());
         };
-        tokio::join!(fetch_config(&fake, 1), script).0
+        tokio::join!(fetch_config(&fake, 1), script).0.0
     });
     assert_eq!(config, Config::parse(CONFIG).unwrap());
     assert!((3..20).contains(&fake.calls.get()), "{} calls", fake.calls.get());
