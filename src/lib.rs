@@ -62,7 +62,7 @@
 //! | a peer's lease becomes a route of udp | `lease/watcher.rs`, `backend/udp/peers.rs`, `route/table.rs` |
 //! | a route reaches the workers | `backend/udp/mod.rs`, `engine/mod.rs`, `engine/worker.rs` |
 //! | this host gets a lease | `lease/manager.rs`, `lease/seek.rs` |
-//! | this host loses its lease | `lease/mod.rs` (what that means), `lease/own.rs` (when), `daemon/running.rs` (what follows) |
+//! | this host loses its lease | `lease/mod.rs` (what that means), `lease/own/gone.rs` (when), `daemon/running.rs` (what follows) |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
 //! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/running.rs` (which drops the engine), `engine/mod.rs` (where that stops it) |

@@ -4,6 +4,7 @@
 use super::delays::Delays;
 use super::feed::{self, Feed};
 use super::health::Health;
+use super::identity::Identity;
 use super::own::{self, Own};
 use super::seek::{self, Seek};
 use super::watcher::Watcher;
@@ -16,8 +17,8 @@ use std::time::Duration;
 /// The life of this host's lease and its view of the peers. See the room's theory of operation.
 #[derive(Debug)]
 pub struct Manager {
-    /// What we publish in the store.
-    attrs: LeaseAttrs,
+    /// Who we are: what we publish, and which entries are ours.
+    us: Identity,
     settings: Settings,
     seek: Seek,
     /// The subnet that we hold, or want back. `None` while seeking.
@@ -75,15 +76,15 @@ impl Manager {
         seed: u64,
     ) -> Self {
         Self {
-            watcher: Watcher::new(config.network, attrs.public_ip),
-            seek: Seek::new(config, attrs.clone(), previous),
+            watcher: Watcher::new(config.network),
+            seek: Seek::new(config, previous),
             own: None,
             feed: Feed::new(),
             health: Health::default(),
             delays: Delays::new(seed),
             in_flight: None,
             stopped: false,
-            attrs,
+            us: Identity::new(attrs),
             settings,
             out: Vec::new(),
         }
@@ -209,12 +210,12 @@ impl Manager {
     }
 
     fn create(&mut self, now: Duration, key: SubnetKey) {
-        let (attrs, ttl) = (self.attrs.clone(), self.settings.ttl());
+        let (attrs, ttl) = (self.us.attrs().clone(), self.settings.ttl());
         self.call(now, Call::Create { key, attrs, ttl });
     }
 
     fn update(&mut self, now: Duration, held: Entry) {
-        let (attrs, ttl) = (self.attrs.clone(), self.settings.ttl());
+        let (attrs, ttl) = (self.us.attrs().clone(), self.settings.ttl());
         self.call(now, Call::Update { held, attrs, ttl });
     }
 
@@ -275,14 +276,14 @@ impl Manager {
     fn on_listing(&mut self, now: Duration, listing: Listing) {
         let feed::Merged { listing, reset } = self.feed.merge(listing);
         if self.own.is_none() {
-            let step = self.seek.choose(now, listing, &mut self.delays);
+            let step = self.seek.choose(now, listing, &self.us, &mut self.delays);
             return self.do_for_seek(now, now, step);
         }
         let steps = self.feed.listed(now, listing.revision, reset, &mut self.delays);
         self.do_for_feed(now, steps, &listing);
         let overlapped = self.watcher.is_overlapped();
         if let Some(own) = &mut self.own {
-            let steps = own.listed(now, &listing, overlapped, &mut self.delays);
+            let steps = own.listed(now, &listing, &self.us, overlapped, &mut self.delays);
             self.do_for_own(now, steps);
         }
     }
@@ -290,7 +291,7 @@ impl Manager {
     fn on_created(&mut self, now: Duration, sent: Duration, created: Option<Entry>) {
         let overlapped = self.watcher.is_overlapped();
         if let Some(own) = &mut self.own {
-            let steps = own.created(now, sent, created, overlapped, &mut self.delays);
+            let steps = own.created(now, sent, created, &self.us, overlapped, &mut self.delays);
             self.do_for_own(now, steps);
         } else {
             let step = self.seek.created(now, created, &mut self.delays);
@@ -310,7 +311,7 @@ impl Manager {
 
     fn on_deleted(&mut self, now: Duration, deleted: bool) {
         if self.own.is_none() {
-            let step = self.seek.deleted(now, deleted, &mut self.delays);
+            let step = self.seek.deleted(now, deleted, &self.us, &mut self.delays);
             self.do_for_seek(now, now, step);
         }
     }
@@ -337,10 +338,10 @@ impl Manager {
                 continue;
             }
             if !own.concerns(change) {
-                events.extend(self.watcher.apply(change));
+                events.extend(self.watcher.apply(&self.us, change));
                 continue;
             }
-            let steps = own.changed(now, change, self.watcher.is_overlapped(), &mut self.delays);
+            let steps = own.changed(now, change, &self.us, self.watcher.is_overlapped(), &mut self.delays);
             self.peers_changed(std::mem::take(&mut events));
             self.do_for_own(now, steps);
         }
@@ -354,7 +355,8 @@ impl Manager {
                 feed::Step::Say(notice) => self.say([notice]),
                 feed::Step::Watch { from } => self.out.push(Output::Watch { from }),
                 feed::Step::Compare { repair } => {
-                    let events = self.watcher.snapshot(now, &listing.entries, &listing.skipped, repair);
+                    let events =
+                        self.watcher.snapshot(&self.us, now, &listing.entries, &listing.skipped, repair);
                     self.peers_changed(events);
                     self.feed.list_by(self.watcher.confirm_at().unwrap_or(Duration::MAX));
                 }
@@ -390,7 +392,7 @@ impl Manager {
             Some(seek::Step::Update(held)) => self.update(now, held),
             Some(seek::Step::Delete(held)) => self.call(now, Call::Delete { held }),
             Some(seek::Step::Take { entry, how, listing }) => {
-                let own = Own::new(entry, sent, self.attrs.clone(), self.settings);
+                let own = Own::new(entry, sent, self.settings);
                 if own.is_over(now) {
                     return self.seek.too_late(now, &mut self.delays);
                 }

@@ -42,6 +42,7 @@
 //! | `manager` | the machine: routes inputs, carries out steps, has the one call under way |
 //! | `seek` | no subnet yet: which one to ask for |
 //! | `own` | a subnet: renew, adopt, lose, regain |
+//! | `identity` | who we are, and which entries are ours |
 //! | `feed` | the watch and the lists beside it |
 //! | `watcher` | the peers: snapshot, deltas, what is refused |
 //! | `health` | is the store there, and when to say so |
@@ -51,6 +52,7 @@
 mod delays;
 mod feed;
 mod health;
+mod identity;
 mod manager;
 mod own;
 mod seek;

@@ -4,11 +4,12 @@
 //! no error: we list again and pick again.
 
 use super::delays::Delays;
+use super::identity::Identity;
 use super::{How, Notice};
 use crate::log::Complaint;
 use crate::store::{Entry, Listing};
 use crate::subnet::allocate::{self, OutOfSubnets};
-use crate::subnet::{Config, LeaseAttrs, SubnetKey, overlap};
+use crate::subnet::{Config, SubnetKey, overlap};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
@@ -16,8 +17,6 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Seek {
     config: Config,
-    /// What we publish; its PublicIP is our identity.
-    attrs: LeaseAttrs,
     /// The subnet that we had last.
     previous: Option<Ipv4Net>,
     /// When the next list is due.
@@ -47,8 +46,8 @@ pub(super) enum Step {
 
 impl Seek {
     /// A search that begins at once, with a list.
-    pub(super) fn new(config: Config, attrs: LeaseAttrs, previous: Option<Ipv4Net>) -> Self {
-        Self { config, attrs, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
+    pub(super) fn new(config: Config, previous: Option<Ipv4Net>) -> Self {
+        Self { config, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
     }
 
     /// When the next list is due.
@@ -93,9 +92,14 @@ impl Seek {
     }
 
     /// Takes the next step with a list.
-    pub(super) fn choose(&mut self, now: Duration, listing: Listing, delays: &mut Delays) -> Option<Step> {
-        let mine: Vec<&Entry> =
-            listing.entries.iter().filter(|entry| entry.attrs.public_ip == self.attrs.public_ip).collect();
+    pub(super) fn choose(
+        &mut self,
+        now: Duration,
+        listing: Listing,
+        us: &Identity,
+        delays: &mut Delays,
+    ) -> Option<Step> {
+        let mine: Vec<&Entry> = listing.entries.iter().filter(|entry| us.owns(entry)).collect();
         let usable = |entry: &&&Entry| entry.key.ipv6.is_none() && self.config.fits(entry.key.ipv4);
         let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
         let reuse = mine.iter().filter(usable).find(previous).or_else(|| mine.iter().find(usable));
@@ -103,7 +107,7 @@ impl Seek {
         let misfit = mine.iter().find(|entry| entry.lease.is_some()).copied().cloned();
         let step = if let Some(entry) = reuse {
             let entry = (*entry).clone();
-            if entry.lease.is_none() && entry.attrs == self.attrs {
+            if entry.lease.is_none() && entry.attrs == *us.attrs() {
                 // The reservation says what we would write, so there is nothing to write.
                 return Some(Step::Take { entry, how: How::Reused, listing });
             }
@@ -183,16 +187,20 @@ impl Seek {
     }
 
     /// The answer to [`Step::Delete`].
-    pub(super) fn deleted(&mut self, now: Duration, deleted: bool, delays: &mut Delays) -> Option<Step> {
+    pub(super) fn deleted(
+        &mut self,
+        now: Duration,
+        deleted: bool,
+        us: &Identity,
+        delays: &mut Delays,
+    ) -> Option<Step> {
         match self.list.take() {
             Some(mut listing) if deleted => {
-                let own_ip = self.attrs.public_ip;
                 // `choose` asked to delete the first such key.
-                let gone =
-                    listing.entries.iter().position(|e| e.attrs.public_ip == own_ip && e.lease.is_some());
+                let gone = listing.entries.iter().position(|entry| us.owns(entry) && entry.lease.is_some());
                 debug_assert!(gone.is_some(), "the key that was deleted is not in the list that showed it");
                 gone.map(|index| listing.entries.remove(index));
-                self.choose(now, listing, delays)
+                self.choose(now, listing, us, delays)
             }
             Some(_) | None => {
                 self.lost_race(now, delays);

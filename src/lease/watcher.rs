@@ -5,11 +5,11 @@
 //! four or more peers is suspect (a wiped store, a partial restore): its removals wait for a second list.
 
 use super::Notice;
+use super::identity::Identity;
 use crate::store::{Change, Entry, Skipped};
 use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey, overlap};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// What the watcher has counted since the start.
@@ -34,7 +34,6 @@ pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Watcher {
     network: Ipv4Net,
-    own_ip: Ipv4Addr,
     own: Option<Ipv4Net>,
     /// A subnet and the key that holds it: `10.1.5.0-24` and `10.1.5.0-24&fc00::-64` are two keys of one IPv4 subnet.
     peers: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>,
@@ -57,10 +56,9 @@ enum Verdict {
 
 impl Watcher {
     /// A watcher that knows no peers yet.
-    pub(super) fn new(network: Ipv4Net, own_ip: Ipv4Addr) -> Self {
+    pub(super) fn new(network: Ipv4Net) -> Self {
         Self {
             network,
-            own_ip,
             own: None,
             peers: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -120,6 +118,7 @@ impl Watcher {
     /// can make a difference now.
     pub(super) fn snapshot(
         &mut self,
+        us: &Identity,
         now: Duration,
         entries: &[Entry],
         skipped: &[Skipped],
@@ -131,7 +130,7 @@ impl Watcher {
         let mut entries: Vec<&Entry> = entries.iter().collect();
         entries.sort_by_key(|entry| entry.revision);
         for entry in entries {
-            match self.judge(entry) {
+            match self.judge(us, entry) {
                 Verdict::Own => {}
                 Verdict::Peer => drop(wanted.insert(entry.key.ipv4, (entry.key, entry.attrs.clone()))),
                 Verdict::Stray(reason) => {
@@ -194,9 +193,9 @@ impl Watcher {
     }
 
     /// Takes one change. Changes come in the store's order.
-    pub(super) fn apply(&mut self, change: &Change) -> Option<Event> {
+    pub(super) fn apply(&mut self, us: &Identity, change: &Change) -> Option<Event> {
         match change {
-            Change::Set(entry) => match self.judge(entry) {
+            Change::Set(entry) => match self.judge(us, entry) {
                 Verdict::Own => None,
                 Verdict::Peer => {
                     self.refused.remove(&entry.key.to_string());
@@ -247,7 +246,7 @@ impl Watcher {
         Some(Event::Added(Lease { subnet, attrs }))
     }
 
-    fn judge(&self, entry: &Entry) -> Verdict {
+    fn judge(&self, us: &Identity, entry: &Entry) -> Verdict {
         let subnet = entry.key.ipv4;
         let ip = entry.attrs.public_ip;
         match self.own {
@@ -257,7 +256,7 @@ impl Watcher {
         }
         if !self.network.contains(&subnet) {
             Verdict::Reject("it lies outside the network")
-        } else if ip == self.own_ip {
+        } else if us.has_address(ip) {
             Verdict::Stray("its PublicIP is our own")
         } else if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
             Verdict::Reject("nobody can send to its PublicIP")

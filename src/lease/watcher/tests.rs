@@ -4,6 +4,7 @@ use super::*;
 use crate::store::Revision;
 use crate::subnet::ValueForm;
 use proptest::prelude::*;
+use std::net::Ipv4Addr;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -18,9 +19,13 @@ fn entry(third: u8, host: u8, revision: Revision) -> Entry {
 }
 
 fn watcher() -> Watcher {
-    let mut watcher = Watcher::new("10.5.0.0/16".parse().unwrap(), OWN);
+    let mut watcher = Watcher::new("10.5.0.0/16".parse().unwrap());
     watcher.restart(Some(net(1)));
     watcher
+}
+
+fn us() -> Identity {
+    Identity::new(LeaseAttrs::new(OWN))
 }
 
 fn added(third: u8, host: u8) -> Event {
@@ -37,65 +42,65 @@ const NOW: Duration = Duration::from_secs(100);
 fn a_second_list_gives_the_difference_over_all_attributes_additions_first() {
     let mut w = watcher();
     let first = [entry(1, 1, 1), entry(2, 2, 2), entry(3, 3, 3)];
-    assert_eq!(w.snapshot(NOW, &first, &[], false), [added(2, 2), added(3, 3)]);
+    assert_eq!(w.snapshot(&us(), NOW, &first, &[], false), [added(2, 2), added(3, 3)]);
     // 3 has moved to another host, 2 is gone, 9 is new; our own is gone too and says nothing.
     let second = [entry(3, 33, 5), entry(9, 9, 6)];
-    assert_eq!(w.snapshot(NOW, &second, &[], true), [added(3, 33), added(9, 9), removed(2, 2)]);
+    assert_eq!(w.snapshot(&us(), NOW, &second, &[], true), [added(3, 33), added(9, 9), removed(2, 2)]);
     assert_eq!(w.counters().repairs, 3);
-    assert_eq!(w.snapshot(NOW, &second, &[], true), []);
+    assert_eq!(w.snapshot(&us(), NOW, &second, &[], true), []);
 }
 
 #[test]
 fn backend_data_counts_as_a_change() {
     let mut w = watcher();
-    w.snapshot(NOW, &[entry(2, 2, 2)], &[], false);
+    w.snapshot(&us(), NOW, &[entry(2, 2, 2)], &[], false);
     let mut moved = entry(2, 2, 3);
     moved.attrs.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}));
-    assert_eq!(w.snapshot(NOW, std::slice::from_ref(&moved), &[], true).len(), 1);
-    assert_eq!(w.apply(&Change::Set(entry(2, 2, 4))), Some(added(2, 2)));
+    assert_eq!(w.snapshot(&us(), NOW, std::slice::from_ref(&moved), &[], true).len(), 1);
+    assert_eq!(w.apply(&us(), &Change::Set(entry(2, 2, 4))), Some(added(2, 2)));
 }
 
 #[test]
 fn deltas_are_idempotent_and_remember_attributes() {
     let mut w = watcher();
-    assert_eq!(w.apply(&Change::Set(entry(2, 2, 2))), Some(added(2, 2)));
-    assert_eq!(w.apply(&Change::Set(entry(2, 2, 3))), None, "a renewal");
-    assert_eq!(w.apply(&Change::Set(entry(1, 7, 3))), None, "our own subnet");
+    assert_eq!(w.apply(&us(), &Change::Set(entry(2, 2, 2))), Some(added(2, 2)));
+    assert_eq!(w.apply(&us(), &Change::Set(entry(2, 2, 3))), None, "a renewal");
+    assert_eq!(w.apply(&us(), &Change::Set(entry(1, 7, 3))), None, "our own subnet");
     let gone = |third| Change::Gone { key: SubnetKey::v4(net(third)), revision: 9 };
-    assert_eq!(w.apply(&gone(2)), Some(removed(2, 2)));
-    assert_eq!(w.apply(&gone(2)), None);
-    assert_eq!(w.apply(&gone(1)), None);
+    assert_eq!(w.apply(&us(), &gone(2)), Some(removed(2, 2)));
+    assert_eq!(w.apply(&us(), &gone(2)), None);
+    assert_eq!(w.apply(&us(), &gone(1)), None);
 }
 
 #[test]
 fn a_bad_value_keeps_the_last_good_one_and_is_counted_once() {
     let mut w = watcher();
-    w.snapshot(NOW, &[entry(2, 2, 2), entry(3, 3, 3)], &[], false);
+    w.snapshot(&us(), NOW, &[entry(2, 2, 2), entry(3, 3, 3)], &[], false);
     let bad = Skipped { key: net(2).addr().to_string() + "-24", reason: "empty".to_owned() };
     let odd = Skipped { key: "config".to_owned(), reason: "no key".to_owned() };
-    assert_eq!(w.apply(&Change::Skipped(bad.clone())), None);
+    assert_eq!(w.apply(&us(), &Change::Skipped(bad.clone())), None);
     for _ in 0..3 {
-        assert_eq!(w.snapshot(NOW, &[entry(3, 3, 3)], &[bad.clone(), odd.clone()], true), []);
+        assert_eq!(w.snapshot(&us(), NOW, &[entry(3, 3, 3)], &[bad.clone(), odd.clone()], true), []);
     }
     assert_eq!(w.counters().skipped, 2);
     assert_eq!(w.take_notices().len(), 2);
     // The same for a value that reads well but that nobody can send to.
     let mut nowhere = entry(3, 3, 7);
     nowhere.attrs.public_ip = Ipv4Addr::UNSPECIFIED;
-    assert_eq!(w.snapshot(NOW, &[nowhere], std::slice::from_ref(&bad), true), []);
+    assert_eq!(w.snapshot(&us(), NOW, &[nowhere], std::slice::from_ref(&bad), true), []);
     assert_eq!((w.len(), w.counters().rejected), (2, 1));
     // One value is mended, and the other key is gone.
-    assert_eq!(w.snapshot(NOW, &[entry(3, 3, 8)], &[], true), [removed(2, 2)]);
+    assert_eq!(w.snapshot(&us(), NOW, &[entry(3, 3, 8)], &[], true), [removed(2, 2)]);
 }
 
 #[test]
 fn a_peers_key_with_our_public_ip_is_no_peers_any_more() {
     let ours = Entry { attrs: LeaseAttrs::new(OWN), ..entry(2, 1, 5) };
     let mut w = watcher();
-    w.snapshot(NOW, &[entry(2, 2, 2)], &[], false);
-    assert_eq!(w.apply(&Change::Set(ours.clone())), Some(removed(2, 2)));
-    w.snapshot(NOW, &[entry(2, 2, 6)], &[], false);
-    assert_eq!(w.snapshot(NOW, &[ours], &[], true), [removed(2, 2)]);
+    w.snapshot(&us(), NOW, &[entry(2, 2, 2)], &[], false);
+    assert_eq!(w.apply(&us(), &Change::Set(ours.clone())), Some(removed(2, 2)));
+    w.snapshot(&us(), NOW, &[entry(2, 2, 6)], &[], false);
+    assert_eq!(w.snapshot(&us(), NOW, &[ours], &[], true), [removed(2, 2)]);
     assert_eq!(w.take_notices().len(), 2);
 }
 
@@ -106,9 +111,9 @@ fn foreign_and_overlapping_leases_are_rejected_and_counted() {
         |subnet: &str, host| Entry { key: SubnetKey::v4(subnet.parse().unwrap()), ..entry(0, host, 1) };
     let odd =
         [with("10.6.2.0/24", 2), with("10.5.1.128/25", 3), with("10.5.0.0/20", 4), with("10.5.9.0/24", 1)];
-    assert_eq!(w.snapshot(NOW, &odd, &[], false), []);
+    assert_eq!(w.snapshot(&us(), NOW, &odd, &[], false), []);
     assert_eq!(w.counters().rejected, 4);
-    assert_eq!(w.apply(&Change::Set(odd[0].clone())), None);
+    assert_eq!(w.apply(&us(), &Change::Set(odd[0].clone())), None);
     assert_eq!(w.counters().rejected, 4);
     let reasons: Vec<_> = w.take_notices().into_iter().map(|notice| format!("{notice:?}")).collect();
     assert_eq!(reasons.len(), 4, "{reasons:?}");
@@ -120,28 +125,28 @@ fn two_keys_of_one_subnet_are_one_peer() {
     let mut w = watcher();
     let mut dual = entry(2, 22, 5);
     dual.key.ipv6 = Some("fc00::/64".parse().unwrap());
-    assert_eq!(w.snapshot(NOW, &[dual.clone(), entry(2, 2, 4)], &[], false), [added(2, 22)]);
+    assert_eq!(w.snapshot(&us(), NOW, &[dual.clone(), entry(2, 2, 4)], &[], false), [added(2, 22)]);
     let plain = SubnetKey::v4(net(2));
-    assert_eq!(w.apply(&Change::Gone { key: plain, revision: 6 }), None, "the other key still stands");
-    assert_eq!(w.apply(&Change::Gone { key: dual.key, revision: 7 }), Some(removed(2, 22)));
+    assert_eq!(w.apply(&us(), &Change::Gone { key: plain, revision: 6 }), None, "the other key still stands");
+    assert_eq!(w.apply(&us(), &Change::Gone { key: dual.key, revision: 7 }), Some(removed(2, 22)));
 }
 
 #[test]
 fn a_mass_withdrawal_waits_for_a_second_list() {
     let mut w = watcher();
     let all: Vec<_> = (2..=6).map(|n| entry(n, n, 1)).collect();
-    w.snapshot(NOW, &all, &[], false);
+    w.snapshot(&us(), NOW, &all, &[], false);
     // A list that lacks three of five is suspect. What is new in it is taken at once.
     let few = [entry(2, 2, 1), entry(3, 3, 1), entry(9, 9, 9)];
-    assert_eq!(w.snapshot(NOW, &few, &[], true), [added(9, 9)]);
+    assert_eq!(w.snapshot(&us(), NOW, &few, &[], true), [added(9, 9)]);
     assert_eq!(w.take_notices(), [Notice::Withheld { count: 3 }]);
     assert_eq!(w.confirm_at(), Some(NOW + CONFIRM_AFTER));
     // It is too early to confirm, although three of six are no longer more than half.
-    assert_eq!(w.snapshot(NOW + Duration::from_secs(9), &few, &[], true), []);
+    assert_eq!(w.snapshot(&us(), NOW + Duration::from_secs(9), &few, &[], true), []);
     assert_eq!(w.take_notices(), [], "said already");
     let fewer = [entry(2, 2, 1)];
     let gone = [removed(3, 3), removed(4, 4), removed(5, 5), removed(6, 6), removed(9, 9)];
-    assert_eq!(w.snapshot(NOW + CONFIRM_AFTER, &fewer, &[], true), gone);
+    assert_eq!(w.snapshot(&us(), NOW + CONFIRM_AFTER, &fewer, &[], true), gone);
     assert_eq!((w.confirm_at(), w.counters().withheld), (None, 1));
 }
 
@@ -149,13 +154,13 @@ fn a_mass_withdrawal_waits_for_a_second_list() {
 fn a_withdrawal_that_was_a_hiccup_changes_nothing() {
     let mut w = watcher();
     let all: Vec<_> = (2..=5).map(|n| entry(n, n, 1)).collect();
-    w.snapshot(NOW, &all, &[], false);
-    assert_eq!(w.snapshot(NOW, &[], &[], true), []);
-    assert_eq!(w.snapshot(NOW + CONFIRM_AFTER, &all, &[], true), []);
+    w.snapshot(&us(), NOW, &all, &[], false);
+    assert_eq!(w.snapshot(&us(), NOW, &[], &[], true), []);
+    assert_eq!(w.snapshot(&us(), NOW + CONFIRM_AFTER, &all, &[], true), []);
     assert_eq!((w.len(), w.confirm_at()), (4, None));
     // Half of four is not more than half; and three are too few to be suspect.
-    assert_eq!(w.snapshot(NOW, &all[..2], &[], true).len(), 2);
-    assert_eq!(w.snapshot(NOW, &[], &[], true).len(), 2);
+    assert_eq!(w.snapshot(&us(), NOW, &all[..2], &[], true).len(), 2);
+    assert_eq!(w.snapshot(&us(), NOW, &[], &[], true).len(), 2);
 }
 
 proptest! {
@@ -170,7 +175,7 @@ proptest! {
         let mut routes = BTreeMap::new();
         let lists = [(NOW, &before), (NOW, &after), (NOW + CONFIRM_AFTER, &after)];
         for (now, list) in lists {
-            for event in w.snapshot(now, &entries(list), &[], false) {
+            for event in w.snapshot(&us(), now, &entries(list), &[], false) {
                 match event {
                     Event::Added(lease) => drop(routes.insert(lease.subnet, lease.attrs)),
                     Event::Removed(lease) => assert_eq!(routes.remove(&lease.subnet), Some(lease.attrs)),

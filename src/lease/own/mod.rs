@@ -1,22 +1,21 @@
 //! A subnet: renew it, adopt what others did to its key, lose it, regain it.
+//!
+//! | file | |
+//! |---|---|
+//! | `mod` | what comes in: answers, changes, lists, the time |
+//! | `held` | the key is there and ours: renew, adopt |
+//! | `gone` | the key is gone or somebody else's: lose, regain |
+
+mod gone;
+mod held;
 
 use super::delays::Delays;
-use super::{How, Notice, OnLost, Settings};
-use crate::store::{Change, Entry, Listing, Revision};
-use crate::subnet::{LeaseAttrs, SubnetKey, overlap};
+use super::identity::Identity;
+use super::{Notice, Settings};
+use crate::store::{Change, Entry, Listing};
+use crate::subnet::SubnetKey;
 use ipnet::Ipv4Net;
-use std::net::Ipv4Addr;
 use std::time::Duration;
-
-/// Two attempts to renew come no nearer together than this.
-const RENEW_RETRY_MIN: Duration = Duration::from_millis(100);
-/// Two attempts to renew come no farther apart than this, as in flannel.
-const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
-// `clamp` panics if the two are not in this order.
-const _: () = assert!(RENEW_RETRY_MIN.as_nanos() < RENEW_RETRY_MAX.as_nanos());
-/// A key of ours whose value another host wrote with our PublicIP is written anew within this time. It is not
-/// done at once, since two hosts with one PublicIP must not outbid each other as fast as they can.
-const OUTBID_AFTER: Duration = Duration::from_secs(5);
 
 /// The subnet that we hold, or held and want back.
 #[derive(Debug)]
@@ -33,8 +32,6 @@ pub(super) struct Own {
     creating: bool,
     /// The newest change of the key that the watch saw while its creation was under way.
     news: Option<Change>,
-    /// What we publish; its PublicIP is our identity.
-    attrs: LeaseAttrs,
     settings: Settings,
 }
 
@@ -67,7 +64,7 @@ pub(super) enum Step {
 
 impl Own {
     /// A subnet that the store has just given us in answer to a request that was sent at that time.
-    pub(super) fn new(entry: Entry, sent: Duration, attrs: LeaseAttrs, settings: Settings) -> Self {
+    pub(super) fn new(entry: Entry, sent: Duration, settings: Settings) -> Self {
         let deadline = entry.lease.map(|_| sent + settings.ttl());
         let mut own = Self {
             entry,
@@ -76,7 +73,6 @@ impl Own {
             phase: Phase::Held { renew_at: None },
             creating: false,
             news: None,
-            attrs,
             settings,
         };
         own.phase = Phase::Held { renew_at: own.renew_at() };
@@ -222,6 +218,7 @@ impl Own {
         now: Duration,
         sent: Duration,
         created: Option<Entry>,
+        us: &Identity,
         overlapped: bool,
         delays: &mut Delays,
     ) -> Vec<Step> {
@@ -237,7 +234,7 @@ impl Own {
             }
         }
         if let Some(news) = news {
-            steps.extend(self.changed(now, &news, overlapped, delays));
+            steps.extend(self.changed(now, &news, us, overlapped, delays));
         }
         self.check();
         steps
@@ -270,38 +267,6 @@ impl Own {
         }
     }
 
-    /// The store took our write: the key is ours.
-    fn confirmed(
-        &mut self,
-        now: Duration,
-        sent: Duration,
-        entry: Entry,
-        delays: &mut Delays,
-    ) -> Option<Step> {
-        if entry.revision < self.entry.revision {
-            // The key was deleted or taken since; the watch was faster than the answer.
-            return None;
-        }
-        self.deadline = entry.lease.map(|_| sent + self.settings.ttl());
-        self.entry = entry;
-        if self.is_over(now) {
-            // The answer took longer than the lease lives. If we held the subnet before, `tick` will lose it.
-            let delay = self.renew_delay(now, delays.pace());
-            self.phase = Phase::Held { renew_at: Some(now + delay) };
-            return None;
-        }
-        let was_live = std::mem::replace(&mut self.live, true);
-        self.phase = Phase::Held { renew_at: self.renew_at() };
-        delays.settled();
-        self.check();
-        let (subnet, deadline) = (self.subnet(), self.deadline);
-        Some(Step::Say(if was_live {
-            Notice::Renewed { subnet, deadline }
-        } else {
-            Notice::Acquired { subnet, how: How::Regained, deadline }
-        }))
-    }
-
     /// Whether this change writes or ends our key. A value that nobody can read is for the watcher to refuse.
     pub(super) fn concerns(&self, change: &Change) -> bool {
         match change {
@@ -316,6 +281,7 @@ impl Own {
         &mut self,
         now: Duration,
         change: &Change,
+        us: &Identity,
         overlapped: bool,
         delays: &mut Delays,
     ) -> Vec<Step> {
@@ -333,10 +299,8 @@ impl Own {
             return Vec::new();
         }
         let steps = match entry {
-            Some(entry) if entry.attrs.public_ip == self.attrs.public_ip => {
-                self.adopt(now, entry.clone(), delays).into_iter().collect()
-            }
-            Some(entry) => self.taken(revision, entry.attrs.public_ip),
+            Some(entry) if us.owns(entry) => self.adopt(now, entry.clone(), us, delays).into_iter().collect(),
+            Some(entry) => self.taken(revision, &entry.attrs),
             None => self.revoked(now, revision, overlapped).into_iter().collect(),
         };
         debug_assert!(self.entry.revision >= revision, "the same change would be taken twice: {self:?}");
@@ -349,6 +313,7 @@ impl Own {
         &mut self,
         now: Duration,
         listing: &Listing,
+        us: &Identity,
         overlapped: bool,
         delays: &mut Delays,
     ) -> Vec<Step> {
@@ -356,19 +321,19 @@ impl Own {
         let held = matches!(self.phase, Phase::Held { .. });
         let mut steps = Vec::new();
         match found {
-            Some(entry) if entry.attrs.public_ip != self.attrs.public_ip => {
-                steps = self.taken(entry.revision, entry.attrs.public_ip);
+            Some(entry) if !us.owns(entry) => {
+                steps = self.taken(entry.revision, &entry.attrs);
             }
             Some(entry) if held && *entry == self.entry => {}
             Some(entry) if held && (entry.revision > self.entry.revision || entry.lease.is_none()) => {
-                steps.extend(self.adopt(now, entry.clone(), delays));
+                steps.extend(self.adopt(now, entry.clone(), us, delays));
                 if let (Phase::Held { renew_at }, Some(_)) = (&mut self.phase, entry.lease) {
                     // A call whose answer was lost wrote it, or it is an older copy after all (a store can be
                     // restored twice). Only a write of our own tells how long it lives.
                     *renew_at = Some(now);
                 }
             }
-            Some(entry) if entry.lease.is_none() && entry.attrs == self.attrs => {
+            Some(entry) if entry.lease.is_none() && entry.attrs == *us.attrs() => {
                 self.entry.revision = entry.revision;
                 steps.extend(self.confirmed(now, now, entry.clone(), delays));
             }
@@ -396,100 +361,5 @@ impl Own {
         }
         self.check();
         steps
-    }
-
-    /// Our key is absent: creates it if no other key holds part of its subnet.
-    fn create_if_free(&mut self, listing: &Listing) -> Vec<Step> {
-        self.entry.revision = listing.revision;
-        let subnet = self.subnet();
-        match listing.entries.iter().find(|entry| overlap(entry.key.ipv4, subnet)) {
-            Some(entry) => self.taken(listing.revision, entry.attrs.public_ip),
-            None => vec![self.create()],
-        }
-    }
-
-    fn create(&mut self) -> Step {
-        self.creating = true;
-        Step::Create(self.entry.key)
-    }
-
-    /// Our key was written with our PublicIP, but not in answer to a call: by an operator, or by a call whose
-    /// answer was lost. Its revision counts from now on. Our deadline does not move, since we cannot know when it
-    /// was written.
-    fn adopt(&mut self, now: Duration, entry: Entry, delays: &mut Delays) -> Option<Step> {
-        let subnet = entry.key.ipv4;
-        let was_reserved = self.entry.lease.is_none();
-        let is_reserved = entry.lease.is_none();
-        let same = entry.attrs == self.attrs;
-        self.entry = entry;
-        let Phase::Held { renew_at } = &mut self.phase else {
-            // It is not ours until a write of ours has gone through.
-            self.regain(now, false);
-            return None;
-        };
-        if is_reserved {
-            self.deadline = None;
-            *renew_at = None;
-        } else if was_reserved {
-            // The key has a TTL now, and we do not know how much of it is left.
-            self.deadline = Some(now + self.settings.renew_margin());
-            *renew_at = Some(now);
-        }
-        if !same {
-            let soon = now + delays.upper_half(OUTBID_AFTER);
-            *renew_at = Some(renew_at.map_or(soon, |at| at.min(soon)));
-        }
-        (is_reserved && !was_reserved).then_some(Step::Say(Notice::Reserved { subnet }))
-    }
-
-    /// Our lease may have ended, so the subnet may be somebody else's by now.
-    fn lost(&mut self, now: Duration) -> Step {
-        self.live = false;
-        self.regain(now, false);
-        Step::Say(Notice::Lost { subnet: self.subnet() })
-    }
-
-    /// Our key was deleted, or has expired.
-    fn revoked(&mut self, now: Duration, revision: Revision, overlapped: bool) -> Option<Step> {
-        self.entry.revision = revision;
-        self.deadline = None;
-        let was_live = std::mem::take(&mut self.live);
-        // A key of another prefix length may hold part of the subnet; then a list has to tell whose it is.
-        self.regain(now, !overlapped);
-        was_live.then(|| Step::Say(Notice::Revoked { subnet: self.subnet() }))
-    }
-
-    /// Somebody else has our subnet. The operator has decided what follows.
-    fn taken(&mut self, revision: Revision, owner: Ipv4Addr) -> Vec<Step> {
-        self.entry.revision = revision;
-        self.live = false;
-        let then = self.settings.on_lost;
-        let said = matches!(self.phase, Phase::Regain { conflict_said: true, .. });
-        self.phase = Phase::Regain { at: None, create: false, conflict_said: true };
-        let mut steps = Vec::new();
-        if !said {
-            steps.push(Step::Say(Notice::Conflict { subnet: self.subnet(), owner, then }));
-        }
-        match then {
-            OnLost::Exit => steps.push(Step::Stop),
-            OnLost::Keep => {}
-            OnLost::Reacquire => steps.push(Step::GiveUp),
-        }
-        steps
-    }
-
-    fn regain(&mut self, now: Duration, create: bool) {
-        self.phase = Phase::Regain { at: Some(now), create, conflict_said: false };
-    }
-
-    /// When a lease that was just written is to be renewed.
-    fn renew_at(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_sub(self.settings.renew_margin()))
-    }
-
-    /// The wait before the next attempt to renew: the nearer the end, the shorter.
-    fn renew_delay(&self, now: Duration, pace: f64) -> Duration {
-        let left = self.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_sub(now));
-        (left / 8).clamp(RENEW_RETRY_MIN, RENEW_RETRY_MAX).mul_f64(pace)
     }
 }
