@@ -256,6 +256,26 @@ fn host_gw_refuses_a_foreign_public_ip() {
     assert!(lab.leases(Api::V3).is_empty());
 }
 
+/// The kernel makes a device on a port that another one holds with other settings, and refuses to set it up.
+#[test]
+fn vxlan_names_who_may_hold_its_port() {
+    let Some(lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V3, &config(r#"{"Type":"vxlan"}"#));
+    let host = lab.host(1);
+    lab.sh(
+        &host,
+        "ip link add other type vxlan id 9 dev eth0 local 10.77.0.1 dstport 8472 gbp; ip link set other up",
+    );
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+    assert_eq!(daemon.wait(secs(5)).expect("it should end").code(), Some(1));
+    let text = daemon.text();
+    let said =
+        "cannot set flannel.1 up: UDP port 8472 is in use, by another VXLAN device whose settings differ";
+    assert!(text.contains(said), "{text}");
+    let shown = lab.ip(&format!("-n {host} -br link show type vxlan"));
+    assert!(shown.contains("other") && !shown.contains("flannel.1"), "{shown}");
+}
+
 #[test]
 fn backends_that_are_not_served_are_refused_by_name() {
     let Some(lab) = Lab::start(1) else { return };

@@ -84,6 +84,18 @@ pub enum BackendError {
     /// The interface that was chosen at the start is away.
     #[error("there is no interface {0} now")]
     NoLink(String),
+    /// The kernel refuses to set a VXLAN device up, since its UDP port serves something else.
+    #[error(
+        "cannot set {name} up: UDP port {port} is in use, by another VXLAN device whose settings differ \
+         (such as GBP) or by a program; `ip -d link show type vxlan` and `ss -lunp` name it; give this network \
+         another Backend.Port, or both devices the same settings"
+    )]
+    VxlanPort {
+        /// The device, which was removed again.
+        name: String,
+        /// The port that it shares.
+        port: u16,
+    },
     /// The public IP is not the interface's own address, which host-gw's peers need as their gateway.
     #[error(
         "host-gw needs peers to reach this host at an address of its own: the public IP {public_ip} is not \

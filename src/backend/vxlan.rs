@@ -221,7 +221,15 @@ impl Tunnel {
         }
         let base = Ipv4Net::from(self.subnet.network());
         changes.extend(netlink.ensure_address(index, base).await?);
-        changes.extend(netlink.ensure_link(index, device.mtu, true).await?);
+        match netlink.ensure_link(index, device.mtu, true).await {
+            Ok(more) => changes.extend(more),
+            // The kernel opens the port only now. A device that stays down would only puzzle the operator.
+            Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
+                netlink.remove_vxlan(index).await?;
+                return Err(BackendError::VxlanPort { name: device.name.clone(), port: device.port });
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(changes)
     }
 

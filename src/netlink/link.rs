@@ -20,6 +20,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it can carry packets (`IFF_RUNNING`).
     pub running: bool,
+    /// The index of the bridge or bond that it is a port of, if it is one.
+    pub master: Option<u32>,
     /// The kind of its driver, such as `tun` or `veth`; absent for plain hardware.
     pub kind: Option<String>,
 }
@@ -34,11 +36,13 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Running),
+            master: None,
             kind: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index > 0),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {

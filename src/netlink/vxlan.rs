@@ -58,27 +58,41 @@ impl Present {
         present
     }
 
-    /// The properties that differ from `wanted` and cannot be changed in a device that exists.
-    fn differences(&self, wanted: &Vxlan) -> Vec<String> {
-        let Some(info) = &self.info else { return vec!["it is no VXLAN device".to_owned()] };
-        let has = |one: &InfoVxlan| info.contains(one);
-        let mut found = Vec::new();
-        let mut expect = |right: bool, what: String| {
-            if !right {
-                found.push(format!("not {what}"));
-            }
+    /// What differs from `wanted`.
+    fn differences(&self, wanted: &Vxlan) -> Differences {
+        let mut found = Differences::default();
+        let Some(info) = &self.info else {
+            found.fixed.push("it is no VXLAN device".to_owned());
+            return found;
         };
-        expect(has(&InfoVxlan::Id(wanted.vni)), format!("VNI {}", wanted.vni));
-        expect(has(&InfoVxlan::Link(wanted.link_index)), format!("over link {}", wanted.link_index));
-        expect(has(&InfoVxlan::Local(wanted.local)), format!("from {}", wanted.local));
-        expect(has(&InfoVxlan::Port(wanted.port)), format!("port {}", wanted.port));
-        expect(has(&InfoVxlan::Learning(wanted.learning)), format!("learning {}", wanted.learning));
-        expect(has(&InfoVxlan::Gbp) == wanted.gbp, format!("GBP {}", wanted.gbp));
+        let has = |one: &InfoVxlan| info.contains(one);
         let multicast = |one: &InfoVxlan| matches!(one, InfoVxlan::Group(_) | InfoVxlan::Group6(_));
-        expect(!info.iter().any(multicast), "without a group".to_owned());
-        expect(!has(&InfoVxlan::CollectMetadata(true)), "on its own".to_owned());
+        let fixed = [
+            (has(&InfoVxlan::Id(wanted.vni)), format!("not VNI {}", wanted.vni)),
+            (has(&InfoVxlan::Port(wanted.port)), format!("not port {}", wanted.port)),
+            (has(&InfoVxlan::Gbp) == wanted.gbp, format!("not GBP {}", wanted.gbp)),
+            (!info.iter().any(multicast), "not without a group".to_owned()),
+            (!has(&InfoVxlan::CollectMetadata(true)), "not on its own".to_owned()),
+        ];
+        let live = [
+            (has(&InfoVxlan::Link(wanted.link_index)), format!("over link {}", wanted.link_index)),
+            (has(&InfoVxlan::Local(wanted.local)), format!("from {}", wanted.local)),
+            (has(&InfoVxlan::Learning(wanted.learning)), format!("learning {}", wanted.learning)),
+        ];
+        let wrong = |(right, what): (bool, String)| (!right).then_some(what);
+        found.fixed.extend(fixed.into_iter().filter_map(wrong));
+        found.live.extend(live.into_iter().filter_map(wrong));
         found
     }
+}
+
+/// The properties of a device that differ from what is wanted, in words.
+#[derive(Debug, Default)]
+struct Differences {
+    /// Those that the kernel sets only when the device is made: how the device is.
+    fixed: Vec<String>,
+    /// Those that the kernel changes in a living device: how the device should be.
+    live: Vec<String>,
 }
 
 fn vxlan_info(info: &LinkInfo) -> Option<Vec<InfoVxlan>> {
@@ -111,8 +125,10 @@ impl Netlink {
         Ok(present.filter(|present| present.info.is_some()).and_then(|present| present.mac))
     }
 
-    /// Makes the device as wanted, except for its MTU and state, and returns its index. If it differs in a property that
-    /// cannot be changed, it is deleted and made anew. Then its addresses, routes and entries are gone.
+    /// Makes the device as wanted, except for its MTU and state, and returns its index. The link below, the local
+    /// address, learning and the MAC are changed in place; routes, ARP and forwarding entries stay, but a new MAC takes
+    /// the permanent ARP entries along. A device that differs in anything else is deleted and made anew; then its
+    /// addresses, routes and entries are gone.
     ///
     /// # Errors
     /// The kernel refuses, for instance with `EEXIST` if another device has the same VNI and port.
@@ -120,15 +136,21 @@ impl Netlink {
         let name = &wanted.name;
         let mut changes = Changes::default();
         if let Some(present) = self.present_vxlan(name).await? {
+            let index = present.index;
             let differences = present.differences(wanted);
-            if differences.is_empty() {
-                if present.mac != Some(wanted.mac) {
-                    changes.push(self.set_mac(present.index, name, wanted.mac).await?);
+            if differences.fixed.is_empty() {
+                if !differences.live.is_empty() {
+                    let what = format!("set {name} {}", differences.live.join(", "));
+                    self.change_link(wanted.changed_message(index), &what).await?;
+                    changes.push(what);
                 }
-                return Ok((present.index, changes));
+                if present.mac != Some(wanted.mac) {
+                    changes.push(self.set_mac(index, name, wanted.mac).await?);
+                }
+                return Ok((index, changes));
             }
-            self.delete_link(present.index).await?;
-            changes.push(format!("delete {name} ({})", differences.join(", ")));
+            self.delete_link(index).await?;
+            changes.push(format!("delete {name} ({})", differences.fixed.join(", ")));
         }
         let what = format!("create {name}");
         let request = self.handle.link().add(wanted.message());
@@ -137,6 +159,20 @@ impl Netlink {
         let gone = || Error::new(format!("look up {name}"), std::io::Error::from_raw_os_error(libc::ENODEV));
         let index = self.present_vxlan(name).await?.ok_or_else(gone)?.index;
         Ok((index, changes))
+    }
+
+    /// Removes a VXLAN device of ours that is of no use.
+    ///
+    /// # Errors
+    /// The kernel refuses. A device that is gone already is no error.
+    pub async fn remove_vxlan(&self, index: u32) -> Result<(), Error> {
+        self.delete_link(index).await.map(drop)
+    }
+
+    /// Changes the properties of a living device that `message` names (`RTM_NEWLINK` without the flags that create).
+    async fn change_link(&self, message: LinkMessage, what: &str) -> Result<(), Error> {
+        let done = self.handle.link().change(message).execute().await;
+        done.map_err(|error| Error::request(what, error))
     }
 
     async fn set_mac(&self, index: u32, name: &str, mac: Mac) -> Result<String, Error> {
@@ -148,6 +184,17 @@ impl Netlink {
 }
 
 impl Vxlan {
+    /// The message that brings the living device of that index in line with this one.
+    fn changed_message(&self, index: u32) -> LinkMessage {
+        let mut message = LinkVxlan::new(&self.name, self.vni)
+            .dev(self.link_index)
+            .local(self.local)
+            .learning(self.learning)
+            .build();
+        message.header.index = index;
+        message
+    }
+
     /// The message that creates this device.
     fn message(&self) -> LinkMessage {
         debug_assert!(self.vni < 1 << 24 && self.name.len() <= 15 && self.mac.is_unicast());
