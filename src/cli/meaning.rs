@@ -234,13 +234,13 @@ fn endpoints(given: &Given<'_>, default_scheme: &str) -> Result<Vec<String>, Ref
     Ok(endpoints)
 }
 
-/// The prefix with one leading slash, none at the end and none doubled, since users write it in all ways.
+/// The prefix as typed: etcd v3 has keys of bytes, and flannel adds no slash. [`crate::store::keyspace`] joins the keys.
 fn prefix(given: &Given<'_>) -> Result<String, Refusal> {
-    let parts: Vec<_> = given.text("etcd-prefix").trim().split('/').filter(|part| !part.is_empty()).collect();
-    if parts.is_empty() {
+    let prefix = given.text("etcd-prefix");
+    if prefix.trim().is_empty() {
         return Err(given.setting("etcd-prefix", "no prefix named"));
     }
-    Ok(format!("/{}", parts.join("/")))
+    Ok(prefix.to_owned())
 }
 
 fn credentials(given: &Given<'_>) -> Result<Option<etcd::Credentials>, Refusal> {

@@ -37,7 +37,7 @@ type Row<'a> = (&'a str, &'a str, Option<(&'a str, u8)>, &'a [&'a str]);
 
 const SERVED: &[Row<'_>] = &[
     ("etcd-endpoints", "http://192.0.2.1:2379", Some(("ftp://192.0.2.1", 1)), &[]),
-    ("etcd-prefix", "/other", Some(("/", 1)), &[]),
+    ("etcd-prefix", "/other", Some((" ", 1)), &[]),
     ("etcd-keyfile", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-certfile=/proc/version"]),
     ("etcd-certfile", "/proc/version", Some(("/no/such/file", 1)), &["-etcd-keyfile=/proc/version"]),
     ("etcd-cafile", "/proc/version", Some(("/no/such/file", 1)), &[]),
@@ -240,7 +240,7 @@ fn booleans_never_take_the_next_word() {
 #[test]
 fn other_flags_take_the_next_word_whatever_it_is() {
     assert_eq!(run(&["-iface", "-v"], &[]).unwrap().iface.names, ["-v"]);
-    assert_eq!(run(&["-etcd-prefix", "--"], &[]).unwrap().etcd.prefix, "/--");
+    assert_eq!(run(&["-etcd-prefix", "--"], &[]).unwrap().etcd.prefix, "--");
     assert_eq!(run(&["-subnet-file=a=b"], &[]).unwrap().subnet_file.to_str(), Some("a=b"));
     let (code, text) = refused(&["-iface"], &[]);
     assert_eq!((code, text.as_str()), (2, "flanneld: flag needs an argument: -iface\n"));
@@ -357,9 +357,11 @@ fn passwords_are_exact_and_never_shown() {
 
 #[test]
 fn endpoints_and_prefix_are_put_in_form() {
-    let options = run(&["-etcd-endpoints= https://a:1 ,b:2,", "-etcd-prefix= a//b/ "], &[]).unwrap();
+    let options = run(&["-etcd-endpoints= https://a:1 ,b:2,", "-etcd-prefix=a//b/"], &[]).unwrap();
     assert_eq!(options.etcd.endpoints, ["https://a:1", "http://b:2"]);
-    assert_eq!(options.etcd.prefix, "/a/b");
+    assert_eq!(options.etcd.prefix, "a//b/", "the prefix stays as typed: v3 keys are bytes");
+    assert_eq!(run(&["-etcd-prefix=/"], &[]).unwrap().etcd.prefix, "/");
+    assert_eq!(refused(&["-etcd-prefix="], &[]).0, 1);
     let secure = run(&["-etcd-endpoints=a:1", "-etcd-cafile=/proc/version"], &[]).unwrap();
     assert_eq!(secure.etcd.endpoints, ["https://a:1"]);
     assert_eq!(refused(&["-etcd-endpoints="], &[]).0, 1);

@@ -41,7 +41,7 @@ pub enum Api {
 pub struct Settings {
     /// The endpoints, which are tried in turn: `http://host:port`, `https://host:port`, or `host:port` for `http`.
     pub endpoints: Vec<String>,
-    /// The prefix of all keys. It is normalised to one leading and no trailing slash.
+    /// The prefix of all keys, as [`crate::store::keyspace::Keyspace`] takes it.
     pub prefix: String,
     /// The API through which the store is reached.
     pub api: Api,

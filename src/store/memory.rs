@@ -192,7 +192,7 @@ impl Registry for Memory {
     type Watch = MemoryWatch;
 
     async fn config(&self) -> Result<String, Error> {
-        self.lock().config.clone().ok_or_else(|| Error::NotFound(Keyspace::new("").config()))
+        self.lock().config.clone().ok_or_else(|| Error::NotFound(Keyspace::in_tree("").config()))
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {

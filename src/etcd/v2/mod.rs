@@ -42,7 +42,7 @@ impl V2 {
     /// [`Error::Invalid`] for settings that can never work.
     pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let http = Rc::new(Http::new(settings.clone())?);
-        Ok(Self { http, keys: Keyspace::new(&settings.prefix) })
+        Ok(Self { http, keys: Keyspace::in_tree(&settings.prefix) })
     }
 
     /// The major version of the server, as `/version` tells it.

@@ -119,11 +119,11 @@ impl Registry for V3 {
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {
-        let root = format!("{}/", self.keys.root());
-        let end = format!("{}0", self.keys.root());
-        debug_assert!(root < end, "the range holds what begins with the root");
+        let root = self.keys.root();
+        // `0` is the character after `/`. etcd takes a zero byte for the end of all keys.
+        let end = root.strip_suffix('/').map_or("\0".to_owned(), |prefix| format!("{prefix}0"));
         let mut names = Vec::new();
-        let mut from = root.clone().into_bytes();
+        let mut from = if root.is_empty() { vec![0] } else { root.as_bytes().to_vec() };
         // There may be thousands of leases below a child, so this hops from child to child.
         while let Some(key) = self.first_key(from, end.as_bytes()).await? {
             let below = &key[root.len().min(key.len())..];
@@ -131,7 +131,7 @@ impl Registry for V3 {
                 from = [key.as_slice(), b"\0"].concat();
                 continue;
             };
-            // `0` is the character after `/`, so this is the first key after all those below the child.
+            // This is the first key after all those below the child.
             from = [root.as_bytes(), &below[..slash], b"0"].concat();
             let Ok(name) = std::str::from_utf8(&below[..slash]) else { continue };
             let config = self.keys.config_of(name).into_bytes();
