@@ -195,6 +195,11 @@ pub trait Backend: fmt::Debug {
     /// The MTU for containers, in bytes.
     fn mtu(&self) -> u32;
 
+    /// The UDP port on which hosts send each other packets; `None` if the backend has none.
+    fn port(&self) -> Option<u16> {
+        None
+    }
+
     /// Makes `subnet` work on this host.
     ///
     /// # Errors

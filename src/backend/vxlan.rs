@@ -95,6 +95,10 @@ impl Backend for Config {
         self.device.mtu
     }
 
+    fn port(&self) -> Option<u16> {
+        Some(self.device.port)
+    }
+
     fn register<'a>(
         &'a self,
         netlink: &'a Netlink,

@@ -306,6 +306,7 @@ fn masq_settings(given: &Given<'_>) -> masq::Settings {
         masquerade: given.is_true("ip-masq"),
         random_fully: !given.is_true("ip-masq-fully-random-disable"),
         forward: given.is_true("iptables-forward-rules"),
+        guard: given.is_true("port-guard"),
         resync: seconds.map_or(default.resync, Duration::from_secs),
         blackhole: given.is_true("ip-blackhole-route"),
         cleanup_on_exit: given.is_true("cleanup-on-exit"),

@@ -79,6 +79,7 @@ const SERVED: &[Row<'_>] = &[
     ("lease-ttl", "90m", Some(("1s", 2)), &[]),
     ("state-dir", "/tmp/x", None, &[]),
     ("cleanup-on-exit", "true", Some(("yes", 2)), &[]),
+    ("port-guard", "false", Some(("maybe", 2)), &[]),
     ("on-lease-lost", "keep", Some(("panic", 2)), &[]),
 ];
 
@@ -427,6 +428,7 @@ fn rules_are_flannels_unless_asked_otherwise() {
         "-ip-masq",
         "-ip-masq-fully-random-disable",
         "-iptables-forward-rules=false",
+        "--port-guard=false",
         "-iptables-resync",
         "60",
         "-ip-blackhole-route",
@@ -436,6 +438,7 @@ fn rules_are_flannels_unless_asked_otherwise() {
         masquerade: true,
         random_fully: false,
         forward: false,
+        guard: false,
         resync: Duration::from_secs(60),
         blackhole: true,
         cleanup_on_exit: true,

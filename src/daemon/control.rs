@@ -89,7 +89,7 @@ impl Control {
                 return Ok(());
             }
         };
-        let rules = HostRules::start(&settings, &config)?;
+        let rules = HostRules::start(&settings, &config, backend.port())?;
         notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
         let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);

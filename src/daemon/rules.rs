@@ -39,15 +39,20 @@ pub(super) enum Due {
 }
 
 impl HostRules {
-    /// Finds out whether masquerading can work here at all.
+    /// Finds out whether masquerading can work here at all. `port`: the UDP port of the overlay, if it has one.
     ///
     /// # Errors
     /// Masquerading is wanted and cannot work.
-    pub(super) fn start(settings: &Settings, config: &Config) -> Result<HostRules, DaemonError> {
+    pub(super) fn start(
+        settings: &Settings,
+        config: &Config,
+        port: Option<u16>,
+    ) -> Result<HostRules, DaemonError> {
         // An unreadable file was logged when the previous subnet was looked for.
         let older = EnvFile::read(&settings.subnet_file).ok().flatten();
         let flavour = if config.enable_nftables { Flavour::Nftables } else { Flavour::Iptables };
-        let keeper = Keeper::start(flavour, settings.masq, config.network, older.map(|file| file.network))?;
+        let network = older.map(|file| file.network);
+        let keeper = Keeper::start(flavour, settings.masq, config.network, network, port)?;
         Ok(HostRules {
             settings: settings.masq,
             keeper,
@@ -84,7 +89,7 @@ impl HostRules {
 
     /// Whether the rules were installed; `None` if there should be none.
     pub(super) fn in_place(&self) -> Option<bool> {
-        (self.settings.masquerade || self.settings.forward).then(|| self.keeper.in_place())
+        self.keeper.wants_any().then(|| self.keeper.in_place())
     }
 
     /// Waits for the keeper's answer or the next check. Cancel-safe.
@@ -104,6 +109,11 @@ impl HostRules {
         debug_assert!(self.pending.is_none(), "the answer was taken from its slot");
         debug_assert!(!self.withheld || self.settings.masquerade, "nothing else holds up subnet.env");
         match result {
+            // The operator's own rules stand in the way, and containers reach their peers without masquerading.
+            Err(error @ masq::Error::Hidden { .. }) => {
+                self.withheld = false;
+                error!("cannot install all masquerade and forward rules: {error}; trying again");
+            }
             Err(error) if self.withheld => return Err(error.into()),
             Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),
             Ok(()) => self.withheld = false,

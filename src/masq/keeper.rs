@@ -1,8 +1,9 @@
 //! The thread that brings the rules in and keeps them in place.
 
-use super::iptables::Iptables;
+use super::barriers::barriers;
+use super::iptables::{Iptables, Placed};
 use super::nftables::Nftables;
-use super::{Error, Flavour, Rules, Settings};
+use super::{Error, Flavour, Past, Rules, Settings};
 use crate::log::Complaint;
 use ipnet::Ipv4Net;
 use std::path::Path;
@@ -10,12 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 /// The switch without which packets between two containers of one bridge never meet the rules. They do not need to,
 /// unless something else on the host, such as kube-proxy, translates their addresses.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// The time between two searches for tables of others that drop forwarded packets.
+const BARRIER_SEARCH: Duration = Duration::from_secs(60);
 
 /// A function that the thread of the keeper calls once with the result of an order.
 type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -31,26 +35,31 @@ enum Order {
 pub struct Keeper {
     orders: mpsc::Sender<Order>,
     in_place: Arc<AtomicBool>,
+    wants_any: bool,
 }
 
 impl Keeper {
     /// Finds the programs and starts the thread, which belongs to the network namespace of the caller. `older` is the
-    /// network of an earlier run, if it was another one.
+    /// network of an earlier run, if it was another one; `port` is the UDP port of the overlay, if it has one.
     ///
     /// # Errors
     /// [`Error::Missing`] if masquerading is wanted and there is no program for it; [`Error::Thread`] if the thread does
-    /// not start. If only forward rules are wanted, a missing program is one warning, since they are on by default.
+    /// not start. If only other rules are wanted, a missing program is one warning, since they are on by default.
     pub fn start(
         flavour: Flavour,
         settings: Settings,
         network: Ipv4Net,
         older: Option<Ipv4Net>,
+        port: Option<u16>,
     ) -> Result<Keeper, Error> {
         let path = std::env::var("PATH").ok();
-        let tool = Tool::find(flavour, path.as_deref());
-        let unused = Tool::find(flavour.other(), path.as_deref());
-        check_presence(flavour, &settings, tool.is_some())?;
-        if flavour == Flavour::Iptables && tool.is_some() && (settings.masquerade || settings.forward) {
+        let tools =
+            Tools { iptables: Iptables::find(path.as_deref()), nftables: Nftables::find(path.as_deref()) };
+        let wants_any = settings.masquerade || settings.forward || (settings.guard && port.is_some());
+        let flavour = tools.flavour(flavour, wants_any);
+        check_presence(flavour, &settings, !wants_any || tools.has(flavour))?;
+        let by_iptables = flavour == Flavour::Iptables && tools.has(flavour);
+        if by_iptables && (settings.masquerade || settings.forward) {
             warn_without_bridge_netfilter(Path::new(BRIDGE_NETFILTER));
         }
         let (orders, inbox) = mpsc::channel();
@@ -59,18 +68,23 @@ impl Keeper {
         let worker = Worker {
             settings,
             network,
-            older,
-            tool,
-            unused,
+            port,
+            past: Past { networks: older, sweep: true },
+            flavour,
+            tools,
+            is_split: false,
+            hidden: Vec::new(),
             wanted: None,
             in_place: Arc::clone(&in_place),
             complaint: Complaint::default(),
+            barriers: Complaint::default(),
+            search_at: Instant::now(),
         };
         thread::Builder::new()
             .name("fl-masq".to_owned())
             .spawn(move || worker.run(&inbox))
             .map_err(|error| Error::Thread(error.to_string()))?;
-        Ok(Keeper { orders, in_place })
+        Ok(Keeper { orders, in_place, wants_any })
     }
 
     /// Brings in the rules for this subnet and keeps them. They replace the rules for another subnet. The first call also
@@ -78,6 +92,12 @@ impl Keeper {
     pub fn set(&self, subnet: Ipv4Net, done: impl FnOnce(Result<(), Error>) + Send + 'static) {
         // If the thread has ended, `done` is dropped, and its owner notices that.
         let _ = self.orders.send(Order::Set(subnet, Box::new(done)));
+    }
+
+    /// Whether any rule is asked for by the settings.
+    #[must_use]
+    pub fn wants_any(&self) -> bool {
+        self.wants_any
     }
 
     /// Whether the rules were as they should be when the thread looked last. Without a program they never are.
@@ -95,15 +115,15 @@ impl Keeper {
 /// Refuses to start without a program if masquerading is wanted, and warns if only forward rules are.
 fn check_presence(flavour: Flavour, settings: &Settings, present: bool) -> Result<(), Error> {
     let (program, package) = (flavour.program(), flavour.package());
-    if present || !(settings.masquerade || settings.forward) {
+    if present {
         return Ok(());
     }
     if settings.masquerade {
         return Err(Error::Missing { program, package });
     }
     warn!(
-        "{program} is not here (package {package}): no forward rules; where something drops forwarded packets, \
-         as Docker does, the overlay's are dropped too"
+        "{program} is not here (package {package}): no forward rules and no guard of the overlay's port; where \
+         something drops forwarded packets, as Docker does, the overlay's are dropped too"
     );
     Ok(())
 }
@@ -133,26 +153,31 @@ impl Flavour {
     }
 }
 
+/// The programs of this host.
 #[derive(Debug)]
-enum Tool {
-    Iptables(Iptables),
-    Nftables(Nftables),
+struct Tools {
+    iptables: Option<Iptables>,
+    nftables: Option<Nftables>,
 }
 
-impl Tool {
-    fn find(flavour: Flavour, path: Option<&str>) -> Option<Tool> {
+impl Tools {
+    fn has(&self, flavour: Flavour) -> bool {
         match flavour {
-            Flavour::Iptables => Iptables::find(path).map(Tool::Iptables),
-            Flavour::Nftables => Nftables::find(path).map(Tool::Nftables),
+            Flavour::Iptables => self.iptables.is_some(),
+            Flavour::Nftables => self.nftables.is_some(),
         }
     }
 
-    /// Brings the rules in, and returns whether something had to be written.
-    fn ensure(&mut self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
-        match self {
-            Tool::Iptables(iptables) => iptables.ensure(rules, older),
-            Tool::Nftables(nftables) => nftables.ensure(rules, older),
+    /// The flavour to use: the wanted one, or the other if only its program is here.
+    fn flavour(&self, wanted: Flavour, wants_any: bool) -> Flavour {
+        let other = wanted.other();
+        if self.has(wanted) || !self.has(other) {
+            return wanted;
         }
+        if wants_any {
+            info!("{} is not here: rules go through {}", wanted.program(), other.program());
+        }
+        other
     }
 }
 
@@ -160,22 +185,30 @@ impl Tool {
 struct Worker {
     settings: Settings,
     network: Ipv4Net,
-    older: Vec<Ipv4Net>,
-    tool: Option<Tool>,
-    /// The tool of the other flavour, until it has removed the rules of that flavour.
-    unused: Option<Tool>,
+    port: Option<u16>,
+    /// What is to be removed with the first rules that are brought in.
+    past: Past,
+    flavour: Flavour,
+    tools: Tools,
+    /// Whether the tool of the other flavour holds rules of ours, too.
+    is_split: bool,
+    /// The tables that iptables could not show when we looked last.
+    hidden: Vec<&'static str>,
     wanted: Option<Rules>,
     /// What [`Keeper::in_place`] tells.
     in_place: Arc<AtomicBool>,
     /// The failure that goes on, if there is one.
     complaint: Complaint<Instant>,
+    /// The tables of others that drop forwarded packets.
+    barriers: Complaint<Instant>,
+    search_at: Instant,
 }
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Order>) {
         loop {
-            let watched = self.tool.is_some() && self.wanted.is_some_and(|rules| rules.any());
-            let order = if watched {
+            let is_watched = self.tools.has(self.flavour) && self.wanted.is_some_and(|rules| rules.any());
+            let order = if is_watched {
                 inbox.recv_timeout(self.settings.resync)
             } else {
                 inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -190,25 +223,17 @@ impl Worker {
     }
 
     fn set(&mut self, subnet: Ipv4Net) -> Result<(), Error> {
-        let rules = Rules::new(self.network, subnet, &self.settings);
-        if let Some(mut unused) = self.unused.take() {
-            match unused.ensure(&rules.none(), &self.older) {
-                Ok(true) => info!("Removed rules of the firewall flavour that is not used now"),
-                Ok(false) => {}
-                Err(error) => {
-                    warn!("cannot look for rules of the firewall flavour that is not used: {error}");
-                }
-            }
-        }
+        let rules = Rules::new(self.network, subnet, self.port, &self.settings);
         self.wanted = Some(rules);
         let changed = self.ensure(&rules)?;
+        self.search_barriers();
         let what = match (rules.masquerade, rules.forward) {
             (true, true) => "Masquerade and forward rules",
             (true, false) => "Masquerade rules",
             (false, true) => "Forward rules",
             (false, false) => return Ok(()),
         };
-        if self.tool.is_some() {
+        if self.tools.has(self.flavour) {
             let how = if changed { "installed" } else { "are in place" };
             info!("{what} for {subnet} in {} {how}", self.network);
         }
@@ -242,17 +267,108 @@ impl Worker {
                 }
             }
         }
+        if self.search_at <= Instant::now() {
+            self.search_barriers();
+        }
     }
 
     fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
-        let Some(tool) = &mut self.tool else { return Ok(false) };
-        let result = tool.ensure(rules, &self.older);
-        self.in_place.store(result.is_ok() && self.wanted.is_some(), Ordering::Relaxed);
+        let result = match self.flavour {
+            Flavour::Iptables => self.place_by_iptables(rules),
+            Flavour::Nftables => self.place_by_nftables(rules),
+        };
+        let is_placed = result.is_ok() && self.tools.has(self.flavour) && self.wanted.is_some();
+        self.in_place.store(is_placed, Ordering::Relaxed);
         let changed = result?;
-        // The rules of the older network are gone now. Rules that appear for it later belong to another program.
-        self.older.clear();
+        // What was left is gone now. Rules of that kind that appear later belong to another program.
+        self.past = Past::default();
         Ok(changed)
     }
+
+    /// Writes through iptables. Rules for tables that it cannot show go through nft.
+    fn place_by_iptables(&mut self, rules: &Rules) -> Result<bool, Error> {
+        let placed = match &self.tools.iptables {
+            Some(iptables) => iptables.ensure(rules, &self.past)?,
+            None => Placed::default(),
+        };
+        say_swept(placed.swept);
+        let rest = rules.of_tables(&placed.hidden);
+        let (is_first, has_rest) = (self.past.sweep, rest.any());
+        let mut changed = placed.changed;
+        match &mut self.tools.nftables {
+            _ if !(is_first || has_rest || self.is_split) => {}
+            None if has_rest => return Err(Error::Hidden { tables: placed.hidden.join(" and ") }),
+            None => {}
+            Some(nftables) => match nftables.ensure(&rest, &self.past) {
+                Ok(written) if has_rest || self.is_split => changed |= written,
+                Ok(true) => info!("Removed rules of the firewall flavour that is not used now"),
+                Ok(false) => {}
+                Err(error) if has_rest => return Err(error),
+                Err(error) => warn_of_unused(&error),
+            },
+        }
+        if placed.hidden != self.hidden && has_rest {
+            warn!(
+                "the table {} of iptables holds rules that nft wrote, so iptables shows nothing of it; our rules \
+                 for it are in a table of their own",
+                placed.hidden.join(" and ")
+            );
+        }
+        self.is_split = has_rest;
+        self.hidden = placed.hidden;
+        Ok(changed)
+    }
+
+    /// Writes through nft. Where iptables' own chain `FORWARD` drops, our accept goes there, too.
+    fn place_by_nftables(&mut self, rules: &Rules) -> Result<bool, Error> {
+        let is_first = self.past.sweep;
+        let placed = match &self.tools.iptables {
+            Some(iptables) => iptables.ensure_where_dropped(rules, &self.past),
+            None => Ok(Placed::default()),
+        };
+        match placed {
+            Ok(placed) => {
+                say_swept(placed.swept);
+                if placed.changed && is_first {
+                    info!("iptables' rules of flannel are as this flavour needs them");
+                }
+            }
+            Err(error) if is_first => warn_of_unused(&error),
+            Err(_) => {}
+        }
+        match &mut self.tools.nftables {
+            Some(nftables) => nftables.ensure(rules, &self.past),
+            None => Ok(false),
+        }
+    }
+
+    /// Names the tables of others that drop what we accept.
+    fn search_barriers(&mut self) {
+        self.search_at = Instant::now() + BARRIER_SEARCH;
+        let Some(rules) = self.wanted.filter(|rules| rules.forward) else { return };
+        let Some(nft) = self.tools.nftables.as_ref().map(Nftables::program) else { return };
+        let found = barriers(nft, rules.network, self.tools.iptables.is_some());
+        let text = found.join(", ");
+        if text.is_empty() {
+            self.barriers.settle();
+        } else if self.barriers.is_news(Instant::now(), &text) {
+            warn!(
+                "forwarded packets of the overlay may be dropped by {text}, and an accept in another table cannot \
+                 undo that: accept packets from and to {} there",
+                rules.network
+            );
+        }
+    }
+}
+
+fn say_swept(count: usize) {
+    if count > 0 {
+        info!("Removed {count} rules that an older flannel left in POSTROUTING and FORWARD");
+    }
+}
+
+fn warn_of_unused(error: &Error) {
+    warn!("cannot look for rules of the firewall flavour that is not used: {error}");
 }
 
 #[cfg(test)]
@@ -266,7 +382,7 @@ mod tests {
         let off = Settings { forward: false, ..settings };
         for flavour in [Flavour::Iptables, Flavour::Nftables] {
             assert!(check_presence(flavour, &settings, false).is_ok());
-            assert!(check_presence(flavour, &off, false).is_ok());
+            assert!(check_presence(flavour, &off, true).is_ok());
             assert!(check_presence(flavour, &masquerade, true).is_ok());
             let text = check_presence(flavour, &masquerade, false).unwrap_err().to_string();
             assert!(text.contains("-ip-masq") && text.contains(flavour.package()), "{text}");

@@ -25,8 +25,15 @@
 //! - flannel does not start without `br_netfilter`. Here that is a warning.
 //!
 //! In the nftables flavour, an accept ends only the chain of our table. It does not lift a drop in another table, such
-//! as Docker's `FORWARD` policy. An accept in the iptables flavour does.
+//! as Docker's `FORWARD` policy. So where iptables' own `FORWARD` drops, our accept goes there too. A drop in any other
+//! table can only be named (`barriers.rs`).
+//!
+//! One rule guards the overlay itself. A container may send UDP to the overlay's port of another host. Masquerading,
+//! Docker's or ours, would give that packet the address of this host, and the receiver would take it for a packet of
+//! the overlay. The rule drops it where packets are forwarded. The packets that this daemon sends itself leave by
+//! `OUTPUT`, which the rule does not touch.
 
+mod barriers;
 mod command;
 mod iptables;
 mod keeper;
@@ -36,6 +43,7 @@ mod rules;
 pub use keeper::Keeper;
 pub use rules::Rules;
 
+use ipnet::Ipv4Net;
 use std::time::Duration;
 
 /// What the operator asks for by flags.
@@ -48,6 +56,8 @@ pub struct Settings {
     pub random_fully: bool,
     /// Whether forwarded packets of the overlay are accepted (`-iptables-forward-rules`).
     pub forward: bool,
+    /// Whether packets of containers to the overlay's port of another host are dropped (`--port-guard`).
+    pub guard: bool,
     /// The time between two comparisons of the rules and the blackhole route with what is there.
     pub resync: Duration,
     /// Whether this host's subnet gets a blackhole route. The room `netlink` writes it. The setting stands here because
@@ -64,11 +74,21 @@ impl Default for Settings {
             masquerade: false,
             random_fully: true,
             forward: true,
+            guard: true,
             resync: Duration::from_secs(5),
             blackhole: false,
             cleanup_on_exit: false,
         }
     }
+}
+
+/// What earlier runs and older versions may have left.
+#[derive(Debug, Default)]
+struct Past {
+    /// Networks of earlier runs; rules for them go.
+    networks: Vec<Ipv4Net>,
+    /// Whether rules that flannel before v0.20 wrote into the built-in chains go.
+    sweep: bool,
 }
 
 /// The kind of firewall that the rules are written for.
@@ -100,6 +120,15 @@ pub enum Error {
         program: &'static str,
         /// The package to install.
         package: &'static str,
+    },
+    /// Rules of `nft` in iptables' own tables hide those tables from iptables, and there is no `nft` to write ours with.
+    #[error(
+        "the table {tables} of iptables holds rules that nft wrote, and iptables shows nothing of such a table: \
+         install the package nftables, so that our rules get a table of their own"
+    )]
+    Hidden {
+        /// The names of the tables.
+        tables: String,
     },
     /// The program failed.
     #[error("{program}: {reason}")]

@@ -4,10 +4,10 @@
 //! ours is named after our network, and keeps that name.
 
 use super::command;
-use super::{Error, Rules};
+use super::{Error, Past, Rules};
 use ipnet::Ipv4Net;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// flannel's name for the table, so that people and tools find it.
 const TABLE: &str = "flannel-ipv4";
@@ -27,7 +27,8 @@ fn is_anothers(listing: &str, ours: &[Ipv4Net]) -> bool {
 }
 
 /// The transaction that replaces whatever table was there by the wanted one. It begins with `add`, since a table that
-/// does not exist cannot be deleted. Priorities are numbers, which every nft reads: 100 is `srcnat`, 0 is `filter`.
+/// does not exist cannot be deleted. Priorities are numbers, which every nft reads: 100 is `srcnat`, 0 is
+/// `filter`, -150 is `mangle`.
 fn script(rules: &Rules, table: &str) -> String {
     let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
     if !rules.any() {
@@ -60,6 +61,15 @@ fn script(rules: &Rules, table: &str) -> String {
 \t}}\n"
         );
     }
+    if let Some(port) = rules.guard {
+        let _ = write!(
+            text,
+            "\tchain guard {{
+\t\ttype filter hook forward priority -150; policy accept;
+\t\tip saddr {network} ip daddr != {network} udp dport {port} counter drop
+\t}}\n"
+        );
+    }
     text.push_str("}\n");
     debug_assert!(!is_anothers(&text, &[network]), "a table that we write is known as ours");
     text
@@ -83,18 +93,23 @@ impl Nftables {
         Some(Self { nft: command::find(Self::PROGRAM, path)?, expected: None, apart: false })
     }
 
-    /// The listing of a table; `None` if it does not exist.
+    /// The path of the program.
+    pub(super) fn program(&self) -> &Path {
+        &self.nft
+    }
+
+    /// The listing of a table without the state of its counters; `None` if it does not exist.
     fn list(&self, table: &str) -> Result<Option<String>, Error> {
-        match command::run(&self.nft, &["list", "table", "ip", table], "")? {
+        match command::run(&self.nft, &["-s", "list", "table", "ip", table], "")? {
             output if output.success => Ok(Some(output.stdout)),
             output if output.says("No such file or directory") => Ok(None),
             output => Err(output.error()),
         }
     }
 
-    /// Brings the rules in, and returns whether something had to be written. The `older` networks count as ours, too.
-    pub(super) fn ensure(&mut self, rules: &Rules, older: &[Ipv4Net]) -> Result<bool, Error> {
-        let (named, ours) = (named(rules.network), [&[rules.network], older].concat());
+    /// Brings the rules in, and returns whether something had to be written. The networks of the `past` count as ours, too.
+    pub(super) fn ensure(&mut self, rules: &Rules, past: &Past) -> Result<bool, Error> {
+        let (named, ours) = (named(rules.network), [&[rules.network], past.networks.as_slice()].concat());
         self.apart = self.apart || (self.expected.is_none() && self.list(&named)?.is_some());
         let mut changed = false;
         for _ in 0..TRIES {
@@ -134,6 +149,7 @@ mod tests {
             masquerade: true,
             random_fully: true,
             forward: true,
+            guard: Some(8285),
         };
         let head = "add table ip flannel-ipv4\ndelete table ip flannel-ipv4\n";
         let masquerade = "\tchain postrtg {
@@ -150,11 +166,15 @@ mod tests {
 \t\tip saddr 10.10.0.0/16 accept
 \t\tip daddr 10.10.0.0/16 accept
 \t}\n";
+        let guard = "\tchain guard {
+\t\ttype filter hook forward priority -150; policy accept;
+\t\tip saddr 10.10.0.0/16 ip daddr != 10.10.0.0/16 udp dport 8285 counter drop
+\t}\n";
         let table = |chains: &str| format!("{head}table ip flannel-ipv4 {{\n{chains}}}\n");
-        assert_eq!(script(&all, TABLE), table(&format!("{masquerade}{forward}")));
-        let plain = Rules { random_fully: false, forward: false, ..all };
+        assert_eq!(script(&all, TABLE), table(&format!("{masquerade}{forward}{guard}")));
+        let plain = Rules { random_fully: false, forward: false, guard: None, ..all };
         assert_eq!(script(&plain, TABLE), table(&masquerade.replace(" fully-random", "")));
-        assert_eq!(script(&Rules { masquerade: false, ..all }, TABLE), table(forward));
+        assert_eq!(script(&Rules { masquerade: false, guard: None, ..all }, TABLE), table(forward));
         assert_eq!(script(&all.none(), TABLE), head);
     }
 
@@ -163,7 +183,7 @@ mod tests {
         let nets = |text: &str| text.split(' ').map(|net| net.parse().unwrap()).collect::<Vec<Ipv4Net>>();
         let ours = nets("10.10.0.0/16 10.9.0.0/16");
         let rules = |network| {
-            let rules = Rules::new(network, network, &crate::masq::Settings::default());
+            let rules = Rules::new(network, network, None, &crate::masq::Settings::default());
             script(&rules, TABLE)
         };
         assert!(is_anothers(&rules("10.20.0.0/16".parse().unwrap()), &ours));

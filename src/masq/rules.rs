@@ -16,12 +16,15 @@ pub struct Rules {
     pub random_fully: bool,
     /// Whether forwarded packets from and to the overlay are accepted.
     pub forward: bool,
+    /// The UDP port of the overlay, if packets of containers to that port of a host are dropped. A container could else
+    /// send a peer what looks like an overlay packet of this host, since masquerading gives it the host's address.
+    pub guard: Option<u16>,
 }
 
 impl Rules {
-    /// The rules that `settings` ask for, for this subnet.
+    /// The rules that `settings` ask for, for this subnet. `port`: the UDP port of the overlay, if it has one.
     #[must_use]
-    pub fn new(network: Ipv4Net, subnet: Ipv4Net, settings: &Settings) -> Rules {
+    pub fn new(network: Ipv4Net, subnet: Ipv4Net, port: Option<u16>, settings: &Settings) -> Rules {
         debug_assert!(network.contains(&subnet), "{subnet} is no part of {network}");
         Rules {
             network: network.trunc(),
@@ -29,18 +32,30 @@ impl Rules {
             masquerade: settings.masquerade,
             random_fully: settings.random_fully,
             forward: settings.forward,
+            guard: port.filter(|_| settings.guard),
+        }
+    }
+
+    /// Those of the rules that iptables keeps in these tables.
+    #[must_use]
+    pub fn of_tables(self, tables: &[&str]) -> Rules {
+        Rules {
+            masquerade: self.masquerade && tables.contains(&"nat"),
+            forward: self.forward && tables.contains(&"filter"),
+            guard: self.guard.filter(|_| tables.contains(&"mangle")),
+            ..self
         }
     }
 
     /// Whether any rule is wanted.
     #[must_use]
     pub fn any(&self) -> bool {
-        self.masquerade || self.forward
+        self.masquerade || self.forward || self.guard.is_some()
     }
 
     /// The same network and subnet, with no rule wanted.
     #[must_use]
     pub fn none(self) -> Rules {
-        Rules { masquerade: false, forward: false, ..self }
+        Rules { masquerade: false, forward: false, guard: None, ..self }
     }
 }

@@ -49,6 +49,10 @@ impl Backend for Config {
         self.mtu.into()
     }
 
+    fn port(&self) -> Option<u16> {
+        Some(self.port)
+    }
+
     fn register<'a>(
         &'a self,
         netlink: &'a Netlink,

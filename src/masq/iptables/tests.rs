@@ -14,7 +14,15 @@ fn rules() -> Rules {
         masquerade: true,
         random_fully: true,
         forward: true,
+        guard: None,
     }
+}
+
+/// The script for a host where no earlier run is remembered but these networks.
+fn restore(save: &str, rules: &Rules, older: &[Ipv4Net]) -> Option<String> {
+    let past = Past { networks: older.to_vec(), sweep: false };
+    let listing = Listing::parse(save);
+    Some(plan(&listing, rules, &past).script).filter(|script| !script.is_empty())
 }
 
 const FRESH: &str = "\
