@@ -2,7 +2,8 @@
 //!
 //! HTTP/2 pings notice a dead connection after 15 s. Progress requests notice a server that is alive but stuck: once a
 //! server has answered one, a later one without an answer ends the watch. etcd before 3.4 does not know such requests,
-//! so there only the pings help.
+//! so there only the pings help. etcd 3.5 and newer answers none on a watch that begins at a revision of the future, even
+//! the very next one; so each watch begins at the revision that is known already, and the changes of that are left out.
 
 use super::connection::{Connection, failure};
 use super::{decoded, unsigned};
@@ -20,6 +21,8 @@ pub struct V3Watch {
     connection: Rc<Connection>,
     keys: Keyspace,
     stream: WatchStream,
+    /// The revision that is known already.
+    known: Revision,
     /// The time at which silence is acted on.
     deadline: Instant,
     /// Whether a progress request waits for its answer.
@@ -38,12 +41,14 @@ impl V3Watch {
         revision: Revision,
     ) -> Result<Self, Error> {
         let directory = format!("{}/", keys.leases());
-        let from = super::signed(revision.saturating_add(1));
+        // etcd takes 0 for "from now on".
+        let from = super::signed(revision.max(1));
         let stream = connection.call(async |client, _| start(client, &directory, from).await).await??;
         Ok(Self {
             connection,
             keys,
             stream,
+            known: revision,
             deadline: Instant::now(),
             asked: false,
             answers: false,
@@ -79,7 +84,8 @@ impl V3Watch {
         self.answers |= self.asked && response.events().is_empty();
         self.asked = false;
         self.deadline = Instant::now() + self.connection.patience();
-        Ok(response.events().iter().filter_map(|event| change(&self.keys, event)).collect())
+        let is_news = |event: &&Event| event.kv().is_none_or(|kv| unsigned(kv.mod_revision()) > self.known);
+        Ok(response.events().iter().filter(is_news).filter_map(|event| change(&self.keys, event)).collect())
     }
 
     /// Makes one step, which may bring no change.
@@ -132,7 +138,7 @@ async fn start(
     }
     // etcd accepts a revision that it has not reached yet, and then is silent until it reaches it. After a restore from
     // an older state that would hide every change until then.
-    if first.header().is_some_and(|header| header.revision().saturating_add(1) < from) {
+    if first.header().is_some_and(|header| header.revision() < from) {
         return Ok(Err(Error::Compacted));
     }
     if first.canceled() {
