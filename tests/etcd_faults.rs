@@ -3,152 +3,20 @@
 
 mod support;
 
-use flanneld::etcd::{Api, Credentials, Settings, Store, connect};
+use flanneld::etcd::{Api, Settings, Store, connect};
 use flanneld::store::{Change, Error, Registry, Watch};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::{Etcd, Options, attrs, failure, free_port, is_denied, key, run, store, until_available, works};
+use support::users::{credentials, enable_v2_auth, enable_v3_auth};
+use support::{
+    Etcd, Options, Release, attrs, failure, free_port, is_denied, key, on_newer_etcds, run, store,
+    until_available, works,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const BOTH: [Api; 2] = [Api::V2, Api::V3];
-
-fn credentials(username: &str, password: &str) -> Option<Credentials> {
-    Some(Credentials { username: username.to_owned(), password: password.to_owned() })
-}
-
-/// Makes the users of etcd v2: root, and flannel, who may only touch `/n`. A request without a user may touch nothing.
-fn enable_v2_auth(etcd: &Etcd) {
-    let root = ["--user", "root:top"];
-    let put = |path: &str, body: &str| {
-        let answer = etcd.curl(path, &["-XPUT", root[0], root[1], "--data", body]);
-        assert!(!answer.contains("\"message\""), "{path}: {answer}");
-    };
-    put("/v2/auth/users/root", r#"{"user":"root","password":"top"}"#);
-    put("/v2/auth/enable", "");
-    put(
-        "/v2/auth/roles/net",
-        r#"{"role":"net","permissions":{"kv":{"read":["/n/*","/n"],"write":["/n/*","/n"]}}}"#,
-    );
-    put("/v2/auth/users/flannel", r#"{"user":"flannel","password":"secret word","roles":["net"]}"#);
-    put("/v2/auth/roles/guest", r#"{"role":"guest","revoke":{"kv":{"read":["/*"],"write":["/*"]}}}"#);
-}
-
-#[test]
-fn v2_users_and_passwords() {
-    let etcd = Etcd::start();
-    enable_v2_auth(&etcd);
-    run(async {
-        let mut settings = etcd.settings(Api::V2, "/n");
-        for wrong in [None, credentials("flannel", "secret"), credentials("nobody", "secret word")] {
-            settings.credentials = wrong;
-            let error = failure(&store(&settings), Duration::from_secs(2)).await;
-            assert!(is_denied(&error), "{error:?}");
-        }
-        settings.credentials = credentials("flannel", "secret word");
-        works(&store(&settings)).await;
-        settings.prefix = "/elsewhere".to_owned();
-        assert!(is_denied(&failure(&store(&settings), Duration::from_secs(2)).await));
-        assert!(!format!("{settings:?}").contains("secret"));
-    });
-}
-
-/// Makes the users of etcd v3: root, and flannel, who may only touch `/n/`.
-fn enable_v3_auth(etcd: &Etcd) {
-    for command in [
-        "user add root:top",
-        "user grant-role root root",
-        "role add net",
-        "role grant-permission net --prefix=true readwrite /n/",
-        "user add flannel:secret",
-        "user grant-role flannel net",
-        "auth enable",
-    ] {
-        let words: Vec<&str> = command.split(' ').collect();
-        if command == "user grant-role root root" {
-            etcd.etcdctl(&["role", "add", "root"]);
-        }
-        etcd.etcdctl(&words);
-    }
-}
-
-#[test]
-fn v3_wrong_users_and_expired_tokens() {
-    let flags = vec!["--auth-token-ttl=1".to_owned(), "--bcrypt-cost=4".to_owned()];
-    let etcd = Etcd::with(Options { flags, ..Options::default() });
-    let mut settings = etcd.settings(Api::V3, "/n");
-    settings.credentials = credentials("flannel", "secret");
-    run(async {
-        works(&store(&settings)).await; // authentication is off: a user does no harm
-        enable_v3_auth(&etcd);
-        let store_ = store(&settings);
-        works(&store_).await;
-        let made = store_.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
-        let mut watch = store_.watch(made.revision).await.unwrap();
-
-        // The token expires while it is not used, and every kind of call must notice that.
-        let idle = Duration::from_secs(3);
-        tokio::time::sleep(idle).await;
-        assert_eq!(store_.list().await.unwrap().entries.len(), 1);
-        tokio::time::sleep(idle).await;
-        let newer = store_.update(&made, &attrs(2), DAY).await.unwrap();
-        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer.clone())]), "the old watch lives on");
-        tokio::time::sleep(idle).await;
-        let mut watch = store_.watch(made.revision).await.unwrap();
-        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer.clone())]));
-        let leases = etcd.etcdctl(&["--user=root:top", "lease", "list"]);
-        assert_eq!(leases.lines().skip(1).count(), 1, "{leases}");
-
-        for wrong in [None, credentials("flannel", "secrets"), credentials("nobody", "secret")] {
-            settings.credentials = wrong;
-            let error = failure(&store(&settings), Duration::from_secs(2)).await;
-            assert!(is_denied(&error), "{error:?}");
-        }
-        settings.credentials = credentials("flannel", "secret");
-        settings.prefix = "/elsewhere".to_owned();
-        let elsewhere = store(&settings);
-        assert!(is_denied(&failure(&elsewhere, Duration::from_secs(2)).await));
-        let watch = elsewhere.watch(1).await;
-        assert!(matches!(&watch, Err(error) if is_denied(error)), "{watch:?}");
-    });
-}
-
-/// With JWT, every change of users makes all tokens old.
-#[test]
-fn v3_auth_store_moves_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).display().to_string();
-    let openssl = |arguments: &[&str]| {
-        let output = std::process::Command::new("openssl").args(arguments).output();
-        assert!(output.expect("install the Debian package openssl").status.success());
-    };
-    openssl(&["genrsa", "-out", &path("key"), "2048"]);
-    openssl(&["rsa", "-in", &path("key"), "-pubout", "-out", &path("pub")]);
-    let token =
-        format!("--auth-token=jwt,pub-key={},priv-key={},sign-method=RS256", path("pub"), path("key"));
-    let flags = vec![token, "--bcrypt-cost=4".to_owned()];
-    let etcd = Etcd::with(Options { flags, ..Options::default() });
-    enable_v3_auth(&etcd);
-    let mut settings = etcd.settings(Api::V3, "/n");
-    settings.credentials = credentials("flannel", "secret");
-    run(async {
-        let store = store(&settings);
-        works(&store).await;
-        etcd.etcdctl(&["--user=root:top", "user", "add", "more:pw"]);
-        let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
-        etcd.etcdctl(&["--user=root:top", "user", "add", "evenmore:pw"]);
-        let mut watch = store.watch(made.revision).await.unwrap();
-        etcd.etcdctl(&["--user=root:top", "user", "delete", "more"]);
-        let newer = store.update(&made, &attrs(2), DAY).await.unwrap();
-        assert_eq!(watch.next().await, Ok(vec![Change::Set(newer)]));
-        let leases = etcd.etcdctl(&["--user=root:top", "lease", "list"]);
-        assert_eq!(leases.lines().skip(1).count(), 1, "{leases}");
-
-        etcd.etcdctl(&["--user=root:top", "user", "delete", "flannel"]);
-        assert!(is_denied(&failure(&store, Duration::from_secs(2)).await));
-    });
-}
 
 #[test]
 fn settings_that_can_never_work_are_refused_at_once() {
@@ -271,8 +139,22 @@ fn v2_redirects_are_followed() {
 
 #[test]
 fn etcd_stops_and_comes_back() {
-    for api in BOTH {
-        let mut etcd = Etcd::start();
+    stops_and_comes_back(Release::Installed);
+}
+
+#[test]
+fn stops_and_comes_back_on_newer_etcds() {
+    on_newer_etcds(stops_and_comes_back);
+}
+
+/// The APIs of a release.
+fn apis(release: Release) -> &'static [Api] {
+    if release.has_v2() { &BOTH } else { &BOTH[1..] }
+}
+
+fn stops_and_comes_back(release: Release) {
+    for &api in apis(release) {
+        let mut etcd = Etcd::of(release);
         run(async {
             let mut settings = etcd.settings(api, "/n");
             settings.timeout = Duration::from_secs(1);
@@ -299,13 +181,22 @@ fn etcd_stops_and_comes_back() {
     }
 }
 
-/// A server that holds its connections and says nothing.
 #[test]
 fn etcd_freezes_and_thaws() {
-    let etcd = Etcd::start();
+    freezes_and_thaws(Release::Installed);
+}
+
+#[test]
+fn freezes_and_thaws_on_newer_etcds() {
+    on_newer_etcds(freezes_and_thaws);
+}
+
+/// A server that holds its connections and says nothing.
+fn freezes_and_thaws(release: Release) {
+    let etcd = Etcd::of(release);
     run(async {
         let mut watches = Vec::new();
-        for api in BOTH {
+        for &api in apis(release) {
             let mut settings = etcd.settings(api, "/n");
             settings.timeout = Duration::from_millis(400);
             let store = store(&settings);
@@ -421,9 +312,18 @@ fn auto_takes_no_refusal_for_absence() {
 /// wait in silence until it has.
 #[test]
 fn a_watch_from_the_future_is_over_at_once() {
-    let etcd = Etcd::start();
+    watch_from_the_future(Release::Installed);
+}
+
+#[test]
+fn a_watch_from_the_future_on_newer_etcds() {
+    on_newer_etcds(watch_from_the_future);
+}
+
+fn watch_from_the_future(release: Release) {
+    let etcd = Etcd::of(release);
     run(async {
-        for api in BOTH {
+        for &api in apis(release) {
             let store = store(&etcd.settings(api, "/n"));
             let made = store.create(key("10.1.5.0-24"), &attrs(1), DAY).await.unwrap();
             assert!(store.watch(made.revision).await.is_ok());
@@ -440,8 +340,17 @@ fn a_watch_from_the_future_is_over_at_once() {
 
 #[test]
 fn etcd_without_v2_says_so() {
-    let flags = vec!["--enable-v2=false".to_owned()];
-    let etcd = Etcd::with(Options { flags, ..Options::default() });
+    without_v2(Release::Installed);
+}
+
+#[test]
+fn without_v2_on_newer_etcds() {
+    on_newer_etcds(without_v2);
+}
+
+fn without_v2(release: Release) {
+    let flags = if release.has_v2() { vec!["--enable-v2=false".to_owned()] } else { Vec::new() };
+    let etcd = Etcd::with(Options { release, flags, ..Options::default() });
     run(async {
         let v2 = store(&etcd.settings(Api::V2, "/n"));
         let auto = store(&etcd.settings(Api::Auto, "/n"));

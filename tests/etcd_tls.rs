@@ -65,7 +65,7 @@ fn tls_etcd(authority: &Authority, mutual: bool) -> Etcd {
         curl.extend(["--cert".to_owned(), cert.display().to_string()]);
         curl.extend(["--key".to_owned(), key.display().to_string()]);
     }
-    Etcd::with(Options { flags, tls: true, curl })
+    Etcd::with(Options { flags, tls: true, curl, ..Options::default() })
 }
 
 #[test]

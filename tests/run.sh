@@ -21,6 +21,16 @@ done
 export FLANNELD_TEST_REQUIRE=1
 started=$SECONDS
 
+# Newer releases of etcd than Debian's are built from their Go modules. Where that cannot be, the last line says which
+# tests did not run; CI has to have them all.
+say "newer releases of etcd"
+not_run=""
+if ! tests/parts/build.sh; then
+    [ "${CI:-}" != true ] || die "the newer releases of etcd cannot be built; CI skips no test"
+    export FLANNELD_TEST_WITHOUT_PARTS=1
+    not_run="$(grep -hoE 'fn [a-z0-9_]+_on_newer_etcds\(' tests/etcd_*.rs | sed 's/^fn //; s/($//' | sort | paste -sd' ')"
+fi
+
 say "formatting"
 cargo fmt --check
 say "lints"
@@ -31,4 +41,8 @@ say "build"
 cargo build --locked
 say "tests"
 cargo test --locked --no-fail-fast "$@"
-say "all passed in $((SECONDS - started)) s"
+if [ -z "$not_run" ]; then
+    say "all passed in $((SECONDS - started)) s"
+else
+    say "all that ran passed in $((SECONDS - started)) s; not run, because they need Go 1.24 or newer: $not_run"
+fi

@@ -30,7 +30,8 @@ impl Api {
 impl Lab {
     /// Starts etcd. A second start finds the data of the first.
     pub fn start_etcd(&mut self) {
-        let line = etcd::command_line(URL, "http://127.0.0.1:2380", &self.path("etcd"));
+        let line =
+            etcd::command_line(etcd::Release::Installed, URL, "http://127.0.0.1:2380", &self.path("etcd"));
         let mut line: Vec<&str> = line.iter().map(String::as_str).collect();
         line.extend(["--heartbeat-interval=20", "--election-timeout=200"]);
         let log = self.path("etcd.log");

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 mod etcd;
+pub(crate) mod users;
 
+pub(crate) use etcd::Release;
 use flanneld::etcd::{Api, Settings, Store, connect};
 use flanneld::store::{Change, Error, Registry, Watch};
 use flanneld::subnet::{LeaseAttrs, SubnetKey};
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 /// How to start an etcd.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
+    /// The release of etcd.
+    pub(crate) release: Release,
     /// More flags for its command line.
     pub(crate) flags: Vec<String>,
     /// Whether it serves clients over TLS. The flags name the files.
@@ -31,6 +35,30 @@ pub(crate) struct Etcd {
     peer_port: u16,
 }
 
+/// Runs a case on each of the newer releases of etcd at the same time. Where they are not built, it says so and does
+/// nothing; with `FLANNELD_TEST_REQUIRE=1` that is a failure instead, unless `FLANNELD_TEST_WITHOUT_PARTS=1` allows it,
+/// as `tests/run.sh` does on a machine without Go. The names of the tests that call this end in `_on_newer_etcds`, by
+/// which that script finds them.
+#[allow(clippy::print_stderr)]
+pub(crate) fn on_newer_etcds(case: impl Fn(Release) + Sync) {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| value == "1");
+    let missing = Release::BUILT.into_iter().find(|release| !release.program().exists());
+    if let Some(release) = missing {
+        let why = format!("{} is not built; tests/parts/build.sh does that", release.program().display());
+        let may_skip = !is_set("FLANNELD_TEST_REQUIRE") || is_set("FLANNELD_TEST_WITHOUT_PARTS");
+        assert!(may_skip, "this test cannot run here: {why}");
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let case = &case;
+    std::thread::scope(|scope| {
+        for release in Release::BUILT {
+            let name = format!("{release:?}");
+            std::thread::Builder::new().name(name).spawn_scoped(scope, move || case(release)).unwrap();
+        }
+    });
+}
+
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -39,6 +67,10 @@ pub(crate) fn free_port() -> u16 {
 impl Etcd {
     pub(crate) fn start() -> Self {
         Self::with(Options::default())
+    }
+
+    pub(crate) fn of(release: Release) -> Self {
+        Self::with(Options { release, ..Options::default() })
     }
 
     pub(crate) fn with(options: Options) -> Self {
@@ -57,7 +89,8 @@ impl Etcd {
     pub(crate) fn run(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
-        let line = etcd::command_line(&self.url(), &peer, &self.directory.path().join("data"));
+        let release = self.options.release;
+        let line = etcd::command_line(release, &self.url(), &peer, &self.directory.path().join("data"));
         let child = Command::new(&line[0])
             .args(&line[1..])
             .args(["--logger=zap", "--log-level=error"])
@@ -66,7 +99,7 @@ impl Etcd {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .expect("etcd does not start: install the Debian packages etcd-server and etcd-client");
+            .expect("etcd does not start: install the Debian packages etcd-server and etcd-client, or run tests/parts/build.sh");
         self.child = Some(child);
         let since = Instant::now();
         while let Err(answer) = self.health() {
