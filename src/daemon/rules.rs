@@ -56,7 +56,7 @@ impl HostRules {
         Ok(HostRules {
             settings: settings.masq,
             keeper,
-            subnet: older.map(|file| file.subnet),
+            subnet: older.map(|file| file.subnet.trunc()),
             pending: None,
             withheld: settings.masq.masquerade,
             installed: false,

@@ -200,6 +200,7 @@ impl Running {
             | Notice::Lost { .. }
             | Notice::Conflict { .. }
             | Notice::OutOfSubnets(_)
+            | Notice::Discarded { .. }
             | Notice::Refused { .. }
             | Notice::Withheld { .. }
             | Notice::StoreReset
@@ -224,7 +225,7 @@ impl Running {
         debug_assert!(self.registering.is_none(), "the network was taken from its slot");
         debug_assert!(self.network.is_none(), "a network goes before the next one is made");
         self.network = Some((subnet, network));
-        self.rules.set(subnet, &self.netlink).await;
+        self.rules.set(subnet.trunc(), &self.netlink).await;
         self.hurry();
         self.file.want(EnvFile {
             network: self.config.network,
@@ -387,7 +388,7 @@ fn samples(counters: Counters) -> Vec<Sample> {
 async fn register(backend: Rc<dyn Backend>, netlink: Rc<Netlink>, subnet: Ipv4Net) -> (Ipv4Net, Registered) {
     let last = Instant::now() + PORT_PATIENCE;
     loop {
-        match backend.register(&netlink, subnet).await {
+        match backend.register(&netlink, subnet.trunc()).await {
             Err(error) if error.may_pass() && Instant::now() < last => sleep(PORT_RETRY).await,
             result => return (subnet, result),
         }

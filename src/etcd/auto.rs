@@ -2,7 +2,7 @@
 
 use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
 use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Watch};
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -175,6 +175,15 @@ impl Registry for Store {
 
     async fn config(&self) -> Result<String, Error> {
         each!(self, store => store.config().await)
+    }
+
+    fn generation(&self) -> Generation {
+        match self {
+            Store::V2(store) => store.generation(),
+            Store::V3(store) => store.generation(),
+            Store::Auto(auto) if auto.chosen() == Some(Api::V2) => Generation::V2,
+            Store::Auto(_) => Generation::V3,
+        }
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {

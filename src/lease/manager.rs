@@ -122,7 +122,7 @@ impl Manager {
         let calls = self.out.iter().filter(|output| matches!(output, Output::Call(_))).count();
         debug_assert!(calls <= 1 && (calls == 0 || kind.is_some()), "{calls} calls, in flight: {kind:?}");
         debug_assert!(
-            self.watcher.own() == self.own.as_ref().map(Own::subnet),
+            self.watcher.own() == self.own.as_ref().map(Own::key),
             "the peers are another subnet's"
         );
         if let Some(own) = &self.own {
@@ -390,7 +390,10 @@ impl Manager {
             Some(seek::Step::Say(notice)) => self.say([notice]),
             Some(seek::Step::Create(key)) => self.create(now, key),
             Some(seek::Step::Update(held)) => self.update(now, held),
-            Some(seek::Step::Delete(held)) => self.call(now, Call::Delete { held }),
+            Some(seek::Step::Delete { held, reason }) => {
+                self.say([Notice::Discarded { key: held.key, reason }]);
+                self.call(now, Call::Delete { held });
+            }
             Some(seek::Step::Take { entry, how, listing }) => {
                 let own = Own::new(entry, sent, self.settings);
                 if own.is_over(now) {
@@ -403,12 +406,12 @@ impl Manager {
 
     /// This subnet is ours. The peers are those of the list that showed it free or ours.
     fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
-        let subnet = own.subnet();
+        let (subnet, key) = (own.subnet(), own.key());
         self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
         self.own = Some(own);
         self.seek.settled(subnet);
         self.delays.settled();
-        self.watcher.restart(Some(subnet));
+        self.watcher.restart(Some(key));
         let steps = self.feed.follow(now, listing.revision, &mut self.delays);
         self.do_for_feed(now, steps, listing);
     }

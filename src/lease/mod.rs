@@ -159,7 +159,7 @@ pub enum How {
 /// What the daemon should know.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notice {
-    /// We hold a subnet. With [`How::Regained`] it is the same as before, and the peers stay. Otherwise it is the
+    /// We hold a subnet. Its address is the one that its key spells (see [`SubnetKey`]). With [`How::Regained`] it is the same as before, and the peers stay. Otherwise it is the
     /// first one, or (only with [`OnLost::Reacquire`]) a new one: all peers were removed after the `Conflict`. In
     /// both cases the peers follow as `Peers`.
     Acquired {
@@ -205,6 +205,13 @@ pub enum Notice {
     },
     /// No subnet is free, and we try again. This is said at most once a minute.
     OutOfSubnets(OutOfSubnets),
+    /// A lease of our PublicIP cannot be used and is being deleted. Another subnet follows.
+    Discarded {
+        /// The key of the lease.
+        key: SubnetKey,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// Peers came, changed or went. The events are to be applied in this order.
     Peers(Vec<Event>),
     /// A key or value is unreadable or a lease unusable; it is left alone. This is said once for each reason.

@@ -38,8 +38,8 @@ pub(super) enum Step {
     Create(SubnetKey),
     /// Write this key anew, if it is as it was listed.
     Update(Entry),
-    /// Delete this key, if it is as it was listed.
-    Delete(Entry),
+    /// Delete this key, if it is as it was listed, for this reason.
+    Delete { held: Entry, reason: String },
     /// This lease is ours. Follow the peers from the list on.
     Take { entry: Entry, how: How, listing: Listing },
 }
@@ -47,6 +47,8 @@ pub(super) enum Step {
 impl Seek {
     /// A search that begins at once, with a list.
     pub(super) fn new(config: Config, previous: Option<Ipv4Net>) -> Self {
+        // Tools write any address of a subnet into `subnet.env`. Ours is the one before it if that can be leased.
+        let previous = previous.map(|net| if config.fits(net) { net } else { net.trunc() });
         Self { config, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
     }
 
@@ -100,11 +102,12 @@ impl Seek {
         delays: &mut Delays,
     ) -> Option<Step> {
         let mine: Vec<&Entry> = listing.entries.iter().filter(|entry| us.owns(entry)).collect();
-        let usable = |entry: &&&Entry| entry.key.ipv6.is_none() && self.config.fits(entry.key.ipv4);
+        let usable = |entry: &&&Entry| self.misfit(entry.key).is_none();
         let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
         let reuse = mine.iter().filter(usable).find(previous).or_else(|| mine.iter().find(usable));
         // A reservation that does not fit is the operator's, not ours to delete.
-        let misfit = mine.iter().find(|entry| entry.lease.is_some()).copied().cloned();
+        let misfit = mine.iter().filter(|entry| entry.lease.is_some());
+        let misfit = misfit.filter_map(|entry| Some(((*entry).clone(), self.misfit(entry.key)?))).next();
         let step = if let Some(entry) = reuse {
             let entry = (*entry).clone();
             if entry.lease.is_none() && entry.attrs == *us.attrs() {
@@ -112,8 +115,8 @@ impl Seek {
                 return Some(Step::Take { entry, how: How::Reused, listing });
             }
             Step::Update(entry)
-        } else if let Some(held) = misfit {
-            Step::Delete(held)
+        } else if let Some((held, reason)) = misfit {
+            Step::Delete { held, reason }
         } else {
             match self.free_subnet(&taken(&listing), delays) {
                 Ok(subnet) => Step::Create(SubnetKey::v4(subnet)),
@@ -123,6 +126,14 @@ impl Seek {
         self.at = Duration::MAX;
         self.list = Some(listing);
         Some(step)
+    }
+
+    /// Why a lease of our PublicIP cannot be used; `None` if it can.
+    fn misfit(&self, key: SubnetKey) -> Option<String> {
+        match key.ipv6 {
+            Some(_) => Some("it is of a dual-stack node, which this daemon does not serve yet".to_owned()),
+            None => self.config.misfit(key.ipv4),
+        }
     }
 
     /// Whether a write is under way that rests on a list.

@@ -34,7 +34,8 @@ pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Watcher {
     network: Ipv4Net,
-    own: Option<Ipv4Net>,
+    /// The key that we hold or want back.
+    own: Option<SubnetKey>,
     /// A subnet and the key that holds it: `10.1.5.0-24` and `10.1.5.0-24&fc00::-64` are two keys of one IPv4 subnet.
     peers: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>,
     /// Each key that was refused, and what was said about it.
@@ -84,23 +85,24 @@ impl Watcher {
         self.counters
     }
 
-    /// Forgets all peers and takes `own` for our subnet. Returns the removal of every peer.
-    pub(super) fn restart(&mut self, own: Option<Ipv4Net>) -> Vec<Event> {
+    /// Forgets all peers and takes `own` for our key. Returns the removal of every peer.
+    pub(super) fn restart(&mut self, own: Option<SubnetKey>) -> Vec<Event> {
         self.own = own;
         self.withheld_at = None;
         let peers = std::mem::take(&mut self.peers);
         peers.into_iter().map(|(subnet, (_, attrs))| Event::Removed(Lease { subnet, attrs })).collect()
     }
 
-    /// Whether a lease of another prefix length lies over our subnet. Such a lease was refused.
+    /// Whether another key than ours holds part of our subnet: one of another prefix length, or that of a dual-stack
+    /// node. Such a lease was refused.
     pub(super) fn is_overlapped(&self) -> bool {
         let Some(own) = self.own else { return false };
         let keys = self.refused.keys().filter_map(|key| key.parse::<SubnetKey>().ok());
-        keys.map(|key| key.ipv4).any(|subnet| subnet != own && overlap(subnet, own))
+        keys.filter(|key| *key != own).any(|key| overlap(key.ipv4, own.ipv4))
     }
 
-    /// The subnet that we hold or want back.
-    pub(super) fn own(&self) -> Option<Ipv4Net> {
+    /// The key that we hold or want back.
+    pub(super) fn own(&self) -> Option<SubnetKey> {
         self.own
     }
 
@@ -132,7 +134,7 @@ impl Watcher {
         for entry in entries {
             match self.judge(us, entry) {
                 Verdict::Own => {}
-                Verdict::Peer => drop(wanted.insert(entry.key.ipv4, (entry.key, entry.attrs.clone()))),
+                Verdict::Peer => drop(wanted.insert(entry.key.subnet(), (entry.key, entry.attrs.clone()))),
                 Verdict::Stray(reason) => {
                     refused.insert(entry.key.to_string());
                     self.reject(entry.key, reason);
@@ -151,8 +153,8 @@ impl Watcher {
         }
         self.refused.retain(|key, _| refused.contains(key));
         for key in last_good {
-            if let Some(peer) = self.peers.get(&key.ipv4).filter(|peer| peer.0 == key) {
-                wanted.entry(key.ipv4).or_insert_with(|| peer.clone());
+            if let Some(peer) = self.peers.get(&key.subnet()).filter(|peer| peer.0 == key) {
+                wanted.entry(key.subnet()).or_insert_with(|| peer.clone());
             }
         }
         let events = self.replace(now, wanted);
@@ -199,7 +201,7 @@ impl Watcher {
                 Verdict::Own => None,
                 Verdict::Peer => {
                     self.refused.remove(&entry.key.to_string());
-                    self.put(entry.key.ipv4, (entry.key, entry.attrs.clone()))
+                    self.put(entry.key.subnet(), (entry.key, entry.attrs.clone()))
                 }
                 Verdict::Stray(reason) => {
                     self.reject(entry.key, reason);
@@ -222,18 +224,19 @@ impl Watcher {
     }
 
     fn remove(&mut self, key: SubnetKey) -> Option<Event> {
-        if self.peers.get(&key.ipv4).is_none_or(|peer| peer.0 != key) {
+        let subnet = key.subnet();
+        if self.peers.get(&subnet).is_none_or(|peer| peer.0 != key) {
             return None;
         }
-        let (_, attrs) = self.peers.remove(&key.ipv4)?;
-        Some(Event::Removed(Lease { subnet: key.ipv4, attrs }))
+        let (_, attrs) = self.peers.remove(&subnet)?;
+        Some(Event::Removed(Lease { subnet, attrs }))
     }
 
     /// Takes a peer as it now is. A renewal changes nothing, so it is no event.
     fn put(&mut self, subnet: Ipv4Net, peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
-        debug_assert!(peer.0.ipv4 == subnet, "{} is filed under {subnet}", peer.0);
+        debug_assert!(peer.0.subnet() == subnet, "{} is filed under {subnet}", peer.0);
         debug_assert!(
-            self.own.is_none_or(|own| !overlap(own, subnet)),
+            self.own.is_none_or(|own| !overlap(own.ipv4, subnet)),
             "{subnet} is our own: {:?}",
             self.own
         );
@@ -247,11 +250,11 @@ impl Watcher {
     }
 
     fn judge(&self, us: &Identity, entry: &Entry) -> Verdict {
-        let subnet = entry.key.ipv4;
+        let subnet = entry.key.subnet();
         let ip = entry.attrs.public_ip;
         match self.own {
-            Some(own) if own == subnet => return Verdict::Own,
-            Some(own) if overlap(own, subnet) => return Verdict::Reject("it overlaps our own subnet"),
+            Some(own) if own == entry.key => return Verdict::Own,
+            Some(own) if overlap(own.ipv4, subnet) => return Verdict::Reject("it overlaps our own subnet"),
             _ => {}
         }
         if !self.network.contains(&subnet) {

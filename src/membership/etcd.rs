@@ -39,7 +39,7 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> (Confi
             _ => answering.next(&mut rng),
         };
         let (reason, kind) = match result {
-            Ok(text) => match Config::parse(&text) {
+            Ok(text) => match Config::parse_for(registry.generation(), &text) {
                 Ok(config) => return (config, text),
                 Err(e) => (e.to_string(), e.to_string()),
             },

@@ -42,6 +42,9 @@ pub(super) fn log(notice: &Notice, now: Duration) {
             error!("{}: {subnet} belongs to {owner} now; {then}", phrases::LEASE_REVOKED);
         }
         Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
+        Notice::Discarded { key, reason } => {
+            warn!("Discarding our lease {key}, and taking another subnet: {reason}");
+        }
         Notice::Peers(events) => events.iter().for_each(log_peer),
         Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
         Notice::Withheld { count } => {

@@ -5,7 +5,7 @@
 
 use super::keyspace::{self, Keyspace};
 use super::{Change, Entry, Error, Listing, Registry, Revision, Watch};
-use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -195,6 +195,10 @@ impl Registry for Memory {
         self.lock().config.clone().ok_or_else(|| Error::NotFound(Keyspace::in_tree("").config()))
     }
 
+    fn generation(&self) -> Generation {
+        Generation::V3
+    }
+
     async fn networks(&self) -> Result<Vec<String>, Error> {
         Ok(self.lock().networks.iter().cloned().collect())
     }
@@ -218,7 +222,7 @@ impl Registry for Memory {
         if state.keys.contains_key(&name) {
             return Err(Error::Exists);
         }
-        let stored = state.put(&name, attrs.encode(ValueForm::V3), Some(ttl));
+        let stored = state.put(&name, attrs.encode(Generation::V3), Some(ttl));
         self.changed.notify_waiters();
         Ok(written(key, attrs, stored))
     }
@@ -226,7 +230,7 @@ impl Registry for Memory {
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
         let mut state = self.lock();
         let name = state.held(held)?;
-        let stored = state.put(&name, attrs.encode(ValueForm::V3), held.lease.map(|_| ttl));
+        let stored = state.put(&name, attrs.encode(Generation::V3), held.lease.map(|_| ttl));
         self.changed.notify_waiters();
         Ok(written(held.key, attrs, stored))
     }

@@ -29,7 +29,7 @@ mod memory;
 pub use backoff::{Backoff, jitter};
 pub use memory::{Memory, MemoryWatch};
 
-use crate::subnet::{LeaseAttrs, SubnetKey};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::time::Duration;
 
 /// A number that grows with every write to the store. In etcd v2 it is a `modifiedIndex` or `X-Etcd-Index`, in v3 a
@@ -127,6 +127,8 @@ pub trait Registry {
     type Watch: Watch;
     /// Reads the text of `<prefix>/config`.
     async fn config(&self) -> Result<String, Error>;
+    /// The generation of flannel whose defaults count for the text that [`Registry::config`] has read last.
+    fn generation(&self) -> Generation;
     /// Lists the names of the networks below this prefix, sorted. A network is a child that owns a `config` key. In the
     /// mode of several networks the prefix itself has no config.
     async fn networks(&self) -> Result<Vec<String>, Error>;

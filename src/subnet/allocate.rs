@@ -38,21 +38,23 @@ pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ip
 ///
 /// This takes one sort and one pass. A lease is stepped over at once, however many subnets it covers.
 fn candidates(config: &Config, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    // Where `SubnetMin` is not on a boundary, every base address is off by as much.
+    let size = config.subnet_size();
+    let (first, last) = (number(config.subnet_min), number(config.subnet_max));
+    let off = first % size;
     let mut spans: Vec<(u64, u64)> =
         taken.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
     spans.sort_unstable();
-    let size = config.subnet_size();
-    let last = number(config.subnet_max);
     let mut free = Vec::new();
-    let mut base = number(config.subnet_min);
+    let mut base = first - off;
     let mut spans = spans.into_iter().peekable();
-    while base <= last && free.len() < MAX_CANDIDATES {
+    while base + off <= last && free.len() < MAX_CANDIDATES {
         match spans.peek() {
             // This span lies behind us. A span that starts later ends later or lies inside this one.
             Some(&(_, end)) if end < base => drop(spans.next()),
             Some(&(start, end)) if start < base + size => base += ((end - base) / size + 1) * size,
             _ => {
-                free.extend(subnet(config, base));
+                free.extend(subnet(config, base + off));
                 base += size;
             }
         }
@@ -69,5 +71,7 @@ fn subnet(config: &Config, base: u64) -> Option<Ipv4Net> {
     Ipv4Net::new(u32::try_from(base).ok()?.into(), config.subnet_len).ok()
 }
 
+#[cfg(test)]
+mod generations;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! The network config: the JSON text at `<prefix>/config`.
 
+use super::generation::Generation;
 use super::go_json::Object;
 use crate::log::quote;
 use ipnet::Ipv4Net;
@@ -11,29 +12,51 @@ use std::net::Ipv4Addr;
 /// The port of flannel's udp backend.
 const DEFAULT_UDP_PORT: u16 = 8285;
 
-/// flannel leases /24 subnets wherever the network has room for four of them.
+/// flannel leases /24 subnets wherever the network has room for several of them.
 const DEFAULT_SUBNET_LEN: u8 = 24;
-/// The longest prefix of a subnet. A longer one would not leave two host addresses beside base and broadcast.
-const MAX_SUBNET_LEN: u8 = 30;
-/// Every network must hold at least four subnets, which takes two bits.
-const SUBNET_BITS: u8 = 2;
-const _: () = assert!(SUBNET_BITS < DEFAULT_SUBNET_LEN && DEFAULT_SUBNET_LEN <= MAX_SUBNET_LEN);
-const _: () = assert!(MAX_SUBNET_LEN < 32, "a subnet has a size of more than one address");
+
+/// What a generation of flannel takes for a `SubnetLen`, in bits.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// The longest prefix of a subnet.
+    longest: u8,
+    /// How much longer a given `SubnetLen` is than the prefix of `Network`, at least.
+    least_bits: u8,
+    /// How much longer the derived `SubnetLen` is than the prefix of a `Network` that is too small for /24 subnets.
+    default_bits: u8,
+}
+
+/// flannel v0.6.2 takes one subnet for a network. It cannot read a key that ends in `-32`.
+const OLD: Limits = Limits { longest: 31, least_bits: 0, default_bits: 1 };
+/// flannel v0.28.9 wants room for four subnets, each with two host addresses beside base and broadcast.
+const NEW: Limits = Limits { longest: 30, least_bits: 2, default_bits: 2 };
+const _: () = assert!(OLD.longest < 32 && NEW.longest < 32, "a subnet has a size of more than one address");
+
+impl Limits {
+    fn of(generation: Generation) -> Self {
+        match generation {
+            Generation::V2 => OLD,
+            Generation::V3 => NEW,
+        }
+    }
+}
 
 /// A network config that was checked, with every default filled in.
 ///
-/// The rules are those of flannel since v0.14. flannel v0.6.2 accepted some configs that these rules refuse: a network
-/// of fewer than four subnets, `SubnetLen` 31 and 32, and bounds that are not on the boundary of a subnet. The error
-/// then says which rule is broken.
+/// Defaults and limits are those of the flannel whose API of etcd holds the config ([`Generation`]). Through v3 a
+/// network has at least four subnets, `SubnetLen` is at most 30, and bounds lie on the boundary of a subnet. Through v2
+/// a network may be one subnet, `SubnetLen` may be 31, and bounds may lie anywhere in the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Whose defaults and limits were used.
+    pub generation: Generation,
     /// The network of the whole overlay, masked.
     pub network: Ipv4Net,
     /// The prefix length of every host's subnet.
     pub subnet_len: u8,
     /// The base address of the first subnet that may be leased.
     pub subnet_min: Ipv4Addr,
-    /// The base address of the last subnet that may be leased.
+    /// No subnet that may be leased has a higher base address.
     pub subnet_max: Ipv4Addr,
     /// How packets travel between hosts.
     pub backend: BackendConfig,
@@ -84,11 +107,19 @@ fn syntax(error: &serde_json::Error) -> ConfigError {
 }
 
 impl Config {
-    /// Reads a config, fills in what it leaves out, and checks all of it.
+    /// Reads a config by the rules of [`Generation::V3`].
+    ///
+    /// # Errors
+    /// As [`Config::parse_for`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Self::parse_for(Generation::V3, text)
+    }
+
+    /// Reads a config, fills in what it leaves out as that generation of flannel does, and checks all of it.
     ///
     /// # Errors
     /// The error names the first field that is wrong, and its value.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+    pub fn parse_for(generation: Generation, text: &str) -> Result<Self, ConfigError> {
         let object: Object = serde_json::from_str(text).map_err(|e| syntax(&e))?;
         let enable_ipv4 = boolean(&object, "EnableIPv4", true)?;
         let enable_ipv6 = boolean(&object, "EnableIPv6", false)?;
@@ -99,9 +130,10 @@ impl Config {
             (false, false) => return Err(bad("EnableIPv4", "false", "EnableIPv6 is false too")),
         }
         let network = network(&object)?;
-        let subnet_len = subnet_len(&object, network)?;
-        let (subnet_min, subnet_max) = bounds(&object, network, subnet_len)?;
+        let subnet_len = subnet_len(&object, network, Limits::of(generation))?;
+        let (subnet_min, subnet_max) = bounds(&object, network, subnet_len, generation)?;
         Ok(Self {
+            generation,
             network,
             subnet_len,
             subnet_min,
@@ -126,9 +158,21 @@ impl Config {
 
     /// Whether `subnet` is one that this config leases.
     pub fn fits(&self, subnet: Ipv4Net) -> bool {
-        subnet.prefix_len() == self.subnet_len
-            && subnet.addr() == subnet.network()
-            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+        self.misfit(subnet).is_none()
+    }
+
+    /// Why this config does not lease `subnet`; `None` if it does.
+    pub fn misfit(&self, subnet: Ipv4Net) -> Option<String> {
+        let (min, max, len) = (self.subnet_min, self.subnet_max, self.subnet_len);
+        if subnet.prefix_len() != len {
+            Some(format!("the network config has subnets of /{len}"))
+        } else if !(min..=max).contains(&subnet.addr()) {
+            Some(format!("the network config has subnets from {min} to {max}"))
+        } else if self.generation == Generation::V3 && subnet.addr() != subnet.network() {
+            Some(format!("it is not on a /{len} boundary"))
+        } else {
+            None
+        }
     }
 }
 
@@ -157,7 +201,7 @@ fn network(object: &Object) -> Result<Ipv4Net, ConfigError> {
     Ok(net.trunc())
 }
 
-fn subnet_len(object: &Object, network: Ipv4Net) -> Result<u8, ConfigError> {
+fn subnet_len(object: &Object, network: Ipv4Net, limits: Limits) -> Result<u8, ConfigError> {
     const FIELD: &str = "SubnetLen";
     let prefix = network.prefix_len();
     let given = match object.get_non_null(FIELD) {
@@ -165,31 +209,48 @@ fn subnet_len(object: &Object, network: Ipv4Net) -> Result<u8, ConfigError> {
         Some(value) => value.as_u64().ok_or_else(|| bad(FIELD, value, "must be an integer of 0 or more"))?,
     };
     if given == 0 {
-        return match prefix {
-            p if p > MAX_SUBNET_LEN - SUBNET_BITS => {
-                Err(bad("Network", network, "is too small: a network must have room for four /30 subnets"))
-            }
-            p if p <= DEFAULT_SUBNET_LEN - SUBNET_BITS => Ok(DEFAULT_SUBNET_LEN),
-            p => Ok(p + SUBNET_BITS),
-        };
+        let derived = DEFAULT_SUBNET_LEN.max(prefix + limits.default_bits);
+        if derived > limits.longest {
+            let (count, longest) = (1 << limits.default_bits, limits.longest);
+            let reason = format!("is too small: a network must have room for {count} subnets of /{longest}");
+            return Err(bad("Network", network, reason));
+        }
+        return Ok(derived);
     }
-    if given > u64::from(MAX_SUBNET_LEN) {
-        return Err(bad(FIELD, given, format!("must be {MAX_SUBNET_LEN} or less")));
+    if given > u64::from(limits.longest) {
+        return Err(bad(FIELD, given, format!("must be {} or less", limits.longest)));
     }
-    if given < u64::from(prefix + SUBNET_BITS) {
-        let least = prefix + SUBNET_BITS;
-        return Err(bad(FIELD, given, format!("must be {least} or more: {network} must hold four subnets")));
+    let least = prefix + limits.least_bits;
+    if given < u64::from(least) {
+        let count = 1 << limits.least_bits;
+        let room = if count == 1 { "a subnet".to_owned() } else { format!("{count} subnets") };
+        return Err(bad(FIELD, given, format!("must be {least} or more: {network} must hold {room}")));
     }
     u8::try_from(given).map_err(|_| bad(FIELD, given, "is out of range"))
 }
 
 /// `SubnetMin` and `SubnetMax`. As in flannel, the default skips the first subnet.
-fn bounds(object: &Object, network: Ipv4Net, len: u8) -> Result<(Ipv4Addr, Ipv4Addr), ConfigError> {
+fn bounds(
+    object: &Object,
+    network: Ipv4Net,
+    len: u8,
+    generation: Generation,
+) -> Result<(Ipv4Addr, Ipv4Addr), ConfigError> {
     let size = 1_u32 << (32 - u32::from(len));
-    let first = Ipv4Addr::from(u32::from(network.network()) + size);
-    let last = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
-    let min = bound(object, "SubnetMin", network, size)?.unwrap_or(first);
-    let max = bound(object, "SubnetMax", network, size)?.unwrap_or(last);
+    let (base, end) = (network.network(), network.broadcast());
+    let aligned = if generation == Generation::V3 { size } else { 1 };
+    let last = Ipv4Addr::from(u32::from(end) - (size - 1));
+    let max = bound(object, "SubnetMax", network, aligned)?.unwrap_or(last);
+    let Some(min) = bound(object, "SubnetMin", network, aligned)? else {
+        let first = u32::from(base).checked_add(size).map(Ipv4Addr::from).filter(|first| *first <= max);
+        return first.map(|first| (first, max)).ok_or_else(|| {
+            let reason = format!(
+                "the first subnet is skipped, and the next one is above SubnetMax {max}; SubnetMin {base} would \
+                 lease the first one too"
+            );
+            bad("SubnetMin", "(absent)", reason)
+        });
+    };
     debug_assert!(network.contains(&min) && network.contains(&max));
     if min > max {
         return Err(bad("SubnetMin", min, format!("is above SubnetMax {max}")));
@@ -197,7 +258,7 @@ fn bounds(object: &Object, network: Ipv4Net, len: u8) -> Result<(Ipv4Addr, Ipv4A
     Ok((min, max))
 }
 
-/// One of the two bounds; `None` if it is absent or `0.0.0.0`.
+/// One of the two bounds; `None` if it is absent or `0.0.0.0`. It must be a multiple of `size` addresses.
 fn bound(object: &Object, field: &str, net: Ipv4Net, size: u32) -> Result<Option<Ipv4Addr>, ConfigError> {
     let Some(value) = object.get(field) else { return Ok(None) };
     let address: Ipv4Addr = value

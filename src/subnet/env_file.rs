@@ -13,7 +13,7 @@ use std::path::Path;
 pub struct EnvFile {
     /// The whole overlay network.
     pub network: Ipv4Net,
-    /// This host's subnet, masked. The file holds its first address (base + 1), which a bridge takes.
+    /// This host's subnet as its key spells it. The file holds the address after that, which a bridge takes.
     pub subnet: Ipv4Net,
     /// The size of the largest packet of the overlay, in bytes.
     pub mtu: u32,
@@ -24,7 +24,9 @@ pub struct EnvFile {
 impl EnvFile {
     /// The text of the file, byte for byte as flannel writes it.
     pub fn text(&self) -> String {
-        let first = Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1));
+        let after = |base: Ipv4Addr| Ipv4Addr::from(u32::from(base).saturating_add(1));
+        let (net, next) = (self.subnet, after(self.subnet.addr()));
+        let first = if net.contains(&next) { next } else { after(net.network()) };
         let text = format!(
             "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
             self.network,
@@ -33,7 +35,11 @@ impl EnvFile {
             self.mtu,
             self.ip_masq
         );
-        debug_assert_eq!(Self::parse(&text), Some(*self), "what we write can be read back");
+        debug_assert_eq!(
+            Self::parse(&text).map(|file| file.subnet.trunc()),
+            Some(net.trunc()),
+            "what we write can be read back"
+        );
         text
     }
 
@@ -67,10 +73,12 @@ impl EnvFile {
     fn parse(text: &str) -> Option<Self> {
         let value = |name| text.lines().rev().find_map(|line| assignment(line, name));
         let network: Ipv4Net = value("FLANNEL_NETWORK")?.parse().ok()?;
-        let subnet: Ipv4Net = value("FLANNEL_SUBNET")?.parse().ok()?;
+        let bridge: Ipv4Net = value("FLANNEL_SUBNET")?.parse().ok()?;
+        let before = Ipv4Addr::from(u32::from(bridge.addr()).saturating_sub(1));
+        let base = if bridge.contains(&before) { before } else { bridge.network() };
         Some(Self {
             network: network.trunc(),
-            subnet: subnet.trunc(),
+            subnet: Ipv4Net::new(base, bridge.prefix_len()).ok()?,
             mtu: value("FLANNEL_MTU")?.parse().ok()?,
             ip_masq: value("FLANNEL_IPMASQ")?.parse().ok()?,
         })

@@ -1,5 +1,6 @@
 //! The lease as the store holds it: how its key and its value are read and written.
 
+use super::generation::Generation;
 use super::go_json::Object;
 use crate::log::quote;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -12,9 +13,12 @@ use std::str::FromStr;
 ///
 /// [`fmt::Display`] writes that text and [`FromStr`] reads it. Only the text that `Display` would write
 /// is accepted, so that a key that was read can be written to again.
+///
+/// flannel v0.6.2 leases `10.1.5.7-24` where `SubnetMin` is not on the boundary of a subnet. Its key keeps that text,
+/// and [`SubnetKey::subnet`] is the subnet that it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubnetKey {
-    /// The IPv4 subnet, with the bits outside its prefix cleared.
+    /// The IPv4 subnet as the key spells it.
     pub ipv4: Ipv4Net,
     /// The IPv6 subnet of a dual-stack node. We never create one, but a key that we write again must keep it.
     pub ipv6: Option<Ipv6Net>,
@@ -29,15 +33,6 @@ pub struct LeaseAttrs {
     pub backend_type: Option<String>,
     /// What that backend tells its peers, as it stands in the store.
     pub backend_data: Option<Value>,
-}
-
-/// The generation of flannel whose form a value has. The two forms differ in `PublicIPv6`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ValueForm {
-    /// `{"PublicIP":"192.0.2.7"}`, as flannel up to v0.14 wrote through etcd v2.
-    V2,
-    /// `{"PublicIP":"192.0.2.7","PublicIPv6":null}`, as flannel since v0.18 writes through etcd v3.
-    V3,
 }
 
 /// Why a key is not the key of a lease.
@@ -78,9 +73,14 @@ const MAX_PREFIX: u8 = 31;
 const MAX_PREFIX_V6: u8 = 127;
 
 impl SubnetKey {
-    /// The key of an IPv4-only lease; bits outside the prefix are cleared.
+    /// The key of an IPv4-only lease.
     pub fn v4(subnet: Ipv4Net) -> Self {
-        Self { ipv4: subnet.trunc(), ipv6: None }
+        Self { ipv4: subnet, ipv6: None }
+    }
+
+    /// The IPv4 subnet, with the bits outside its prefix cleared.
+    pub fn subnet(&self) -> Ipv4Net {
+        self.ipv4.trunc()
     }
 }
 
@@ -118,7 +118,7 @@ impl FromStr for SubnetKey {
             }
             None => None,
         };
-        let key = Self { ipv4: ipv4.trunc(), ipv6: ipv6.map(|net| net.trunc()) };
+        let key = Self { ipv4, ipv6: ipv6.map(|net| net.trunc()) };
         // If two texts could name one subnet, two keys in the store would be one key here.
         if key.to_string() != text {
             return Err(error("not in canonical form"));
@@ -144,9 +144,9 @@ impl LeaseAttrs {
     }
 
     /// The value as flannel writes it: the fields have a fixed order, empty ones are left out, and there are no blanks.
-    pub fn encode(&self, form: ValueForm) -> String {
+    pub fn encode(&self, form: Generation) -> String {
         let mut text = format!("{{\"PublicIP\":\"{}\"", self.public_ip);
-        if form == ValueForm::V3 {
+        if form == Generation::V3 {
             text.push_str(",\"PublicIPv6\":null");
         }
         if let Some(kind) = self.backend_type.as_deref().filter(|kind| !kind.is_empty()) {

@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | `config` | `<prefix>/config` | [`Config`] |
 //! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
+//! | `generation` | | which flannel's defaults and forms count ([`Generation`]) |
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
 //! | `env_file` | `/run/flannel/subnet.env` | [`EnvFile`] |
@@ -20,6 +21,7 @@ pub mod allocate;
 mod config;
 mod env_file;
 mod event;
+mod generation;
 mod go_json;
 pub mod lease;
 pub mod replace;
@@ -27,7 +29,8 @@ pub mod replace;
 pub use config::{BackendConfig, Config, ConfigError};
 pub use env_file::EnvFile;
 pub use event::{Event, Lease};
-pub use lease::{LeaseAttrs, SubnetKey, ValueForm};
+pub use generation::Generation;
+pub use lease::{LeaseAttrs, SubnetKey};
 pub use replace::FileError;
 
 use ipnet::Ipv4Net;

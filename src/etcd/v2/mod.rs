@@ -22,7 +22,7 @@ use super::Settings;
 use super::endpoints::seconds;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use answer::{Answer, Fault, Node, Unusable, fault};
 use http::{Http, Request};
 use std::rc::Rc;
@@ -89,7 +89,7 @@ impl V2 {
         ttl: Option<Duration>,
         conditions: Vec<(&'static str, String)>,
     ) -> Result<Result<Entry, Fault>, Error> {
-        let value = attrs.encode(ValueForm::V2);
+        let value = attrs.encode(Generation::V2);
         let mut form = vec![("value", value.clone())];
         form.extend(ttl.map(|ttl| ("ttl", seconds(ttl).to_string())));
         let request = Request::put(self.keys.lease(&key), conditions, form);
@@ -113,6 +113,10 @@ impl Registry for V2 {
             Answer::Failed(Fault { code: fault::NO_KEY, .. }) => Err(Error::NotFound(key)),
             Answer::Failed(other) => Err(other.into()),
         }
+    }
+
+    fn generation(&self) -> Generation {
+        Generation::V2
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {

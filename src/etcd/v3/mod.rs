@@ -22,7 +22,7 @@ use super::Settings;
 use super::endpoints::{MOST_BYTES, seconds};
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use connection::Connection;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use loose::LooseLeases;
@@ -59,7 +59,7 @@ impl V3 {
     ) -> Result<Option<Entry>, Error> {
         let name = self.keys.lease(&key);
         debug_assert!(!compares(&name).is_empty(), "every write is conditional");
-        let value = attrs.encode(ValueForm::V3);
+        let value = attrs.encode(Generation::V3);
         self.connection
             .call(async |client, attempt| {
                 let granted = match ttl {
@@ -116,6 +116,10 @@ impl Registry for V3 {
             self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
         let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
         String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
+    }
+
+    fn generation(&self) -> Generation {
+        Generation::V3
     }
 
     async fn networks(&self) -> Result<Vec<String>, Error> {

@@ -85,6 +85,11 @@ impl Own {
         self.entry.key.ipv4
     }
 
+    /// The key of that subnet.
+    pub(super) fn key(&self) -> SubnetKey {
+        self.entry.key
+    }
+
     /// The key as the store last had it.
     #[cfg(test)]
     pub(super) fn entry(&self) -> &Entry {

@@ -2,7 +2,7 @@
 
 pub(super) use crate::lease::{Call, How, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
-pub(super) use crate::subnet::{Config, Event, Lease, LeaseAttrs, SubnetKey, ValueForm};
+pub(super) use crate::subnet::{Config, Event, Generation, Lease, LeaseAttrs, SubnetKey};
 pub(super) use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 pub(super) use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) fn net(third: u8) -> Ipv4Net {
 
 pub(super) fn entry(third: u8, ip: Ipv4Addr, revision: Revision) -> Entry {
     let attrs = LeaseAttrs::new(ip);
-    let value = attrs.encode(ValueForm::V3);
+    let value = attrs.encode(Generation::V3);
     Entry { key: SubnetKey::v4(net(third)), attrs, value, revision, lease: Some(1) }
 }
 
@@ -67,7 +67,10 @@ impl Rig {
     /// The same machine with other settings.
     pub(super) fn with(settings: Settings, previous: Option<Ipv4Net>) -> Self {
         let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
-        let m = Manager::new(config, LeaseAttrs::new(US), previous, settings, 42);
+        Self::of(Manager::new(config, LeaseAttrs::new(US), previous, settings, 42))
+    }
+
+    pub(super) fn of(m: Manager) -> Self {
         Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![] }
     }
 

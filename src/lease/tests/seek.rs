@@ -23,8 +23,47 @@ fn a_lease_that_does_not_fit_is_deleted_and_a_reservation_is_not() {
     b.give(Input::Tick);
     let misfits = [reservation(8, US, 3), entry(9, US, 4), entry(1, THEM, 5), entry(2, THEM, 6)];
     assert_eq!(b.give(list(10, &misfits)), Some(Call::Delete { held: entry(9, US, 4) }));
+    let reason = "the network config has subnets from 10.5.1.0 to 10.5.3.0".to_owned();
+    assert_eq!(b.said(), [Notice::Discarded { key: SubnetKey::v4(net(9)), reason }]);
     let call = b.give(Input::Reply(Reply::Deleted(Ok(()))));
     assert_eq!(created_key(call), net(3));
+}
+
+#[test]
+fn no_lease_of_ours_is_discarded_without_its_reason() {
+    let dual = SubnetKey { ipv6: Some("fd00:1::/64".parse().unwrap()), ..SubnetKey::v4(net(1)) };
+    let cases = [
+        (SubnetKey::v4("10.5.1.128/25".parse().unwrap()), "subnets of /24"),
+        (SubnetKey::v4("10.5.1.7/24".parse().unwrap()), "not on a /24 boundary"),
+        (dual, "dual-stack node"),
+    ];
+    for (key, why) in cases {
+        let mut b = Rig::new(OnLost::Exit, None);
+        b.give(Input::Tick);
+        let held = Entry { key, ..entry(1, US, 4) };
+        assert_eq!(b.give(list(10, std::slice::from_ref(&held))), Some(Call::Delete { held }));
+        let said = b.said();
+        assert!(matches!(&said[..], [Notice::Discarded { reason, .. }] if reason.contains(why)), "{said:?}");
+    }
+}
+
+#[test]
+fn a_lease_off_the_boundary_is_kept_where_flannel_v0_6_made_it() {
+    let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.7"}"#;
+    let config = Config::parse_for(Generation::V2, text).unwrap();
+    let settings = Settings::new(TTL, Some(MARGIN), OnLost::Exit).unwrap();
+    let held =
+        |revision| Entry { key: SubnetKey::v4("10.5.2.7/24".parse().unwrap()), ..entry(2, US, revision) };
+    for previous in [None, Some("10.5.2.7/24".parse().unwrap()), Some(net(2))] {
+        let mut b = Rig::of(Manager::new(config.clone(), LeaseAttrs::new(US), previous, settings, 42));
+        b.give(Input::Tick);
+        assert_eq!(updated_entry(b.give(list(10, &[entry(1, THEM, 3), held(4)]))), held(4));
+        assert_eq!(b.give(updated(Ok(held(11)))), None);
+        assert!(
+            matches!(b.said()[0], Notice::Acquired { subnet, .. } if subnet.to_string() == "10.5.2.7/24")
+        );
+        assert_eq!(b.m.peers().map(|(subnet, _)| subnet).collect::<Vec<_>>(), [net(1)]);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::Revision;
-use crate::subnet::ValueForm;
+use crate::subnet::Generation;
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
 
@@ -14,13 +14,13 @@ fn net(third: u8) -> Ipv4Net {
 
 fn entry(third: u8, host: u8, revision: Revision) -> Entry {
     let attrs = LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, host));
-    let value = attrs.encode(ValueForm::V3);
+    let value = attrs.encode(Generation::V3);
     Entry { key: SubnetKey::v4(net(third)), attrs, value, revision, lease: Some(1) }
 }
 
 fn watcher() -> Watcher {
     let mut watcher = Watcher::new("10.5.0.0/16".parse().unwrap());
-    watcher.restart(Some(net(1)));
+    watcher.restart(Some(SubnetKey::v4(net(1))));
     watcher
 }
 
@@ -118,6 +118,40 @@ fn foreign_and_overlapping_leases_are_rejected_and_counted() {
     let reasons: Vec<_> = w.take_notices().into_iter().map(|notice| format!("{notice:?}")).collect();
     assert_eq!(reasons.len(), 4, "{reasons:?}");
     assert!(reasons[0].contains("outside the network") && reasons[3].contains("our own"), "{reasons:?}");
+}
+
+#[test]
+fn a_dual_stack_key_over_our_subnet_is_a_foreign_lease() {
+    let mut w = watcher();
+    let dual = |third, host, revision| {
+        let key = SubnetKey { ipv6: Some("fd00:1::/64".parse().unwrap()), ..SubnetKey::v4(net(third)) };
+        Entry { key, ..entry(third, host, revision) }
+    };
+    assert_eq!(w.apply(&us(), &Change::Set(dual(1, 7, 2))), None);
+    assert!(w.is_overlapped(), "its IPv4 part holds our subnet");
+    assert_eq!(w.counters().rejected, 1);
+    assert!(format!("{:?}", w.take_notices()).contains("overlaps our own subnet"));
+    // A list says the same, our own key beside it is ours, and elsewhere such a key is a peer.
+    assert_eq!(
+        w.snapshot(&us(), NOW, &[entry(1, 1, 1), dual(1, 7, 2), dual(2, 8, 3)], &[], false),
+        [added(2, 8)]
+    );
+    assert!(w.is_overlapped() && w.counters().rejected == 1);
+    assert_eq!(w.apply(&us(), &Change::Gone { key: dual(1, 7, 2).key, revision: 4 }), None);
+    assert!(!w.is_overlapped());
+}
+
+#[test]
+fn a_key_off_the_boundary_is_the_peer_of_its_subnet() {
+    let mut w = watcher();
+    let odd = Entry { key: SubnetKey::v4("10.5.2.7/24".parse().unwrap()), ..entry(2, 2, 2) };
+    assert_eq!(w.apply(&us(), &Change::Set(odd.clone())), Some(added(2, 2)));
+    assert_eq!(
+        w.apply(&us(), &Change::Gone { key: SubnetKey::v4(net(2)), revision: 3 }),
+        None,
+        "that key never was"
+    );
+    assert_eq!(w.apply(&us(), &Change::Gone { key: odd.key, revision: 4 }), Some(removed(2, 2)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::lease::tests::sim::store::Store;
 use crate::lease::{How, Settings};
 use crate::store::{Change, Entry, Listing, Revision};
-use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey};
+use crate::subnet::{Event, Generation, Lease, LeaseAttrs, SubnetKey};
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -63,6 +63,10 @@ impl Registry for Rc<Fake> {
     async fn config(&self) -> Result<String, Error> {
         self.visit(|_, _| self.config.borrow().clone().ok_or(Error::NotFound("/config".to_owned())))
     }
+    fn generation(&self) -> Generation {
+        Generation::V3
+    }
+
     async fn networks(&self) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }

@@ -23,6 +23,15 @@ fn the_text_is_flannels() {
 }
 
 #[test]
+fn a_subnet_off_the_boundary_is_read_back_as_it_is() {
+    let odd = EnvFile { subnet: "10.1.5.7/24".parse().unwrap(), ..file() };
+    assert!(odd.text().contains("FLANNEL_SUBNET=10.1.5.8/24\n"), "{}", odd.text());
+    assert_eq!(EnvFile::parse(&odd.text()), Some(odd));
+    let edge = EnvFile { subnet: "10.1.5.255/24".parse().unwrap(), ..file() };
+    assert_eq!(EnvFile::parse(&edge.text()), Some(file()));
+}
+
+#[test]
 fn it_is_replaced_whole_in_a_directory_that_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/flannel/subnet.env");

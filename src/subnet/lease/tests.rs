@@ -45,9 +45,19 @@ fn flannels_reject_vectors_are_rejected() {
 
 #[test]
 fn a_second_spelling_of_a_subnet_is_rejected() {
-    for text in ["10.12.13.7-24", "10.12.13.0-024", "10.12.13.0-24&fd00:0:0::-56", "x10.12.13.0-24"] {
+    for text in ["10.12.13.7-24x", "10.12.13.0-024", "10.12.13.0-24&fd00:0:0::-56", "x10.12.13.0-24"] {
         assert!(key(text).is_err(), "{text:?} was accepted");
     }
+}
+
+#[test]
+fn a_key_off_the_boundary_is_itself_and_means_its_subnet() {
+    let odd = key("10.12.13.7-24").unwrap();
+    assert_eq!(
+        (odd.to_string().as_str(), odd.subnet().to_string().as_str()),
+        ("10.12.13.7-24", "10.12.13.0/24")
+    );
+    assert_ne!(odd, key("10.12.13.0-24").unwrap(), "two keys of the store are two keys here");
 }
 
 fn vxlan() -> LeaseAttrs {
@@ -61,14 +71,14 @@ fn vxlan() -> LeaseAttrs {
 #[test]
 fn values_are_flannels_byte_for_byte() {
     let udp = LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, 7));
-    assert_eq!(udp.encode(ValueForm::V2), r#"{"PublicIP":"192.0.2.7"}"#);
-    assert_eq!(udp.encode(ValueForm::V3), r#"{"PublicIP":"192.0.2.7","PublicIPv6":null}"#);
+    assert_eq!(udp.encode(Generation::V2), r#"{"PublicIP":"192.0.2.7"}"#);
+    assert_eq!(udp.encode(Generation::V3), r#"{"PublicIP":"192.0.2.7","PublicIPv6":null}"#);
     let new = r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
-    assert_eq!(vxlan().encode(ValueForm::V3), new);
+    assert_eq!(vxlan().encode(Generation::V3), new);
     assert_eq!(LeaseAttrs::decode(new).unwrap(), vxlan());
     let old =
         r#"{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
-    assert_eq!(LeaseAttrs::decode(old).unwrap().encode(ValueForm::V2), old);
+    assert_eq!(LeaseAttrs::decode(old).unwrap().encode(Generation::V2), old);
 }
 
 #[test]
@@ -98,7 +108,7 @@ proptest! {
     #[test]
     fn any_key_survives(addr: u32, len in 0u8..=31, v6: Option<(u128, u8)>) {
         let ipv6 = v6.map(|(addr, len)| Ipv6Net::new(addr.into(), len % 128).unwrap().trunc());
-        let subnet = SubnetKey { ipv4: Ipv4Net::new(addr.into(), len).unwrap().trunc(), ipv6 };
+        let subnet = SubnetKey { ipv4: Ipv4Net::new(addr.into(), len).unwrap(), ipv6 };
         prop_assert_eq!(key(&subnet.to_string()).unwrap(), subnet);
     }
 
@@ -116,7 +126,7 @@ proptest! {
             backend_type: kind,
             backend_data: data.map(|(key, value)| json!({ key: value })),
         };
-        let form = if new { ValueForm::V3 } else { ValueForm::V2 };
+        let form = if new { Generation::V3 } else { Generation::V2 };
         prop_assert_eq!(LeaseAttrs::decode(&attrs.encode(form)).unwrap(), attrs);
     }
 

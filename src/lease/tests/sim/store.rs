@@ -1,7 +1,7 @@
 //! A store with revisions, TTLs, history and compaction, and nothing else.
 
 use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
-use crate::subnet::{LeaseAttrs, SubnetKey, ValueForm};
+use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Store {
         self.revision += 1;
         self.leases += 1;
         let lease = expires.map(|_| self.leases);
-        let value = attrs.encode(ValueForm::V3);
+        let value = attrs.encode(Generation::V3);
         let entry = Entry { key, attrs: attrs.clone(), value, revision: self.revision, lease };
         self.keys.insert(key, Stored { entry: Ok(entry.clone()), expires });
         self.log.push((self.revision, Change::Set(entry.clone())));
