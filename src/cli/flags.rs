@@ -98,8 +98,8 @@ const BATCH: Kind = Int(number(*READS_PER_TURN_RANGE.start()), number(*READS_PER
 /// The range of a socket buffer in bytes: from what two datagrams need to what the kernel can count.
 const SOCKET_BUFFER: Kind = Int(128 << 10, 1 << 30);
 const BUFFERS: Kind = Int(number(*BUFFERS_RANGE.start()), number(*BUFFERS_RANGE.end()));
-/// The range of the resync period in seconds.
-const RESYNC: Kind = Int(1, 24 * 3600);
+/// The range of the resync period in seconds. flannel takes 0 too.
+const RESYNC: Kind = Int(0, 24 * 3600);
 const PORT: Kind = Int(0, u16::MAX as i64);
 const ANY_INT: Kind = Int(i32::MIN as i64, i32::MAX as i64);
 
@@ -129,12 +129,12 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Flannel, "ip-masq", Bool, "false", "Masquerade what leaves the overlay"),
     flag(Flannel, "ip-masq-fully-random-disable", Bool, "false", "Masquerade without random source ports"),
     flag(Flannel, "iptables-forward-rules", Bool, "true", "Accept forwarded packets of the overlay; with nftables too"),
-    flag(Flannel, "iptables-resync", RESYNC, "5", "Seconds between checks of these rules and of the blackhole route"),
+    flag(Flannel, "iptables-resync", RESYNC, "5", "Seconds between checks of these rules and of the blackhole route; 0 is 1"),
     flag(Flannel, "ip-blackhole-route", Bool, "false", "Keep a blackhole route for this node's own subnet"),
     flag(Flannel, "networks", Text, "", "Several networks, separated by commas: children of the prefix with a config of their own"),
     flag(Flannel, "watch-networks", Bool, "false", "All networks below the prefix, as they come and go"),
     flag(Flannel, "subnet-dir", Text, "/run/flannel/networks", "Directory of several networks' subnet files, NAME.env"),
-    flag(Flannel, "healthz-ip", Text, "0.0.0.0", "Address of the server of /healthz, /readyz and /metrics"),
+    flag(Flannel, "healthz-ip", Text, "0.0.0.0", "Address or name to serve /healthz, /readyz and /metrics on"),
     flag(Flannel, "healthz-port", PORT, "0", "Its port; 0: no server"),
     flag(Flannel, "help", Bool, "false", "Print this text"),
     flag(Flannel, "version", Bool, "false", "Print the version"),

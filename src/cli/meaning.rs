@@ -4,7 +4,7 @@ use super::flags::{FLAGS, Flag, Kind, Standing, find};
 use super::value::Value;
 use super::{Refusal, spelled};
 use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
-use crate::daemon::{Networks, Settings};
+use crate::daemon::{Networks, Settings, StatusAddress};
 use crate::lease::{self, OnLost};
 use crate::{etcd, iface, masq};
 use clap::ArgMatches;
@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -135,16 +135,16 @@ pub(super) fn remarks(given: &Given<'_>) -> Vec<String> {
         .collect()
 }
 
-fn status_address(given: &Given<'_>) -> Result<Option<SocketAddr>, Refusal> {
+fn status_address(given: &Given<'_>) -> Result<Option<StatusAddress>, Refusal> {
     let flag = "healthz-ip";
-    let ip = match given.filled(flag) {
-        // As in Go, an empty address means all addresses.
-        None => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        Some("localhost") => IpAddr::from(Ipv4Addr::LOCALHOST),
-        Some(text) => text.parse().map_err(|_| given.setting(flag, format!("{text:?} is no IP address")))?,
-    };
+    // As in Go, an empty address means all addresses.
+    let host = given.filled(flag).unwrap_or("0.0.0.0").to_owned();
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.parse::<IpAddr>().is_err() && !host.chars().all(in_name) {
+        return Err(given.setting(flag, format!("{host:?} is neither an IP address nor a host's name")));
+    }
     let port = given.int("healthz-port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-    Ok((port != 0).then(|| SocketAddr::new(ip, port)))
+    Ok((port != 0).then_some(StatusAddress { host, port }))
 }
 
 /// The settings of several networks, if `-networks` names some or `-watch-networks` asks for all.
@@ -307,7 +307,8 @@ fn masq_settings(given: &Given<'_>) -> masq::Settings {
         random_fully: !given.is_true("ip-masq-fully-random-disable"),
         forward: given.is_true("iptables-forward-rules"),
         guard: given.is_true("port-guard"),
-        resync: seconds.map_or(default.resync, Duration::from_secs),
+        // With 0 flannel looks again and again without any pause.
+        resync: seconds.map_or(default.resync, |seconds| Duration::from_secs(seconds.max(1))),
         blackhole: given.is_true("ip-blackhole-route"),
         cleanup_on_exit: given.is_true("cleanup-on-exit"),
     }

@@ -52,12 +52,12 @@ const SERVED: &[Row<'_>] = &[
     ("ip-masq", "true", Some(("yes", 2)), &[]),
     ("ip-masq-fully-random-disable", "true", Some(("yes", 2)), &[]),
     ("iptables-forward-rules", "false", Some(("no", 2)), &[]),
-    ("iptables-resync", "7", Some(("0", 2)), &[]),
+    ("iptables-resync", "7", Some(("-1", 2)), &[]),
     ("ip-blackhole-route", "true", Some(("yes", 2)), &[]),
     ("networks", "a, b", Some(("a/b", 1)), &[]),
     ("watch-networks", "true", Some(("yes", 2)), &[]),
     ("subnet-dir", "/tmp/x", Some((" ", 1)), &["-networks=a"]),
-    ("healthz-ip", "::1", Some(("here", 1)), &["-healthz-port=1"]),
+    ("healthz-ip", "::1", Some(("he/re", 1)), &["-healthz-port=1"]),
     ("healthz-port", "8285", Some(("65536", 2)), &[]),
     ("v", "1", Some(("x", 2)), &[]),
     ("engine", "poll", Some(("epoll", 2)), &[]),
@@ -179,6 +179,20 @@ fn what_is_not_served_is_refused_unless_it_does_nothing() {
         }
     }
     assert!(refused(&["-kube-subnet-mgr"], &[]).1.contains("-kube-subnet-mgr=true"));
+}
+
+#[test]
+fn what_flannel_takes_for_an_address_and_for_a_period_is_taken() {
+    let served = |words: &[&str]| run(words, &[]).unwrap().status.map(|address| address.to_string());
+    assert_eq!(
+        served(&["-healthz-port=8471", "-healthz-ip=node-7.example"]),
+        Some("node-7.example:8471".into())
+    );
+    assert_eq!(served(&["-healthz-port=8471", "-healthz-ip=localhost"]), Some("localhost:8471".into()));
+    assert_eq!(served(&["-healthz-port=8471", "-healthz-ip="]), Some("0.0.0.0:8471".into()));
+    assert_eq!(served(&["-healthz-port=8471", "-healthz-ip=::1"]), Some("[::1]:8471".into()));
+    assert_eq!(served(&["-healthz-ip=node-7.example"]), None);
+    assert_eq!(run(&["-iptables-resync=0"], &[]).unwrap().masq.resync, Duration::from_secs(1));
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod running;
 pub mod settings;
 mod signals;
 
-pub use settings::{Networks, Settings};
+pub use settings::{Networks, Settings, StatusAddress};
 
 use control::Control;
 use orders::Orders;
@@ -32,7 +32,6 @@ use crate::log::phrases;
 use crate::subnet::FileError;
 use crate::{masq, netlink, status, store};
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -65,7 +64,7 @@ pub enum DaemonError {
     Masquerade(#[from] masq::Error),
     /// The status server's address could not be bound.
     #[error("cannot serve health on {0}: {1}")]
-    Status(SocketAddr, io::Error),
+    Status(StatusAddress, io::Error),
     /// Somebody else owns our subnet.
     #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
@@ -97,8 +96,8 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
     // Tasks that libraries spawn (connections) may run as long as the runtime: none of them holds what we own.
     let tasks = tokio::task::LocalSet::new();
     let result = tasks.block_on(&runtime, async {
-        let asks = match settings.status {
-            Some(address) => Some(serve_status(address)?),
+        let asks = match &settings.status {
+            Some(address) => Some(serve_status(address).await?),
             None => None,
         };
         let mut orders = Orders::of_process(signals, asks);
@@ -113,8 +112,13 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
     result
 }
 
-fn serve_status(address: SocketAddr) -> Result<mpsc::Receiver<status::Ask>, DaemonError> {
-    let (bound, asks) = status::serve(address).map_err(|error| DaemonError::Status(address, error))?;
+/// Serves on the first address that the name means; as in Go, an IPv4 address comes before an IPv6 address.
+async fn serve_status(address: &StatusAddress) -> Result<mpsc::Receiver<status::Ask>, DaemonError> {
+    let failed = |error| DaemonError::Status(address.clone(), error);
+    let found = tokio::net::lookup_host((address.host.as_str(), address.port)).await.map_err(failed)?;
+    let first = found.min_by_key(|one| !one.is_ipv4());
+    let first = first.ok_or_else(|| failed(io::Error::other("the name has no address")))?;
+    let (bound, asks) = status::serve(first).map_err(failed)?;
     tracing::info!("Serving /healthz, /readyz and /metrics on http://{bound}");
     Ok(asks)
 }

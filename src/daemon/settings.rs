@@ -2,7 +2,7 @@
 
 use crate::{etcd, iface, lease, masq};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::fmt;
 use std::path::PathBuf;
 
 pub use crate::engine::{
@@ -28,11 +28,27 @@ pub struct Settings {
     /// The settings of the packet path.
     pub engine: Engine,
     /// The address of `/healthz`, `/readyz` and `/metrics`; `None` if they are not served.
-    pub status: Option<SocketAddr>,
+    pub status: Option<StatusAddress>,
     /// Which networks below the prefix to run; `None` for the one network at the prefix.
     pub networks: Option<Networks>,
     /// How much is logged.
     pub log: Log,
+}
+
+/// Where to serve `/healthz`, `/readyz` and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusAddress {
+    /// An address of this host, or a name that means one.
+    pub host: String,
+    /// The TCP port, which is not 0.
+    pub port: u16,
+}
+
+impl fmt::Display for StatusAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// Which networks to run, and where their subnet files go.

@@ -319,14 +319,15 @@ impl BackendConfig {
             .map_err(|e| bad(&format!("Backend.{name}"), value, quote(&e.to_string())))
     }
 
-    /// `Port`: the port on which every host of a udp network listens; 8285 if absent.
+    /// `Port`: the port on which every host of a udp network listens; 8285 if absent. flannel takes 0 too: then the
+    /// kernel chooses a port, which no peer knows.
     ///
     /// # Errors
-    /// The value is not an integer from 1 to 65535.
+    /// The value is not an integer from 0 to 65535.
     pub fn port(&self) -> Result<u16, ConfigError> {
         let Some(value) = self.get("Port") else { return Ok(DEFAULT_UDP_PORT) };
-        let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
-        port.ok_or_else(|| bad("Backend.Port", value, "must be an integer from 1 to 65535"))
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
+        port.ok_or_else(|| bad("Backend.Port", value, "must be an integer from 0 to 65535"))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::udp::{Socket, SocketOptions};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use tracing::warn;
 
 /// The bytes of the outer IPv4 and UDP headers.
 const OVERHEAD: u32 = 28;
@@ -42,9 +43,16 @@ impl Config {
         if mtu < LEAST_MTU {
             return Err(BackendError::Mtu { name: external.name.clone(), mtu: external.mtu });
         }
+        let port = config.backend.port()?;
+        if port == 0 {
+            warn!(
+                "network config: Backend.Port 0: as in flannel, the kernel chooses a port, which no peer knows, so no \
+                 packet crosses between hosts; leave Port out for the default"
+            );
+        }
         let made = Config {
             network: config.network,
-            port: config.backend.port()?,
+            port,
             bind: external.address,
             // A wider link does not help beyond the largest UDP payload.
             mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),

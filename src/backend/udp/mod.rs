@@ -50,7 +50,7 @@ impl Backend for Config {
     }
 
     fn port(&self) -> Option<u16> {
-        Some(self.port)
+        Some(self.port).filter(|port| *port != 0)
     }
 
     fn register<'a>(

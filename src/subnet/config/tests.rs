@@ -120,7 +120,9 @@ fn ipv6_is_refused_by_name() {
 
 #[test]
 fn a_port_must_be_one() {
-    for port in ["0", "65536", "-1", "1.5", r#""8285""#] {
+    let zero = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Port":0}}"#;
+    assert_eq!(Config::parse(zero).unwrap().backend.port(), Ok(0), "flannel takes it");
+    for port in ["65536", "-1", "1.5", r#""8285""#] {
         let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"udp","Port":{port}}}}}"#);
         let error = Config::parse(&text).unwrap().backend.port().unwrap_err().to_string();
         assert!(error.contains(&format!("Backend.Port {port}:")), "{error}");
