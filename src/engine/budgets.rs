@@ -20,7 +20,7 @@ pub(super) const FRAMES: usize = 512;
 pub(super) const PIECES: usize = 2048;
 /// Memory for the heads of those frames.
 pub(super) const HEAD_BYTES: usize = FRAMES * HEAD_ROOM;
-/// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9).
+/// Most packets that the kernel joins in one receive (`UDP_MAX_SEGMENTS`, Linux 6.9; older ones join 64).
 pub(super) const PACKETS_PER_RECEIVE: usize = 128;
 
 /// Most receive buffers of one direction.

@@ -31,7 +31,7 @@ mod worker;
 pub use counters::{Count, Counters, DropReason, Snapshot};
 pub use port::Link;
 pub use settings::*;
-pub use start::Setup;
+pub use start::{Setup, settle_carrier};
 
 use crate::ring::{RingError, Wake};
 use crate::route::RouteCommand;

@@ -1,7 +1,7 @@
 //! Which trains the kernel refused, and what trains may be because of it.
 //!
 //! The kernel can fragment a packet, but not the segments of a train: where a path is narrower than our link, it
-//! refuses the whole train (`EMSGSIZE`; `EINVAL` before Linux 6.14). The worker then remembers the size for that peer.
+//! refuses the whole train (`EMSGSIZE`; `EINVAL` in older kernels). The worker then remembers the size for that peer.
 //! It does so for [`MOST_NARROW`] peers; one more, and the size holds for everybody. Where the kernel cannot segment at
 //! all, nobody gets trains. The worker forgets what it learnt of narrow paths, for all peers at once, when [`REMEMBER`]
 //! has passed since the last refusal of that kind, and what holds for everybody likewise, since paths may widen and

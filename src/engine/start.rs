@@ -12,7 +12,7 @@ use super::worker::{Command, Worker};
 use super::{Alive, Engine, EngineError, Handle};
 use crate::offload::batch::{Limits, Trains};
 use crate::offload::coalesce::{self, Coalescer};
-use crate::ring::{Descriptors, Ring, RingError, Wake};
+use crate::ring::{Descriptors, Ring, RingError, Wake, probe};
 use crate::route::{RouteCommand, RouteTable};
 use crate::tun::Offloads;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -30,6 +30,31 @@ use tracing::{info, warn};
 const TIMER_SLACK_NS: u64 = 1000;
 /// How many commands may wait for a worker.
 const COMMANDS: usize = 4096;
+
+/// Finds out before anything is leased whether this host has io_uring, and says once what is lost without it. With
+/// `--engine=auto` the settings say poll afterwards if it has none.
+///
+/// # Errors
+/// io_uring is demanded (`--engine=uring`) and cannot be had; [`EngineError::Ring`] names the remedy.
+pub fn settle_carrier(settings: &mut Settings) -> Result<(), EngineError> {
+    if settings.carrier == Carrier::Poll {
+        return Ok(());
+    }
+    let buffers = u16::try_from(settings.buffers).unwrap_or(u16::MAX);
+    match probe(ring_sizes(buffers, settings.spin)) {
+        Ok(()) => Ok(()),
+        Err(error) if settings.carrier == Carrier::Uring => Err(error.into()),
+        Err(error) => {
+            info!(
+                "no io_uring: using poll, with a system call for each read, send and write (bulk TCP and UDP still \
+                 use segmentation offload); what would bring it: {}",
+                error.cause()
+            );
+            settings.carrier = Carrier::Poll;
+            Ok(())
+        }
+    }
+}
 
 /// All that the engine needs to start.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ mod close;
 mod datagram;
 mod pool;
 mod setup;
+mod sizes;
 mod staging;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -27,7 +28,8 @@ mod wake;
 
 pub use datagram::Datagram;
 pub use pool::BUFFER_BYTES;
-pub use setup::RingError;
+pub use setup::{RingError, probe};
+pub use sizes::Sizes;
 pub use staging::{MOST_CONTROL, Staging};
 pub use wake::Wake;
 
@@ -62,43 +64,6 @@ const _: () = assert!(CONTROL_BYTES >= size_of::<libc::cmsghdr>() + size_of::<us
 pub const MOST_BUFFERS: u16 = 32_768;
 // A ring of entries has the next power of two as its size. So it is never larger than that either.
 const _: () = assert!(MOST_BUFFERS.is_power_of_two());
-/// The three standing requests, which are submitted besides the staged operations.
-const STANDING: usize = 3;
-
-/// How much a ring can hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Sizes {
-    /// Buffers for frames read from the TUN, at least 1. Each has 68 KiB.
-    pub frames: u16,
-    /// Buffers for datagrams received, at least 1. Each has 68 KiB.
-    pub datagrams: u16,
-    /// Most sends in one turn.
-    pub sends: usize,
-    /// Most TUN writes in one turn.
-    pub writes: usize,
-    /// Most parts that all writes of one turn have together.
-    pub vectors: usize,
-    /// How long to look for completions before sleeping for them.
-    pub spin: Duration,
-}
-
-impl Sizes {
-    /// Submissions of one turn: the staged operations and the standing requests.
-    const fn submissions(&self) -> usize {
-        self.sends + self.writes + STANDING
-    }
-
-    /// Completions that can wait at once: one for each submission and one for each buffer.
-    const fn in_flight(&self) -> usize {
-        self.submissions() + self.frames as usize + self.datagrams as usize
-    }
-
-    /// Whether the kernel makes queues that large, with the completions doubled as [`Ring::new`] asks for them.
-    #[must_use]
-    pub const fn fit_the_kernel(&self) -> bool {
-        self.submissions() <= setup::MOST_SUBMISSIONS && 2 * self.in_flight() <= setup::MOST_COMPLETIONS
-    }
-}
 
 /// The descriptors that a ring works on.
 #[derive(Debug, Clone, Copy)]
@@ -181,8 +146,7 @@ impl Ring {
             let what = format!("between 1 and {MOST_BUFFERS} buffers a direction, not {sizes:?}");
             return Err(RingError::Other(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        let entries = u32::try_from(sizes.submissions()).unwrap_or(u32::MAX);
-        let completions = u32::try_from(2 * sizes.in_flight()).unwrap_or(u32::MAX);
+        let (entries, completions) = sizes.queues();
         let io = setup::build(entries, completions)?;
         debug_assert!(io.params().sq_entries() >= entries && io.params().cq_entries() >= completions);
         let Descriptors { tun, receive, send, wake } = descriptors;

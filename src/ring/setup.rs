@@ -1,35 +1,58 @@
 //! Makes a ring: setup flags, the probe, and errors that name the remedy.
 
+use super::sizes::Sizes;
 use io_uring::{IoUring, Probe, opcode};
 use std::io;
-
-/// The longest queue of submissions that the kernel makes (`IORING_MAX_ENTRIES`, Linux `io_uring/io_uring.h`).
-pub(super) const MOST_SUBMISSIONS: usize = 32_768;
-/// The longest queue of completions that it makes (`IORING_MAX_CQ_ENTRIES`).
-pub(super) const MOST_COMPLETIONS: usize = 2 * MOST_SUBMISSIONS;
 
 /// Why no ring could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
     /// A policy of the host refuses `io_uring_setup`.
-    #[error(
-        "io_uring is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, or run the container \
-         with a seccomp profile that permits io_uring_setup, io_uring_enter and io_uring_register \
-         (Docker's and containerd's default profiles do not), or use --engine=poll"
-    )]
+    #[error("{}, or use --engine=poll", self.cause())]
     Forbidden,
     /// The kernel has no io_uring at all.
-    #[error("this kernel has no io_uring; use --engine=poll")]
+    #[error("{}; use --engine=poll", self.cause())]
     Absent,
     /// The kernel's io_uring is too old.
-    #[error("this kernel's io_uring lacks {0} (Linux {1} has it); use --engine=poll")]
+    #[error("{}; use --engine=poll", self.cause())]
     Lacks(&'static str, &'static str),
     /// The process may lock too little memory, or the host has none left.
-    #[error("no memory for io_uring ({0}): raise `ulimit -l` (LimitMEMLOCK=) or lower --buffers")]
+    #[error("{}", self.cause())]
     Memory(io::Error),
     /// The set-up failed with any other error.
-    #[error("io_uring set-up failed: {0}")]
+    #[error("{}", self.cause())]
     Other(#[from] io::Error),
+}
+
+impl RingError {
+    /// What is missing, and what would bring it; without the advice to do without.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        match self {
+            RingError::Forbidden => "io_uring is forbidden here: allow it with `sysctl \
+                kernel.io_uring_disabled=0`, or run the container with a seccomp profile that permits \
+                io_uring_setup, io_uring_enter and io_uring_register (Docker's and containerd's default profiles do \
+                not)"
+                .to_owned(),
+            RingError::Absent => "this kernel has no io_uring".to_owned(),
+            RingError::Lacks(what, since) => {
+                format!("this kernel's io_uring lacks {what} (Linux {since} has it)")
+            }
+            RingError::Memory(error) => {
+                format!("no memory for io_uring ({error}): raise `ulimit -l` (LimitMEMLOCK=) or lower --buffers")
+            }
+            RingError::Other(error) => format!("io_uring set-up failed: {error}"),
+        }
+    }
+}
+
+/// Whether a ring of these sizes can be made here. The ring is gone when this returns.
+///
+/// # Errors
+/// [`RingError`] names what is missing and the remedy.
+pub fn probe(sizes: Sizes) -> Result<(), RingError> {
+    let (entries, completions) = sizes.queues();
+    build(entries, completions).map(drop)
 }
 
 /// Builds a ring of at least `entries` submissions and `completions` completions with the newest flags that the kernel

@@ -16,8 +16,8 @@ pub type Outgoing<'a> = (&'a [u8], SocketAddrV4, Option<u16>);
 /// Whether a segmented send was refused as such: the same bytes may still pass datagram by datagram.
 ///
 /// EIO stands for an xfrm policy, or before Linux 6.11 for an egress device without checksum offload. EINVAL stands
-/// for too many segments, for a kernel without the feature, or before Linux 6.14 for a segment over the path MTU,
-/// which is EMSGSIZE since.
+/// for too many segments, for a kernel without the feature, or in older kernels for a segment over the path MTU. That
+/// is EMSGSIZE since Linux 6.14, and in stable kernels that took the change over (Debian's 6.1.192 and 6.12.117).
 pub fn is_segmentation_refused(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
 }

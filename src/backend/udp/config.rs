@@ -50,13 +50,15 @@ impl Config {
                  packet crosses between hosts; leave Port out for the default"
             );
         }
+        let mut engine = engine.clone();
+        engine::settle_carrier(&mut engine)?;
         let made = Config {
             network: config.network,
             port,
             bind: external.address,
             // A wider link does not help beyond the largest UDP payload.
             mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),
-            engine: engine.clone(),
+            engine,
             // udp publishes no type, as flannel does.
             attrs: LeaseAttrs::new(external.public_ip),
         };

@@ -37,9 +37,19 @@ fn a_kernel_that_cannot_segment_gets_the_packets_one_by_one_from_then_on() {
 
 #[test]
 fn a_narrow_path_is_remembered_for_its_peer_and_size_alone() {
+    a_narrow_path_is_remembered(libc::EMSGSIZE);
+}
+
+/// Older kernels say EINVAL where newer ones say EMSGSIZE.
+#[test]
+fn a_narrow_path_of_an_older_kernel_is_remembered_alike() {
+    a_narrow_path_is_remembered(libc::EINVAL);
+}
+
+fn a_narrow_path_is_remembered(errno: i32) {
     let (frame, packets) = big([10, 1, 9, 3], 9_500, 1400);
     let mut bench = Bench::new();
-    bench.port().send_faults.push_back(libc::EMSGSIZE);
+    bench.port().send_faults.push_back(errno);
     bench.port().frames.push_back(frame.clone());
     bench.settle();
     assert_eq!(bench.port().resent.len(), packets.len());

@@ -3,8 +3,8 @@
 //!
 //! The kernel cuts a send into datagrams of `segment_size` bytes, of which the last may be shorter (udp(7),
 //! `UDP_SEGMENT`). It takes at most 65 507 bytes and `UDP_MAX_SEGMENTS` datagrams, each within the path MTU. That limit
-//! is 64, and 128 since Linux 6.9; kernels before 5.16 count the UDP header as payload, so that a train as large as the
-//! limit is one packet too long for them. The `udp` room tries how many pass.
+//! is 64, and 128 since Linux 6.9 and in newer stable kernels before it; kernels before 5.16 count the UDP header as
+//! payload, so that a train as large as the limit is one packet too long for them. The `udp` room tries how many pass.
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ const _: () = assert!(TRAIN_ROOM <= u16::MAX as usize, "a packet's length fits t
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most packets in a train, which takes one in any case. 63 suits every kernel with `UDP_SEGMENT`, 127
-    /// needs Linux 6.9.
+    /// needs a limit of 128 (Linux 6.9).
     pub max_segments: u16,
     /// The largest packet, in bytes, that may be part of a train (path MTU − 28). A larger one travels alone and the
     /// kernel fragments it.

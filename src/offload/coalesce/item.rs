@@ -10,7 +10,7 @@ use crate::packet::ipv4::{
 use crate::packet::transport::{self, ACK, ECE, PSH, TCP_CHECKSUM, Tcp, UDP_CHECKSUM, UDP_HEADER, Udp};
 use crate::packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
 
-/// Most datagrams in a UDP super-packet: `UDP_MAX_SEGMENTS` of kernels before 6.9. A frame above the limit is refused.
+/// Most datagrams in a UDP super-packet: the old `UDP_MAX_SEGMENTS`. A frame above the limit is refused.
 const MAX_DATAGRAMS: u32 = 64;
 
 const _: () =
