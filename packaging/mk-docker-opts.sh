@@ -80,14 +80,29 @@ fi
 options=$(set | sed -n 's/^\(DOCKER_OPT_[A-Za-z0-9_]*\)=.*/\1/p' | sort -u)
 eval "all=\${$name:-}"
 all=${all:+$all }
-exec >"$docker_env"
-for option in $options; do
-    eval "set=\${$option+set} value=\${$option:-}"
-    [ -n "$set" ] || continue
-    all="$all $value"
-    ! $individual || printf '%s="%s"\n' "$option" "$value"
-done
-! $combined || printf '%s="%s"\n' "$name" "$all"
+write() {
+    for option in $options; do
+        eval "set=\${$option+set} value=\${$option:-}"
+        [ -n "$set" ] || continue
+        all="$all $value"
+        ! $individual || printf '%s="%s"\n' "$option" "$value"
+    done
+    ! $combined || printf '%s="%s"\n' "$name" "$all"
+}
+if [ -e "$docker_env" ] && [ ! -f "$docker_env" ] || [ -L "$docker_env" ]; then
+    write >"$docker_env"
+else
+    # Whoever watches the file learns of a change only if there is one, and never reads a half.
+    new=$docker_env.$$
+    trap 'rm -f "$new"' EXIT
+    write >"$new"
+    if [ -f "$docker_env" ] && [ "$(cat "$docker_env")" = "$(cat "$new")" ]; then
+        rm -f "$new"
+    else
+        mv -f "$new" "$docker_env"
+    fi
+    trap - EXIT
+fi
 
 # If another host routes our subnet to itself, containers here will not get their packets.
 if [ -n "${FLANNEL_SUBNET:-}" ] && command -v ip >/dev/null 2>&1; then

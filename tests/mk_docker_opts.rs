@@ -197,3 +197,30 @@ fn a_route_to_our_subnet_via_another_host_is_told() {
         assert_eq!(run.written.as_deref(), Some(INDIVIDUAL));
     });
 }
+
+#[test]
+fn only_a_change_replaces_the_file() {
+    use std::os::unix::fs::MetadataExt;
+    each(Some(SUBNET), |case| {
+        let (to, link) = (case.path("docker.env"), case.path("elsewhere.env"));
+        let inode = || std::fs::metadata(&to).unwrap().ino();
+        case.writes(&["-i"], &[], INDIVIDUAL);
+        let (first, written) = (inode(), std::fs::metadata(&to).unwrap().modified().unwrap());
+        case.writes(&["-i"], &[], INDIVIDUAL);
+        assert_eq!((inode(), std::fs::metadata(&to).unwrap().modified().unwrap()), (first, written));
+        // A reader that has the old file open keeps the whole old text.
+        let other = SUBNET.replace("10.1.74.1", "10.1.75.1");
+        std::fs::write(case.path("subnet.env"), &other).unwrap();
+        case.writes(&["-i"], &[], &INDIVIDUAL.replace("10.1.74.1", "10.1.75.1"));
+        assert_ne!(inode(), first, "{:?}", case.shell);
+        // A link stays a link.
+        std::fs::rename(&to, &link).unwrap();
+        std::os::unix::fs::symlink(&link, &to).unwrap();
+        std::fs::write(case.path("subnet.env"), SUBNET).unwrap();
+        case.writes(&["-i"], &[], INDIVIDUAL);
+        assert!(to.is_symlink() && std::fs::read_to_string(&link).unwrap() == INDIVIDUAL);
+        let left: Vec<_> =
+            std::fs::read_dir(case.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    });
+}

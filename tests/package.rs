@@ -3,6 +3,7 @@
 
 mod lab;
 
+use lab::systemd::package;
 use lab::{Api, Lab, Proc, Subnet, TUTORIAL, eventually, flanneld, secs};
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,12 +34,6 @@ fn ok(command: &mut Command) -> String {
     text.into_owned()
 }
 
-/// The package of this build, made in `dir`.
-fn package(dir: &Path) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/deb.sh");
-    ok(Command::new(script).arg(flanneld()).arg(dir)).trim().into()
-}
-
 /// An empty system with a package database of its own.
 fn root(dir: &Path) -> PathBuf {
     let root = dir.join("root");
@@ -55,7 +50,7 @@ fn dpkg(root: &Path, args: &[&str]) -> String {
     ok(Command::new("dpkg").arg(format!("--root={}", root.display())).args(force).args(args))
 }
 
-/// The last value of each setting in a unit's `[Service]`.
+/// The last value of each setting in a unit.
 fn settings(unit: &str) -> BTreeMap<&str, &str> {
     unit.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect()
 }
@@ -72,11 +67,14 @@ fn the_package_installs_keeps_settings_and_goes() {
     assert!(dpkg(&root, &["-s", "flanneld"]).contains("Status: install ok installed"));
     let listed = dpkg(&root, &["-L", "flanneld"]);
     let files: Vec<_> = listed.lines().filter(|path| root.join(&path[1..]).is_file()).collect();
-    assert_eq!(files.len(), 9, "{files:?}");
+    assert_eq!(files.len(), 12, "{files:?}");
     for (path, mode) in [
         ("usr/bin/flanneld", 0o755),
         ("usr/bin/mk-docker-opts.sh", 0o755),
+        ("usr/lib/flanneld/docker-opts", 0o755),
         (UNIT, 0o644),
+        ("usr/lib/systemd/system/flannel-docker.path", 0o644),
+        ("usr/lib/systemd/system/flannel-docker.service", 0o644),
         ("etc/default/flanneld", 0o644),
         ("usr/lib/systemd/network/10-flannel.link", 0o644),
         ("usr/lib/systemd/network/10-flannel.network", 0o644),
@@ -113,7 +111,7 @@ fn systemd_accepts_the_unit() {
     // systemd looks for the programs: here they are elsewhere.
     let unit = unit
         .replace("/usr/bin/flanneld", &flanneld())
-        .replace("/usr/bin/mk-docker-opts.sh", packaging.join("mk-docker-opts.sh").to_str().unwrap());
+        .replace("/usr/lib/flanneld/docker-opts", packaging.join("docker-opts").to_str().unwrap());
     let file = dir.path().join("flanneld.service");
     fs::write(&file, &unit).unwrap();
     let verify = |file: &Path| Command::new("systemd-analyze").arg("verify").arg(file).output().unwrap();
@@ -135,7 +133,13 @@ fn systemd_accepts_the_unit() {
     assert_eq!(settings["Environment"], "FLANNELD_STATE_DIR=/var/lib/flanneld");
     let at = |name: &str| unit.find(&format!("\n{name}=")).unwrap();
     assert!(at("Environment") < at("EnvironmentFile"), "the operator's file could not change it");
-    assert!(!settings.contains_key("SystemCallFilter"), "it would forbid io_uring");
+    assert_eq!(
+        settings["SystemCallFilter"], "@system-service bpf io_uring_setup io_uring_enter io_uring_register",
+        "the group alone would forbid io_uring and the steering program"
+    );
+    // Whoever must not be restarted with flanneld must not require it.
+    assert_eq!(settings["WantedBy"], "multi-user.target docker.service");
+    assert!(!settings.contains_key("RequiredBy"), "Docker would be restarted with every flanneld");
     assert!(
         !settings.contains_key("ProtectKernelTunables"),
         "IPv6 is switched off on flannel0 through /proc/sys"
@@ -166,7 +170,11 @@ fn the_image_is_made_of_what_is_here() {
 fn start(lab: &Lab, root: &Path, capabilities: &str, log: &str, subnet_file: &Path) -> Proc {
     let unit = fs::read_to_string(root.join(UNIT)).unwrap();
     let settings = settings(&unit);
-    assert_eq!(settings["ExecStart"], "/usr/bin/flanneld $FLANNELD_OPTIONS");
+    let files = "--env-file=-/etc/sysconfig/flanneld --env-file=-/etc/default/flanneld";
+    assert_eq!(
+        settings["ExecStart"],
+        format!("/usr/bin/flanneld {files} $FLANNEL_OPTIONS $FLANNELD_OPTIONS")
+    );
     assert_eq!(settings["EnvironmentFile"], "-/etc/default/flanneld");
     let default = fs::read_to_string(root.join("etc/default/flanneld")).unwrap();
     let envs: Vec<(&str, &str)> = default
@@ -223,9 +231,9 @@ fn the_installed_daemon_works_with_the_units_rights_alone() {
     // It would do nothing better with more rights: it warns only of what this lab lacks.
     assert!(!daemon.text().contains("WARN") && !daemon.text().contains("ERROR"), "{}", daemon.text());
     let caps = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    // CAP_NET_ADMIN is bit 12, CAP_NET_RAW bit 13, CAP_BPF bit 39.
+    // CAP_NET_BIND_SERVICE is bit 10, CAP_NET_ADMIN bit 12, CAP_NET_RAW bit 13, CAP_BPF bit 39.
     for set in ["CapEff", "CapBnd", "CapPrm"] {
-        assert!(caps.contains(&format!("{set}:\t0000008000003000\n")), "{caps}");
+        assert!(caps.contains(&format!("{set}:\t0000008000003400\n")), "{caps}");
     }
 
     let docker = lab.path("docker_opts.env");

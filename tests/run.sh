@@ -9,7 +9,8 @@ need_root
 need_build
 need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping ethtool:ethtool \
     tcpdump:tcpdump curl:curl openssl:openssl jq:jq iptables:iptables nft:nftables strip:binutils setpriv:util-linux \
-    busybox:busybox-static systemd-analyze:systemd dockerd:docker.io docker:docker.io
+    busybox:busybox-static systemd-analyze:systemd mmdebstrap:mmdebstrap \
+    dockerd:docker.io docker:docker.io
 need_tun
 for part in fmt clippy; do
     cargo "$part" --version >/dev/null 2>&1 && continue

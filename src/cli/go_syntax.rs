@@ -28,9 +28,14 @@ impl Word {
         word
     }
 
+    /// The value; empty if there is none or if it is not UTF-8.
+    pub(super) fn text(&self) -> &str {
+        self.value.as_deref().and_then(OsStr::to_str).unwrap_or_default()
+    }
+
     /// Whether the value means true; for boolean flags.
     pub(super) fn is_true(&self) -> bool {
-        self.value.as_deref().and_then(OsStr::to_str).and_then(|text| value::bool(text).ok()) == Some(true)
+        value::bool(self.text()) == Ok(true)
     }
 }
 

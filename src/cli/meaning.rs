@@ -2,7 +2,7 @@
 
 use super::flags::{FLAGS, Flag, Kind, Standing, find};
 use super::value::Value;
-use super::{Refusal, spelled};
+use super::{Origins, Refusal, spelled};
 use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
 use crate::daemon::{Networks, Settings, StatusAddress};
 use crate::lease::{self, OnLost};
@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,12 +20,12 @@ use std::time::Duration;
 /// The values of all flags, and where they came from.
 pub(super) struct Given<'a> {
     matches: &'a ArgMatches,
-    from_env: &'a BTreeSet<&'a str>,
+    origins: &'a Origins,
 }
 
 impl<'a> Given<'a> {
-    pub(super) fn new(matches: &'a ArgMatches, from_env: &'a BTreeSet<&'a str>) -> Self {
-        Self { matches, from_env }
+    pub(super) fn new(matches: &'a ArgMatches, origins: &'a Origins) -> Self {
+        Self { matches, origins }
     }
 
     fn value(&self, flag: &str) -> Option<&Value> {
@@ -87,7 +88,7 @@ impl<'a> Given<'a> {
     }
 
     fn setting(&self, flag: &str, reason: impl std::fmt::Display) -> Refusal {
-        Refusal::setting(format!("{}: {reason}", spelled(flag, self.from_env)))
+        Refusal::setting(format!("{}: {reason}", spelled(flag, self.origins)))
     }
 
     fn ipv4(&self, flag: &str) -> Result<Option<Ipv4Addr>, Refusal> {
@@ -101,9 +102,21 @@ impl<'a> Given<'a> {
         let Some(path) = self.filled(flag) else { return Ok(None) };
         match fs::read(path) {
             Ok(_) => Ok(Some(path.into())),
-            Err(error) => Err(self.setting(flag, format!("cannot read {path}: {error}"))),
+            Err(error) => Err(self.setting(flag, unreadable(path, &error))),
         }
     }
+}
+
+/// Says that a file cannot be read, and what helps under a unit that sees neither /root and /home nor, since it lacks
+/// CAP_DAC_OVERRIDE, what belongs to other users.
+pub(super) fn unreadable(path: &str, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "; a unit of systemd is passed such a file by LoadCredential= in a drop-in, see flanneld.service"
+        }
+        _ => "",
+    };
+    format!("cannot read {path}: {error}{remedy}")
 }
 
 pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
@@ -131,7 +144,7 @@ pub(super) fn remarks(given: &Given<'_>) -> Vec<String> {
     FLAGS
         .iter()
         .filter(|flag| is_idle(flag) && given.is_explicit(flag.name) && !asks_for_stderr(flag))
-        .map(|flag| format!("{} has no effect: the log goes to stderr", spelled(flag.name, given.from_env)))
+        .map(|flag| format!("{} has no effect: the log goes to stderr", spelled(flag.name, given.origins)))
         .collect()
 }
 
@@ -172,7 +185,7 @@ fn refuse_what_is_not_served(given: &Given<'_>) -> Result<(), Refusal> {
         let Some(value) = given.value(flag.name) else { continue };
         let value = value.to_string();
         if given.is_explicit(flag.name) && !inactive.contains(&value.as_str()) {
-            let mut shown = spelled(flag.name, given.from_env);
+            let mut shown = spelled(flag.name, given.origins);
             // Texts are not quoted, since a URL can hold a password.
             if flag.kind != Kind::Text {
                 shown = format!("{shown}={value}");
@@ -251,9 +264,8 @@ fn credentials(given: &Given<'_>) -> Result<Option<etcd::Credentials>, Refusal> 
             return Err(given.setting("etcd-password-file", "give it or -etcd-password, not both"));
         }
         Some(path) => {
-            let text = fs::read_to_string(path).map_err(|error| {
-                given.setting("etcd-password-file", format!("cannot read {path}: {error}"))
-            })?;
+            let text = fs::read_to_string(path)
+                .map_err(|error| given.setting("etcd-password-file", unreadable(path, &error)))?;
             ("etcd-password-file", text.lines().next().unwrap_or_default().to_owned())
         }
         None => ("etcd-password", typed.to_owned()),

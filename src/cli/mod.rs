@@ -2,8 +2,9 @@
 //!
 //! Theory of operation. `go_syntax` rewrites the words that Go's `flag` package would take
 //! (`-flag=value`, `--flag value`, bare booleans) to the one form `--flag=value`; the environment
-//! supplies `FLANNELD_*` for flags that were not typed; clap, fed from the table in `flags`, checks
-//! names and values; `meaning` turns the values into the daemon's [`Settings`].
+//! supplies `FLANNELD_*` for flags that were not typed, and `env_file` those that are not there either;
+//! clap, fed from the table in `flags`, checks names and values; `meaning` turns the values into the
+//! daemon's [`Settings`].
 //!
 //! Exit codes follow flannel: 2 for what Go's `flag` package would refuse (unknown flag, bad value, a
 //! word that is no flag) and for flags that are not served; 1 for values that are well formed and cannot work
@@ -16,6 +17,7 @@
 //! A password never reaches an error text: errors name flags and positions, and quote values only of flags whose
 //! values have a form.
 
+mod env_file;
 mod flags;
 mod go_syntax;
 mod meaning;
@@ -25,8 +27,9 @@ mod value;
 
 use crate::daemon::Settings;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use env_file::EnvFiles;
 use flags::FLAGS;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::OsString;
 
@@ -71,12 +74,21 @@ impl Refusal {
     }
 }
 
+/// The variables of flags in the environment of the process.
+type Environment = BTreeMap<&'static str, OsString>;
+/// How the operator named a flag that was not typed: its variable, and the file if it stands in one.
+type Origins = BTreeMap<&'static str, String>;
+
 /// Parses the command line, whose first word is the program's name, and the environment. It reads
-/// the files that flags name (password) and checks that others can be read (certificates).
+/// the files that flags name (variables, password) and checks that others can be read (certificates).
 pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<OsString>) -> Parsed {
     let mut args = args;
     let program = args.next().map_or_else(|| "flanneld".to_owned(), |s| s.to_string_lossy().into_owned());
-    match parse_words(args, env) {
+    let words: Vec<OsString> = args.collect();
+    let with_variable = FLAGS.iter().filter(|flag| flag.takes_env());
+    let environment: Environment =
+        with_variable.filter_map(|flag| Some((flag.name, env(&variable(flag.name))?))).collect();
+    match parse_words(&words, &environment) {
         Ok(Outcome::Run { settings, remarks }) => Parsed::Run { settings, remarks },
         Ok(Outcome::Help) => Parsed::Exit { code: 0, stderr: usage(&program) },
         Ok(Outcome::Version) => Parsed::Exit { code: 0, stderr: format!("{VERSION}\n") },
@@ -90,41 +102,62 @@ enum Outcome {
     Version,
 }
 
-fn parse_words(
-    args: impl Iterator<Item = OsString>,
-    env: impl Fn(&str) -> Option<OsString>,
-) -> Result<Outcome, Refusal> {
-    let words = go_syntax::read(args)?;
+fn parse_words(args: &[OsString], environment: &Environment) -> Result<Outcome, Refusal> {
+    let words = go_syntax::read(args.iter().cloned())?;
     let typed: BTreeSet<&str> = words.iter().map(|word| word.name.as_str()).collect();
     let asked = |name: &str| words.iter().rev().find(|word| word.name == name).map(go_syntax::Word::is_true);
     if asked("help") == Some(true) {
         return Ok(Outcome::Help);
     }
     // Everything typed must be right before -version or the environment counts.
-    match_words(words.iter().map(go_syntax::Word::canonical), &BTreeSet::new())?;
+    match_words(words.iter().map(go_syntax::Word::canonical), &Origins::new())?;
     if asked("version") == Some(true) {
         return Ok(Outcome::Version);
     }
-    let mut from_env = BTreeSet::new();
+    let files = env_files(&words, environment)?;
+    let mut origins = Origins::new();
     let mut all = Vec::new();
     for flag in FLAGS.iter().filter(|flag| flag.takes_env() && !typed.contains(flag.name)) {
-        let Some(value) = env(&variable(flag.name)) else { continue };
-        let text = value
-            .to_str()
-            .ok_or_else(|| Refusal::usage(format!("{} is not valid UTF-8", variable(flag.name))))?;
-        if text.trim().is_empty() {
-            continue;
-        }
+        let Some((text, origin)) = beside_the_words(flag.name, environment, &files)? else { continue };
         // A password may begin or end with a blank. Everything else is trimmed, since people quote blanks.
         let text = if flag.is_secret() { text } else { text.trim() };
         all.push(OsString::from(format!("--{}={text}", flag.name)));
-        from_env.insert(flag.name);
+        origins.insert(flag.name, origin);
     }
     all.extend(words.iter().map(go_syntax::Word::canonical));
-    let matches = match_words(all.into_iter(), &from_env)?;
-    let given = meaning::Given::new(&matches, &from_env);
+    let matches = match_words(all.into_iter(), &origins)?;
+    let given = meaning::Given::new(&matches, &origins);
     let settings = Box::new(meaning::settings(&given)?);
-    Ok(Outcome::Run { settings, remarks: meaning::remarks(&given) })
+    let remarks = meaning::remarks(&given).into_iter().chain(files.remarks.iter().cloned()).collect();
+    Ok(Outcome::Run { settings, remarks })
+}
+
+/// Reads the files that the command line names, or else the environment.
+fn env_files(words: &[go_syntax::Word], environment: &Environment) -> Result<EnvFiles, Refusal> {
+    const FLAG: &str = "env-file";
+    let typed: Vec<&str> = words.iter().filter(|word| word.name == FLAG).map(go_syntax::Word::text).collect();
+    if !typed.is_empty() {
+        return env_file::read(typed.into_iter(), "-env-file");
+    }
+    let from_env = environment.get(FLAG).and_then(|path| path.to_str());
+    env_file::read(from_env.into_iter(), &variable(FLAG))
+}
+
+/// The text of a flag that was not typed, and its origin: first the environment counts, then the files.
+fn beside_the_words<'a>(
+    flag: &'static str,
+    environment: &'a Environment,
+    files: &'a EnvFiles,
+) -> Result<Option<(&'a str, String)>, Refusal> {
+    let name = variable(flag);
+    let of_process = match environment.get(flag) {
+        Some(value) => value.to_str().ok_or_else(|| Refusal::usage(format!("{name} is not valid UTF-8")))?,
+        None => "",
+    };
+    if !of_process.trim().is_empty() {
+        return Ok(Some((of_process, name)));
+    }
+    Ok(files.flags.get(flag).map(|(text, origin)| (text.as_str(), origin.clone())))
 }
 
 /// The environment variable of a flag.
@@ -132,21 +165,21 @@ fn variable(flag: &str) -> String {
     format!("FLANNELD_{}", flag.to_uppercase().replace('-', "_"))
 }
 
-/// How the operator named this flag, which is `-flag` or its variable.
-fn spelled(flag: &str, from_env: &BTreeSet<&str>) -> String {
-    if from_env.contains(flag) { variable(flag) } else { format!("-{flag}") }
+/// How the operator named this flag: `-flag`, its variable, or its variable and the file.
+fn spelled(flag: &str, origins: &Origins) -> String {
+    origins.get(flag).cloned().unwrap_or_else(|| format!("-{flag}"))
 }
 
 fn match_words(
     words: impl Iterator<Item = OsString>,
-    from_env: &BTreeSet<&str>,
+    origins: &Origins,
 ) -> Result<clap::ArgMatches, Refusal> {
     let argv = std::iter::once(OsString::from("flanneld")).chain(words);
-    flags::command().try_get_matches_from(argv).map_err(|error| explain(&error, from_env))
+    flags::command().try_get_matches_from(argv).map_err(|error| explain(&error, origins))
 }
 
 /// Puts clap's error into one line.
-fn explain(error: &clap::Error, from_env: &BTreeSet<&str>) -> Refusal {
+fn explain(error: &clap::Error, origins: &Origins) -> Refusal {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
@@ -154,7 +187,7 @@ fn explain(error: &clap::Error, from_env: &BTreeSet<&str>) -> Refusal {
     };
     let argument = context(ContextKind::InvalidArg).unwrap_or_default();
     let name = argument.trim_start_matches('-').split([' ', '=', '[']).next().unwrap_or_default();
-    let shown = spelled(name, from_env);
+    let shown = spelled(name, origins);
     Refusal::usage(match error.kind() {
         ErrorKind::UnknownArgument => {
             let suggestion = context(ContextKind::SuggestedArg).map(|s| s.trim_start_matches('-'));

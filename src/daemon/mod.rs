@@ -14,12 +14,14 @@ mod external;
 mod networks;
 mod notify;
 mod orders;
+mod place;
 mod publish;
 mod rules;
 mod running;
 pub mod settings;
 mod signals;
 
+pub use place::PlaceError;
 pub use settings::{Networks, Settings, StatusAddress};
 
 use control::Control;
@@ -65,6 +67,9 @@ pub enum DaemonError {
     /// The status server's address could not be bound.
     #[error("cannot serve health on {0}: {1}")]
     Status(StatusAddress, io::Error),
+    /// The subnet file would be written where nobody can write or find it.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// Somebody else owns our subnet.
     #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
@@ -96,6 +101,7 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
     // Tasks that libraries spawn (connections) may run as long as the runtime: none of them holds what we own.
     let tasks = tokio::task::LocalSet::new();
     let result = tasks.block_on(&runtime, async {
+        place::check(settings.networks.as_ref().map_or(&settings.subnet_file, |networks| &networks.dir))?;
         let asks = match &settings.status {
             Some(address) => Some(serve_status(address).await?),
             None => None,

@@ -13,10 +13,10 @@ use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
 use crate::lease::{Counters, Notice, Status};
-use crate::log::Complaint;
+use crate::log::{self, Complaint};
 use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
-use crate::report::{self, Lines, Sample, State, metric};
+use crate::report::{self, Lines, Sample, State, Summary, metric};
 use crate::subnet::{Config, EnvFile};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -164,7 +164,7 @@ impl Running {
         };
         // What is dropped at the end of this function stops the rest: the network its workers, and with them the TUN.
         self.notifier.stopping();
-        self.report().await;
+        self.farewell().await;
         self.rules.stop(&self.netlink).await;
         match end {
             End::Signal(name) => {
@@ -369,6 +369,15 @@ impl Running {
         if self.network.is_some() {
             let text = Lines(&self.state().await).to_string();
             let _ = std::io::stderr().write_all(text.as_bytes());
+        }
+    }
+
+    /// Prints the counters at the end. In the journal they are one line.
+    async fn farewell(&self) {
+        if !log::is_journal() {
+            self.report().await;
+        } else if self.network.is_some() {
+            info!("counters: {}", Summary(&self.state().await));
         }
     }
 }

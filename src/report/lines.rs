@@ -39,6 +39,18 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
+/// The state as one line: what [`Lines`] prints, without the values that are zero.
+#[derive(Debug)]
+pub struct Summary<'a>(pub &'a State);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = Lines(self.0).to_string();
+        let telling: Vec<&str> = lines.lines().filter(|line| !line.ends_with(" 0")).collect();
+        f.write_str(&telling.join(", "))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +65,7 @@ mod tests {
                 Sample::new(&metric::TURNS, "turns", 9),
                 Sample::labelled(&metric::DROPPED_PACKETS, "ttl", ("reason", "ttl"), 2),
                 Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, "tun_queue_full", ("reason", "q"), 4),
+                Sample::new(&metric::PAUSES, "pauses", 0),
             ],
         };
         let samples = vec![Sample::new(&metric::LOST_EVENTS, "lost_events", 1)];
@@ -61,8 +74,12 @@ mod tests {
             data_path: Some(data_path),
             ..State::default()
         };
-        let lines = "worker 0 uring\npeers 3\ncount turns 9\ndrop ttl 2\nkernel tun_queue_full 4\ncount lost_events 1\n";
+        let lines = "worker 0 uring\npeers 3\ncount turns 9\ndrop ttl 2\nkernel tun_queue_full 4\ncount pauses 0\ncount lost_events 1\n";
         assert_eq!(Lines(&state).to_string(), lines);
+        assert_eq!(
+            Summary(&state).to_string(),
+            "worker 0 uring, peers 3, count turns 9, drop ttl 2, kernel tun_queue_full 4, count lost_events 1"
+        );
         state.network = "blue".to_owned();
         assert_eq!(Lines(&state).to_string(), format!("network blue\n{lines}"));
     }

@@ -13,12 +13,12 @@
 //! |---|---|
 //! | [`metric`] | every metric: name, kind, unit, help |
 //! | `state` | one network at one moment |
-//! | `lines` | the lines on SIGUSR1 |
+//! | `lines` | the lines on SIGUSR1, and the one line of a stop in the journal |
 
 mod lines;
 pub mod metric;
 mod state;
 
-pub use lines::Lines;
+pub use lines::{Lines, Summary};
 pub use metric::{Kind, Metric};
 pub use state::{DataPath, Lease, Sample, State, Worker};

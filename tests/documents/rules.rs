@@ -10,6 +10,7 @@ const SYSTEM_PATHS: &[&str] = &[
     "/run/flannel",
     "/var/lib/flanneld",
     "/etc/default/flanneld",
+    "/etc/sysconfig/flanneld",
     "/etc/machine-id",
     "/dev/net/tun",
     "/proc/",

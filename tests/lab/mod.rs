@@ -20,6 +20,7 @@ pub mod pair;
 pub mod process;
 pub mod store;
 pub mod stream;
+pub mod systemd;
 pub mod tools;
 
 pub use daemon::{Daemon, Subnet};
