@@ -65,6 +65,7 @@
 //! | this host loses its lease | `lease/mod.rs` (what that means), `lease/own/gone.rs` (when), `daemon/running.rs` (what follows) |
 //! | a counter gets its name and is shown | `engine/counters.rs`, `report/metric.rs`, `status/metrics.rs` |
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
+//! | it starts while the store is away | `daemon/kept.rs`, `membership/cache/`, `lease/manager/without_store.rs` |
 //! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/running.rs` (which drops the engine), `engine/mod.rs` (where that stops it) |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
 //! | a flag is read | `cli/flags.rs`, `cli/meaning.rs` (which says where it takes effect), `daemon/settings.rs` |

@@ -1,6 +1,7 @@
 //! One network from its start to the control loop: interface, store, config, backend.
 
 use super::changes::Changes;
+use super::kept::{self, Begin};
 use super::notify::Notifier;
 use super::orders::Orders;
 use super::rules::HostRules;
@@ -10,13 +11,17 @@ use crate::backend::{self, Setup};
 use crate::iface;
 use crate::lease::Manager;
 use crate::log::phrases;
+use crate::membership::cache::Cache;
 use crate::membership::{Clock, Source, StateDir};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
 use rand::TryRng;
 use rand::rngs::SysRng;
+use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -69,16 +74,17 @@ impl Control {
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
         let Control { settings, name, notifier, netlink, changes, external, source, state, seed } = self;
         notifier.status("waiting for the network config in etcd");
-        let (config, text) = tokio::select! {
-            found = source.config(seed) => found,
+        let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
+        let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
+        let mut asked = pin!(source.config(seed));
+        let begin = tokio::select! {
+            begin = kept::begin(&mut asked, kept) => begin,
             name = orders.wait(&name, notifier) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
         };
-        if let Some(state) = &state {
-            keep(state, &name, &text);
-        }
+        let Begin { config, text, kept, doubted } = begin;
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
         let setup =
             Setup { config: &config, external: &external, engine: &settings.engine, netlink: &netlink };
@@ -92,20 +98,35 @@ impl Control {
         let rules = HostRules::start(&settings, &config, backend.port())?;
         notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
-        let manager = Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
+        let mut manager =
+            Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
+        let clock = Rc::new(Clock::new());
+        if let Some(kept) = kept {
+            let patience = if doubted { Duration::ZERO } else { kept::PATIENCE };
+            manager = manager.with_cached(kept.at(clock.now()), clock.now() + patience);
+        }
+        let failures = Rc::new(Cell::new(0));
+        let keep = kept::keep(cache.clone(), &config, text, &failures);
         let (notices, inbox) = mpsc::unbounded_channel();
         let (status, held) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
-        let clock = Rc::new(Clock::new());
         let stop_asked = async {
             let _ = stopped.await;
         };
-        let lease = source.run(manager, &clock, notices, status, stop_asked);
+        let doubt = kept::doubt(asked, doubted.then(|| (config.clone(), cache)));
+        let lease = async {
+            tokio::select! {
+                biased;
+                ending = source.run(manager, &clock, notices, status, stop_asked, keep) => ending,
+                ending = doubt => ending,
+            }
+        };
         let running = Running::new(Parts {
             settings,
             name,
             notifier,
             lease: held,
+            cache_failures: failures,
             clock: Rc::clone(&clock),
             config,
             backend,
@@ -116,13 +137,6 @@ impl Control {
         });
         // What holds the lease is polled by the loop and ends with it; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await
-    }
-}
-
-/// Keeps the text of the config that was found.
-fn keep(state: &StateDir, name: &str, text: &str) {
-    if let Err(error) = state.write(&format!("config-{name}"), text.as_bytes()) {
-        warn!("{error}; the network config is not kept");
     }
 }
 

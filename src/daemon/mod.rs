@@ -11,6 +11,7 @@
 mod changes;
 mod control;
 mod external;
+mod kept;
 mod networks;
 mod notify;
 mod orders;
@@ -73,6 +74,9 @@ pub enum DaemonError {
     /// Somebody else owns our subnet.
     #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
+    /// The network config was changed while the store could not be reached, and the network ran with the old one.
+    #[error("the network config is not the one in the state directory any more; starting anew with it")]
+    ConfigChanged,
     /// The control thread panicked.
     #[error("the control thread panicked")]
     Panicked,
@@ -109,13 +113,23 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
         let mut orders = Orders::of_process(signals, asks);
         match settings.networks.clone() {
             Some(several) => networks::run(settings, several, orders).await,
-            None => Control::start(settings, "").await?.run(&mut orders).await,
+            None => one_network(settings, &mut orders).await,
         }
     });
     drop(tasks);
     // `drop` would wait for look-ups of names, and a silent name server takes many seconds.
     runtime.shutdown_background();
     result
+}
+
+/// Runs the one network of the usual mode, and starts it anew if its config is another one than it began with.
+async fn one_network(settings: Settings, orders: &mut Orders) -> Result<(), DaemonError> {
+    loop {
+        match Control::start(settings.clone(), "").await?.run(orders).await {
+            Err(error @ DaemonError::ConfigChanged) => tracing::warn!("{error}"),
+            result => return result,
+        }
+    }
 }
 
 /// Serves on the first address that the name means; as in Go, an IPv4 address comes before an IPv6 address.

@@ -12,7 +12,7 @@ use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Network};
 use crate::iface::External;
-use crate::lease::{Counters, Notice, Status};
+use crate::lease::{Basis, Counters, Notice, Status};
 use crate::log::{self, Complaint};
 use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
@@ -21,6 +21,7 @@ use crate::subnet::{Config, EnvFile};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
+use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::io::Write;
 use std::rc::Rc;
@@ -51,6 +52,8 @@ pub(super) struct Parts {
     pub(super) notifier: Notifier,
     /// The lease after the machine's last step; its times are those of `clock`.
     pub(super) lease: watch::Receiver<Option<Status>>,
+    /// How many writes to the state directory have failed.
+    pub(super) cache_failures: Rc<Cell<u64>>,
     pub(super) clock: Rc<Clock>,
     pub(super) config: Config,
     pub(super) backend: Rc<dyn Backend>,
@@ -66,6 +69,7 @@ pub(super) struct Running {
     name: String,
     notifier: Notifier,
     lease: watch::Receiver<Option<Status>>,
+    cache_failures: Rc<Cell<u64>>,
     clock: Rc<Clock>,
     config: Config,
     backend: Rc<dyn Backend>,
@@ -95,6 +99,7 @@ type Registering = LocalBoxFuture<'static, (Ipv4Net, Registered)>;
 enum End {
     Signal(&'static str),
     LeaseLost,
+    ConfigChanged,
 }
 
 impl Running {
@@ -111,6 +116,7 @@ impl Running {
             name: parts.name,
             notifier: parts.notifier,
             lease: parts.lease,
+            cache_failures: parts.cache_failures,
             clock: parts.clock,
             config: parts.config,
             backend: parts.backend,
@@ -128,13 +134,13 @@ impl Running {
     }
 
     /// Runs the loop to its end. `lease` holds the lease as long as it is polled: it ends when the loop
-    /// does, and `_stop` with it.
+    /// does, once `stop` is dropped.
     pub(super) async fn run(
         mut self,
         orders: &mut Orders,
         mut inbox: mpsc::UnboundedReceiver<Notice>,
         lease: impl Future<Output = Ending>,
-        _stop: oneshot::Sender<()>,
+        stop: oneshot::Sender<()>,
     ) -> Result<(), DaemonError> {
         let mut lease = std::pin::pin!(lease);
         let end = loop {
@@ -152,6 +158,7 @@ impl Running {
                 ending = &mut lease => match ending {
                     Ending::LeaseLost => break End::LeaseLost,
                     Ending::Stopped => break End::Signal("stop"),
+                    Ending::ConfigChanged => break End::ConfigChanged,
                 },
                 (subnet, network) = registered(&mut self.registering) => self.begin(subnet, network?).await,
                 due = self.rules.due() => self.rules_due(due).await?,
@@ -165,6 +172,11 @@ impl Running {
         // What is dropped at the end of this function stops the rest: the network its workers, and with them the TUN.
         self.notifier.stopping();
         self.farewell().await;
+        drop(stop);
+        if self.settings.state_dir.is_some() && matches!(end, End::Signal(_)) {
+            // The lease's last act is to keep what it has not kept yet; it does not wait long for the disk.
+            let _ = lease.await;
+        }
         self.rules.stop(&self.netlink).await;
         match end {
             End::Signal(name) => {
@@ -172,12 +184,17 @@ impl Running {
                 Ok(())
             }
             End::LeaseLost => Err(DaemonError::LeaseLost),
+            End::ConfigChanged => Err(DaemonError::ConfigChanged),
         }
     }
 
     fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Acquired { subnet, .. } => self.acquired(subnet),
+            Notice::Acquired { subnet, .. } => {
+                self.acquired(subnet);
+                self.tell_state();
+            }
+            Notice::Renewed { .. } | Notice::Lapsed { .. } => self.tell_state(),
             Notice::Peers(events) => {
                 if let Some((_, network)) = &mut self.network {
                     network.apply(&events);
@@ -194,8 +211,7 @@ impl Running {
             }
             // The log tells these, and packets flow on. Whether a conflict ends the daemon is told by the end of the
             // lease's future (`Ending::LeaseLost`).
-            Notice::Renewed { .. }
-            | Notice::Reserved { .. }
+            Notice::Reserved { .. }
             | Notice::Revoked { .. }
             | Notice::Lost { .. }
             | Notice::Conflict { .. }
@@ -276,6 +292,11 @@ impl Running {
         if let Some(reason) = &self.store_lost {
             text += &format!("; without etcd: {reason}");
         }
+        match self.basis() {
+            Basis::Store => {}
+            Basis::Cache => text += "; from the state directory",
+            Basis::Lapsed => text += "; the lease has ended: not forwarding",
+        }
         for trouble in [self.external.trouble(), self.file.trouble(), self.failing.text()].iter().flatten() {
             text += &format!("; {trouble}");
         }
@@ -288,9 +309,22 @@ impl Running {
     }
 
     fn is_ready(&self) -> bool {
-        let is_ready = self.network.is_some() && self.file.is_written();
+        let is_ready = self.network.is_some() && self.file.is_written() && self.basis() != Basis::Lapsed;
         debug_assert!(!is_ready || !self.rules.withheld(), "subnet.env waits for the rules that it promises");
         is_ready
+    }
+
+    /// On whose word the lease is held.
+    fn basis(&self) -> Basis {
+        self.lease.borrow().map_or(Basis::Store, |status| status.basis)
+    }
+
+    /// Why the network works less well than it should; `None` if it does not.
+    fn degraded(&self) -> Option<String> {
+        (self.basis() == Basis::Cache).then(|| {
+            let reason = self.store_lost.as_deref().unwrap_or("it has not answered yet");
+            format!("running from the state directory, without etcd since the start: {reason}")
+        })
     }
 
     fn changed(&mut self, change: &Change) {
@@ -341,12 +375,17 @@ impl Running {
             network: self.name.clone(),
             alive: self.is_alive(),
             ready: self.is_ready(),
+            degraded: self.degraded(),
             backend: self.config.backend.kind.clone(),
             store_up: status.is_some_and(|status| !status.store_out),
             lease: report::Lease {
                 held: status.is_some_and(|status| status.subnet.is_some()),
                 expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
-                samples: status.map(|status| samples(status.counters)).unwrap_or_default(),
+                from_cache: self.basis() != Basis::Store,
+                samples: samples(
+                    status.map(|status| status.counters).unwrap_or_default(),
+                    self.cache_failures.get(),
+                ),
             },
             rules_in_place: self.rules.in_place(),
             data_path,
@@ -382,14 +421,15 @@ impl Running {
     }
 }
 
-/// The lease machine's counters as samples of the report.
-fn samples(counters: Counters) -> Vec<Sample> {
+/// The counters of the lease and of what is kept of it, as samples of the report.
+fn samples(counters: Counters, cache_failures: u64) -> Vec<Sample> {
     let Counters { skipped, rejected, repairs, withheld } = counters;
     vec![
         Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
         Sample::new(&metric::REJECTED_LEASES, "rejected_leases", rejected),
         Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
         Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
+        Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
     ]
 }
 

@@ -47,7 +47,7 @@ enum Watch {
     Retry {
         at: Duration,
     },
-    /// The store has forgotten the changes since our cursor, so a list has to come first.
+    /// The store has forgotten the changes since our cursor, or we have never seen it: a list has to come first.
     Compacted,
 }
 
@@ -180,6 +180,15 @@ impl Feed {
         debug_assert!(self.watch != Watch::Compacted, "this list is what the watch has waited for");
         self.check();
         steps
+    }
+
+    /// With the subnet and the peers of an earlier run, which knew the store at `revision`: a list is due at the time
+    /// `at`, and a watch after it. A list that is older than that comes from a restored store.
+    pub(super) fn resume(&mut self, at: Duration, revision: Revision) {
+        self.watch = Watch::Compacted;
+        self.cursor = self.cursor.max(revision);
+        self.list_by(at);
+        self.check();
     }
 
     /// With a new subnet: forgets what was seen for the last one, and follows everything from a list on.

@@ -1,6 +1,9 @@
 //! The machine: routes the inputs to its parts, carries out the steps that they return, and makes sure that one call
 //! is under way at most.
 
+mod without_store;
+
+use super::cached::{Basis, Fallback};
 use super::delays::Delays;
 use super::feed::{self, Feed};
 use super::health::Health;
@@ -25,6 +28,7 @@ pub struct Manager {
     own: Option<Own>,
     feed: Feed,
     watcher: Watcher,
+    fallback: Fallback,
     health: Health,
     delays: Delays,
     in_flight: Option<InFlight>,
@@ -59,6 +63,8 @@ pub struct Status {
     pub peers: usize,
     /// Whether the last call or watch got no answer.
     pub store_out: bool,
+    /// On whose word the subnet is held and the peers are known.
+    pub basis: Basis,
     /// What was counted since the start.
     pub counters: Counters,
 }
@@ -78,6 +84,7 @@ impl Manager {
         Self {
             watcher: Watcher::new(config.network),
             seek: Seek::new(config, previous),
+            fallback: Fallback::none(),
             own: None,
             feed: Feed::new(),
             health: Health::default(),
@@ -105,6 +112,7 @@ impl Manager {
                 Input::Changes(changes) => self.on_changes(now, &changes),
             }
             self.advance(now);
+            self.recover();
             let notices = self.watcher.take_notices();
             self.say(notices);
         }
@@ -157,7 +165,10 @@ impl Manager {
         }
         let call = if self.in_flight.is_some() { None } else { self.call_due() };
         let lost = self.own.as_ref().and_then(Own::ends_at);
-        [call, self.feed.retry_at(), lost, self.health.wake_at()].into_iter().flatten().min()
+        [call, self.feed.retry_at(), lost, self.fallback.at(), self.health.wake_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The state as the daemon shows it.
@@ -168,6 +179,7 @@ impl Manager {
             deadline: own.and_then(Own::deadline),
             peers: self.watcher.len(),
             store_out: self.health.is_out(),
+            basis: self.fallback.basis(),
             counters: self.watcher.counters(),
         }
     }
@@ -189,7 +201,7 @@ impl Manager {
     }
 
     fn peers_changed(&mut self, events: Vec<Event>) {
-        if !events.is_empty() {
+        if !events.is_empty() && !self.withholds_peers() {
             self.say([Notice::Peers(events)]);
         }
     }
@@ -234,8 +246,11 @@ impl Manager {
     fn advance(&mut self, now: Duration) {
         let said = self.health.tick(now);
         self.say(said);
+        self.begin_from_cache(now);
         let lost = self.own.as_mut().and_then(|own| own.tick(now));
-        self.do_for_own(now, lost);
+        if lost.is_some() && !self.lapse() {
+            self.do_for_own(now, lost);
+        }
         if let Some(from) = self.feed.watch_due(now) {
             self.out.push(Output::Watch { from });
         }
@@ -276,6 +291,7 @@ impl Manager {
     fn on_listing(&mut self, now: Duration, listing: Listing) {
         let feed::Merged { listing, reset } = self.feed.merge(listing);
         if self.own.is_none() {
+            self.list_spoke(now);
             let step = self.seek.choose(now, listing, &self.us, &mut self.delays);
             return self.do_for_seek(now, now, step);
         }
@@ -286,6 +302,7 @@ impl Manager {
             let steps = own.listed(now, &listing, &self.us, overlapped, &mut self.delays);
             self.do_for_own(now, steps);
         }
+        self.list_spoke(now);
     }
 
     fn on_created(&mut self, now: Duration, sent: Duration, created: Option<Entry>) {
@@ -300,6 +317,9 @@ impl Manager {
     }
 
     fn on_updated(&mut self, now: Duration, sent: Duration, updated: Option<Entry>) {
+        if updated.is_some() {
+            self.fallback.store_spoke();
+        }
         if let Some(own) = &mut self.own {
             let step = own.updated(now, sent, updated, &mut self.delays);
             self.do_for_own(now, step);
@@ -406,6 +426,7 @@ impl Manager {
 
     /// This subnet is ours. The peers are those of the list that showed it free or ours.
     fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
+        self.fallback.recover();
         let (subnet, key) = (own.subnet(), own.key());
         self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
         self.own = Some(own);
@@ -419,6 +440,7 @@ impl Manager {
     /// A call or the watch got no answer, or a refusal.
     fn failed(&mut self, now: Duration, error: &Error) {
         self.feed.doubt();
+        self.fallback.hurry(now);
         let said = self.health.failed(now, error.to_string());
         self.say(said);
     }

@@ -39,6 +39,7 @@
 //!
 //! | file | |
 //! |---|---|
+//! | `cached` | what an earlier run knew, for a start while the store does not answer |
 //! | `manager` | the machine: routes inputs, carries out steps, has the one call under way |
 //! | `seek` | no subnet yet: which one to ask for |
 //! | `own` | a subnet: renew, adopt, lose, regain |
@@ -49,6 +50,7 @@
 //! | `delays` | how long to wait, with the randomness in it |
 //! | `settings` | TTL, margin and what happens to a lost lease |
 
+mod cached;
 mod delays;
 mod feed;
 mod health;
@@ -64,6 +66,7 @@ mod watcher;
 use crate::store::{Change, Entry, Error, Listing, Revision};
 use crate::subnet::allocate::OutOfSubnets;
 use crate::subnet::{Event, LeaseAttrs, SubnetKey};
+pub use cached::{Basis, Cached};
 use ipnet::Ipv4Net;
 pub use manager::{Manager, Status};
 pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
@@ -152,6 +155,8 @@ pub enum How {
     Previous,
     /// It was picked at random.
     Fresh,
+    /// An earlier run held it, and the store has not answered since the start.
+    Cached,
     /// We had lost it since the last `Acquired`, and got the same one back.
     Regained,
 }
@@ -190,6 +195,12 @@ pub enum Notice {
     /// Our deadline passed without a renewal, or the store was restored and knows an older copy of our lease,
     /// which may end any moment. We try to get it back; keep forwarding.
     Lost {
+        /// The subnet that we do not hold for now.
+        subnet: Ipv4Net,
+    },
+    /// The deadline of a lease with [`How::Cached`] passed before the store answered. All peers go with the next notice:
+    /// another host may own the subnet, and nobody has told us otherwise since the start. We try to get it back.
+    Lapsed {
         /// The subnet that we do not hold for now.
         subnet: Ipv4Net,
     },

@@ -75,6 +75,11 @@ impl Watcher {
         self.peers.iter().map(|(subnet, (_, attrs))| (*subnet, attrs))
     }
 
+    /// The leases of all peers, in order of their subnets.
+    pub(super) fn leases(&self) -> impl ExactSizeIterator<Item = (SubnetKey, &LeaseAttrs)> {
+        self.peers.values().map(|(key, attrs)| (*key, attrs))
+    }
+
     /// How many peers there are.
     pub(super) fn len(&self) -> usize {
         self.peers.len()

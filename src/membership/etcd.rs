@@ -3,8 +3,9 @@
 //!
 //! A call, the watch and a timer wait side by side; the machine decides. An outage of the store ends nothing here.
 
+use super::cache::Keeper;
 use super::{Clock, Ending, told};
-use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Status};
+use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply, Status};
 use crate::log::{Complaint, phrases};
 use crate::store::{Backoff, Error, Registry, Watch};
 use crate::subnet::Config;
@@ -22,6 +23,8 @@ const SILENT_BACKOFF: Duration = Duration::from_secs(5);
 /// The longest back-off while the store answers. flannel asks every second: the operator is about to put the config.
 const ANSWERING_BACKOFF: Duration = Duration::from_secs(1);
 const _: () = assert!(ANSWERING_BACKOFF.as_millis() < SILENT_BACKOFF.as_millis());
+/// How long the end waits for the disk. A stop has a second for all it does.
+pub(super) const LAST_WRITE: Duration = Duration::from_millis(200);
 /// The longest sleep of the lease machine.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -55,7 +58,7 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> (Confi
 }
 
 /// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
-/// order; `status` always holds the last state.
+/// order; `status` always holds the last state. `keeper` keeps what the store has said for the next start.
 pub(super) async fn run<R: Registry>(
     registry: &R,
     mut manager: Manager,
@@ -63,6 +66,7 @@ pub(super) async fn run<R: Registry>(
     notices: mpsc::UnboundedSender<Notice>,
     status: watch::Sender<Option<Status>>,
     stop: impl Future<Output = ()>,
+    mut keeper: Option<Keeper>,
 ) -> Ending {
     let mut stop = pin!(stop);
     let mut call: Option<LocalBoxFuture<'_, Input>> = None;
@@ -82,9 +86,14 @@ pub(super) async fn run<R: Registry>(
                 Output::Notice(notice) => {
                     told::log(&notice, now);
                     let fatal = matches!(notice, Notice::Conflict { then: OnLost::Exit, .. });
+                    // What stands in the file already is not written again on its own word.
+                    if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
+                        keeper.note(&notice);
+                    }
                     // If nobody listens any more, the daemon is about to stop us.
                     let _ = notices.send(notice);
                     if fatal {
+                        finish(&mut keeper, &manager, now).await;
                         return Ending::LeaseLost;
                     }
                 }
@@ -93,11 +102,33 @@ pub(super) async fn run<R: Registry>(
         let wait = manager.wake_at().map(|at| at.saturating_sub(clock.now()));
         input = tokio::select! {
             biased;
-            () = &mut stop => return Ending::Stopped,
+            () = &mut stop => {
+                finish(&mut keeper, &manager, clock.now()).await;
+                return Ending::Stopped;
+            }
             reply = running(&mut call) => reply,
             input = feed.next() => input,
+            () = due(&mut keeper) => {
+                keeper.iter_mut().for_each(|keeper| keeper.save(&manager, clock.now()));
+                Input::Tick
+            }
             () = sleep(wait) => Input::Tick,
         };
+    }
+}
+
+/// Waits until something is to be kept; for ever if nothing is kept.
+async fn due(keeper: &mut Option<Keeper>) {
+    match keeper {
+        Some(keeper) => keeper.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps what is not kept yet, for as long as a stop may wait for a slow disk.
+async fn finish(keeper: &mut Option<Keeper>, manager: &Manager, now: Duration) {
+    if let Some(keeper) = keeper {
+        let _ = tokio::time::timeout(LAST_WRITE, keeper.finish(manager, now)).await;
     }
 }
 

@@ -12,10 +12,12 @@
 //! | file | |
 //! |---|---|
 //! | `etcd` | leases in a store: the lease machine and its calls |
+//! | [`cache`] | what a network knew of its store, kept for a start without the store |
 //! | `clock` | the clock by which a lease ends |
 //! | `state_dir` | what must outlive this process |
 //! | `told` | what the log is told |
 
+pub mod cache;
 mod clock;
 mod etcd;
 mod state_dir;
@@ -28,6 +30,7 @@ use crate::etcd::{Settings, Store, connect};
 use crate::lease::{Manager, Notice, Status};
 use crate::store::Error;
 use crate::subnet::Config;
+use cache::{Keep, Keeper};
 use tokio::sync::{mpsc, watch};
 
 /// Why [`Source::run`] came to its end.
@@ -38,6 +41,8 @@ pub enum Ending {
     /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: the daemon exits non-zero, or, with
     /// several networks, starts this one again.
     LeaseLost,
+    /// The network config is not the one that the network runs with: it is to be started anew.
+    ConfigChanged,
 }
 
 /// Where the config, the lease and the peers come from.
@@ -66,7 +71,7 @@ impl Source {
     }
 
     /// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
-    /// order; `status` always holds the last state.
+    /// order; `status` always holds the last state. With `keep`, what the source has said is kept for the next start.
     pub async fn run(
         &self,
         manager: Manager,
@@ -74,9 +79,11 @@ impl Source {
         notices: mpsc::UnboundedSender<Notice>,
         status: watch::Sender<Option<Status>>,
         stop: impl Future<Output = ()>,
+        keep: Option<Keep>,
     ) -> Ending {
+        let keeper = keep.map(Keeper::new);
         match self {
-            Source::Etcd(store) => etcd::run(store, manager, clock, notices, status, stop).await,
+            Source::Etcd(store) => etcd::run(store, manager, clock, notices, status, stop, keeper).await,
         }
     }
 }

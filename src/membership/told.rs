@@ -14,6 +14,7 @@ pub(super) fn log(notice: &Notice, now: Duration) {
             let how = match how {
                 How::Reused => "found by our public IP",
                 How::Previous => "the one of the last run",
+                How::Cached => "kept by an earlier run; the store has not confirmed it yet",
                 How::Fresh => "new",
                 How::Regained => "regained",
             };
@@ -33,6 +34,10 @@ pub(super) fn log(notice: &Notice, now: Duration) {
                  forwarding on, trying to get it back"
             );
         }
+        Notice::Lapsed { subnet } => error!(
+            "Lease of {subnet} was kept by an earlier run and has ended before the store answered: not forwarding, \
+             since another host may own it by now"
+        ),
         Notice::Conflict { subnet, owner, then } => {
             let then = match then {
                 OnLost::Exit => "shutting down",

@@ -14,9 +14,10 @@ impl fmt::Display for Lines<'_> {
             network,
             alive: _,
             ready: _,
+            degraded: _,
             backend: _,
             store_up: _,
-            lease: Lease { held: _, expiry: _, samples: of_lease },
+            lease: Lease { held: _, expiry: _, from_cache: _, samples: of_lease },
             rules_in_place: _,
             data_path,
         } = self.0;

@@ -79,6 +79,10 @@ metrics! {
     LEASE_STATE: Gauge "flanneld_lease_state", "0 or 1", "1 for the state that the lease is in.";
     LEASE_EXPIRY: Gauge "flanneld_lease_expiry_timestamp_seconds", "seconds",
         "When the lease ends unless renewed, in seconds since 1970; absent for a reservation.";
+    FROM_CACHE: Gauge "flanneld_from_cache", "0 or 1",
+        "Whether config, lease and peers are those of the state directory, since the store has not answered since the start.";
+    CACHE_WRITE_ERRORS: Counter "flanneld_cache_write_errors_total", "writes",
+        "Writes to the state directory that failed.";
     SKIPPED_KEYS: Counter "flanneld_skipped_keys_total", "keys",
         "Keys and values of the store that could not be read, each counted once as long as it stands.";
     REJECTED_LEASES: Counter "flanneld_rejected_leases_total", "leases",

@@ -13,6 +13,8 @@ pub struct State {
     pub alive: bool,
     /// Whether the network has a subnet and the subnet file says so.
     pub ready: bool,
+    /// Why a network that is ready works less well than it should; `None` if it does not.
+    pub degraded: Option<String>,
     /// The backend's type; empty before the network config is known.
     pub backend: String,
     /// Whether the store of the leases answered last time.
@@ -32,6 +34,8 @@ pub struct Lease {
     pub held: bool,
     /// The time at which the lease ends unless it is renewed; `None` without a lease and for a reservation.
     pub expiry: Option<SystemTime>,
+    /// Whether it is known from the state directory alone: the store has not answered since the start.
+    pub from_cache: bool,
     /// The counters of the lease machine.
     pub samples: Vec<Sample>,
 }

@@ -66,7 +66,8 @@ impl Families {
 
     /// Adds the samples of a network. Every field is named, so that a new one cannot be forgotten.
     fn network(&mut self, state: &State) {
-        let State { network, alive, ready, backend, store_up, lease, rules_in_place, data_path } = state;
+        let State { network, alive, ready, degraded: _, backend, store_up, lease, rules_in_place, data_path } =
+            state;
         let of = ("network", network.as_str());
         self.add(&metric::READY, &[of], flag(*ready));
         self.add(&metric::WORKERS_ALIVE, &[of], flag(*alive));
@@ -84,13 +85,14 @@ impl Families {
     }
 
     fn lease(&mut self, of: (&str, &str), lease: &Lease) {
-        let Lease { held, expiry, samples } = lease;
+        let Lease { held, expiry, from_cache, samples } = lease;
         for (state, value) in [("held", *held), ("none", !*held)] {
             self.add(&metric::LEASE_STATE, &[of, ("state", state)], flag(value));
         }
         if let Some(since) = expiry.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
             self.add(&metric::LEASE_EXPIRY, &[of], &since.as_secs().to_string());
         }
+        self.add(&metric::FROM_CACHE, &[of], flag(*from_cache));
         self.samples(of, samples);
     }
 

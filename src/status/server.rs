@@ -120,7 +120,13 @@ fn healthz(networks: Option<&[State]>) -> Response<Full<Bytes>> {
 fn readyz(networks: Option<&[State]>) -> Response<Full<Bytes>> {
     let networks = networks.unwrap_or_default();
     if !networks.is_empty() && networks.iter().all(|network| network.ready) {
-        plain(StatusCode::OK, "flanneld is ready")
+        let mut text = "flanneld is ready".to_owned();
+        for State { network, degraded, .. } in networks {
+            let Some(reason) = degraded else { continue };
+            let of = if network.is_empty() { String::new() } else { format!("network {network} ") };
+            text += &format!("; degraded: {of}{reason}");
+        }
+        plain(StatusCode::OK, text)
     } else {
         plain(StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
     }
@@ -136,7 +142,7 @@ async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Vec<State>> {
     timeout(PATIENCE, exchange).await.ok().flatten()
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response(status, "text/plain; charset=utf-8", text)
 }
 

@@ -11,7 +11,7 @@ mod held;
 
 use super::delays::Delays;
 use super::identity::Identity;
-use super::{Notice, Settings};
+use super::{Notice, OnLost, Settings};
 use crate::store::{Change, Entry, Listing};
 use crate::subnet::SubnetKey;
 use ipnet::Ipv4Net;
@@ -80,6 +80,16 @@ impl Own {
         own
     }
 
+    /// A subnet that an earlier run held, until `deadline` at least; a reservation has none. The store is to be asked at
+    /// the time `at` and not before.
+    pub(super) fn resume(entry: Entry, deadline: Option<Duration>, at: Duration, settings: Settings) -> Self {
+        let mut own = Self::new(entry, Duration::ZERO, settings);
+        own.deadline = deadline;
+        own.phase = Phase::Held { renew_at: own.renew_at().map(|due| due.max(at)) };
+        own.check();
+        own
+    }
+
     /// The subnet that we hold or want back.
     pub(super) fn subnet(&self) -> Ipv4Net {
         self.entry.key.ipv4
@@ -91,7 +101,6 @@ impl Own {
     }
 
     /// The key as the store last had it.
-    #[cfg(test)]
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
     }
@@ -99,6 +108,13 @@ impl Own {
     /// Whether we hold the subnet at this instant.
     pub(super) fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// Whether packets of the subnet may flow after a lapse: we hold it, or the operator wants to keep it although it is
+    /// somebody else's.
+    pub(super) fn may_forward(&self) -> bool {
+        let is_kept = matches!(self.phase, Phase::Regain { conflict_said: true, .. });
+        self.live || (is_kept && self.settings.on_lost == OnLost::Keep)
     }
 
     /// The end of the lease by our own clock; a reservation has none.
@@ -185,6 +201,13 @@ impl Own {
             }
             Phase::Regain { at: Some(due), .. } => *due = at.min(*due),
             Phase::Held { renew_at: None } | Phase::Regain { at: None, .. } => {}
+        }
+    }
+
+    /// A key that is there and has a TTL is renewed at this time or before.
+    pub(super) fn renew_by(&mut self, at: Duration) {
+        if let Phase::Held { renew_at: Some(due) } = &mut self.phase {
+            *due = at.min(*due);
         }
     }
 

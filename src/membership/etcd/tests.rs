@@ -114,7 +114,7 @@ fn drive(
     let (stop, stopped) = oneshot::channel::<()>();
     let clock = Clock::new();
     block_on(async {
-        let driver = run(fake, manager, &clock, notices, status, async { drop(stopped.await) });
+        let driver = run(fake, manager, &clock, notices, status, async { drop(stopped.await) }, None);
         let script = async {
             script(&mut heard, &seen).await;
             drop(stop);

@@ -1,0 +1,108 @@
+//! The start of a network when its store may be away: from what an earlier run has kept, if the store is silent.
+//!
+//! The store is asked first, and for [`PATIENCE`] nothing else happens. If it tells the config by then, only the lease
+//! machine may still fall back on what was kept, and only if the config is the same. If it does not, the network begins
+//! with what was kept, and the question goes on beside it: a config that turns out to be another one ends the network,
+//! which is then started anew, so it never runs on a part of what was kept.
+
+use crate::log::phrases;
+use crate::membership::Ending;
+use crate::membership::cache::{Cache, Contents, Keep, Moment};
+use crate::subnet::Config;
+use std::cell::Cell;
+use std::future::pending;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// How long the store may take before a network begins without it.
+pub(super) const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What a network begins with.
+pub(super) struct Begin {
+    pub(super) config: Config,
+    pub(super) text: String,
+    /// What an earlier run has kept, if it may be used.
+    pub(super) kept: Option<Contents>,
+    /// Whether the config is what an earlier run has kept too: the store has still to confirm it.
+    pub(super) doubted: bool,
+}
+
+/// Reads what an earlier run has kept. If it may not be used, the log says why.
+pub(super) fn load(cache: &Cache, public_ip: Ipv4Addr) -> Option<Contents> {
+    let result = cache.load(&Moment::now());
+    let result = result.and_then(|kept| match kept {
+        Some(kept) => kept.check_host(public_ip).map(|()| Some(kept)),
+        None => Ok(None),
+    });
+    match result {
+        Ok(kept) => {
+            if let Some(seconds) = kept.as_ref().and_then(|kept| kept.stepped) {
+                warn!("the wall clock was set by {seconds} s since {} was written", cache.file());
+            }
+            kept
+        }
+        Err(refusal) => {
+            warn!("not using {} of the state directory: {refusal}; waiting for etcd", cache.file());
+            None
+        }
+    }
+}
+
+/// Waits for the config; for a short time if there is one that was kept.
+pub(super) async fn begin(asked: impl Future<Output = (Config, String)>, kept: Option<Contents>) -> Begin {
+    let Some(kept) = kept else {
+        let (config, text) = asked.await;
+        return Begin { config, text, kept: None, doubted: false };
+    };
+    tokio::select! {
+        biased;
+        (config, text) = asked => {
+            let is_same = kept.config == config;
+            if !is_same {
+                info!("what the state directory has is of an older network config: not used");
+            }
+            Begin { config, text, kept: Some(kept).filter(|_| is_same), doubted: false }
+        }
+        () = sleep(PATIENCE) => {
+            warn!(
+                "{}: no answer yet. Starting from the state directory: {} with {} peers, as of {:.0?} ago",
+                phrases::CONFIG_UNAVAILABLE,
+                kept.entry.key.ipv4,
+                kept.peers.len(),
+                kept.age,
+            );
+            Begin { config: kept.config.clone(), text: kept.text.clone(), kept: Some(kept), doubted: true }
+        }
+    }
+}
+
+/// What is to be kept of a network with that config and its text, if there is a place for it.
+pub(super) fn keep(
+    cache: Option<Cache>,
+    config: &Config,
+    text: String,
+    failures: &Rc<Cell<u64>>,
+) -> Option<Keep> {
+    let (generation, failures) = (config.generation, Rc::clone(failures));
+    cache.map(|cache| Keep { cache, config: text, generation, failures })
+}
+
+/// Waits until the store tells another config than the one that was kept; for ever without a doubt.
+pub(super) async fn doubt(
+    asked: impl Future<Output = (Config, String)>,
+    kept: Option<(Config, Option<Cache>)>,
+) -> Ending {
+    let Some((config, cache)) = kept else { return pending().await };
+    let (now, _) = asked.await;
+    if now == config {
+        info!("etcd has the network config of the state directory");
+        return pending().await;
+    }
+    if let Some(Err(error)) = cache.map(|cache| cache.remove()) {
+        warn!("{error}");
+    }
+    Ending::ConfigChanged
+}
