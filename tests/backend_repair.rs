@@ -70,7 +70,7 @@ fn owned(commands: &[&str]) -> Vec<String> {
 
 #[test]
 fn vxlan_is_repaired() {
-    let Some(mut pair) = Pair::set(r#"{"Type":"vxlan"}"#) else { return };
+    let Some(mut pair) = Pair::set(r#"{"Type":"vxlan","MTU":1450}"#) else { return };
     let peer = pair.subnets[1].base();
     pair.survives("a deleted device", &owned(&["ip link del flannel.1"]));
     pair.survives("an address flush", &owned(&["ip addr flush dev flannel.1"]));
@@ -79,7 +79,7 @@ fn vxlan_is_repaired() {
     pair.survives("a moved route", &[format!("ip route replace {peer}/24 via 10.77.0.254 proto 78")]);
     pair.survives("down and up", &owned(&["ip link set flannel.1 down", "ip link set flannel.1 up"]));
     pair.survives("down", &owned(&["ip link set flannel.1 down"]));
-    pair.survives("another MTU", &owned(&["ip link set flannel.1 mtu 1400"]));
+    pair.survives("a higher MTU", &owned(&["ip link set flannel.1 mtu 1450"]));
     pair.survives("another MAC", &owned(&["ip link set flannel.1 address 0e:11:22:33:44:55"]));
     pair.survives(
         "another device in its place",
@@ -173,7 +173,7 @@ fn an_older_flannels_things_are_taken_over() {
          ip addr add 10.10.9.0/16 dev flannel.1
          ip link set flannel.1 up
          for n in 200 201; do
-             ip neigh add 10.10.$n.0 lladdr 0a:00:00:00:00:09 dev flannel.1 nud permanent
+             ip neigh add 10.10.$n.0 lladdr 0a:00:00:00:00:0$((n - 200)) dev flannel.1 nud permanent
              ip route add 10.10.$n.0/24 via 10.10.$n.0 dev flannel.1 onlink
          done
          bridge fdb add 0a:00:00:00:00:01 dev flannel.1 dst 10.77.0.8 self permanent

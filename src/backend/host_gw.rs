@@ -3,18 +3,17 @@
 //!
 //! The routes stay when the process goes. They carry our protocol number, by which the next start knows them.
 
-use super::upkeep::Upkeep;
-use super::{Backend, BackendError, Network, Setup};
+use super::tables::Tables;
+use super::wanted::Wanted;
+use super::{Backend, BackendError, Look, Network, Progress, Setup};
 use crate::iface::External;
-use crate::netlink::{Change, Changes, Error, Netlink, Outcome, Route, Stale, Territory};
+use crate::netlink::{Change, Changes, Netlink, Territory};
 use crate::report::{DataPath, Sample, metric};
 use crate::subnet::{Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::warn;
 
 /// The `Backend.Type` by which flannel names this backend.
@@ -24,6 +23,7 @@ pub(super) const KIND: &str = "host-gw";
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     network: Ipv4Net,
+    subnet_len: u8,
     external: External,
     attrs: LeaseAttrs,
 }
@@ -43,7 +43,13 @@ impl Config {
             backend_type: Some(KIND.to_owned()),
             backend_data: None,
         };
-        Ok(Config { network: setup.config.network, external: external.clone(), attrs })
+        let config = setup.config;
+        Ok(Config {
+            network: config.network,
+            subnet_len: config.subnet_len,
+            external: external.clone(),
+            attrs,
+        })
     }
 }
 
@@ -69,69 +75,62 @@ impl Backend for Config {
 #[derive(Debug)]
 struct Routes {
     config: Config,
-    peers: BTreeMap<Ipv4Net, Ipv4Addr>,
+    tables: Tables,
     /// Peers whose route the kernel refuses, since they are not on the interface's link.
     off_link: usize,
-    upkeep: Upkeep,
 }
 
 impl Routes {
     fn new(config: Config) -> Routes {
-        Routes { config, peers: BTreeMap::new(), off_link: 0, upkeep: Upkeep::new() }
+        let external = config.external.index;
+        let territory = Territory {
+            network: config.network,
+            subnet_len: config.subnet_len,
+            device: None,
+            external: Some(external),
+        };
+        Routes { config, tables: Tables::new(Wanted::new(territory, external), false), off_link: 0 }
     }
 
     fn follow(&mut self, event: &Event) {
         match event {
             Event::Added(lease) if is_ours(lease) => {
-                self.peers.insert(lease.subnet, lease.attrs.public_ip);
+                self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, None);
             }
             Event::Added(lease) => {
-                self.upkeep.foreign_lease();
+                self.tables.upkeep.foreign_lease();
                 let kind = lease.attrs.backend_type.as_deref();
                 warn!(subnet = %lease.subnet, ?kind, "not a host-gw node's lease: ignored");
-                self.peers.remove(&lease.subnet);
+                self.tables.wanted.remove(lease.subnet);
             }
-            Event::Removed(lease) => {
-                self.peers.remove(&lease.subnet);
-            }
+            Event::Removed(lease) => self.tables.wanted.remove(lease.subnet),
         }
-        self.upkeep.peers_changed();
     }
 
-    async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+    async fn work(&mut self, netlink: &Netlink, look: Look) -> Result<Progress, BackendError> {
         let name = self.config.external.name.clone();
-        // A device that was made anew has another number, so the name counts.
-        let link = netlink.link_by_name(&name).await?.ok_or(BackendError::NoLink(name.clone()))?;
-        self.config.external.index = link.index;
-        let mut outcome = self.routes(netlink, self.upkeep.stale()).await?;
-        if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
-            outcome.changes.extend(self.routes(netlink, Stale::Remove).await?.changes);
+        if self.tables.begins(look) {
+            // A device that was made anew has another number, so the name counts.
+            let link = netlink.link_by_name(&name).await?.ok_or(BackendError::NoLink(name.clone()))?;
+            self.config.external.index = link.index;
+            self.tables.wanted.external = link.index;
+            self.tables.wanted.territory.external = Some(link.index);
+            self.tables.begin(Changes::default());
         }
-        self.count_off_link(&outcome);
-        self.upkeep.conclude(&name, Changes::default(), outcome);
-        Ok(())
+        let progress = self.tables.step(netlink, &name).await?;
+        if progress == Progress::Done {
+            self.count_off_link();
+        }
+        Ok(progress)
     }
 
-    fn count_off_link(&mut self, outcome: &Outcome) {
-        let unreachable =
-            |error: &&Error| matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH));
-        let count = outcome.failures.iter().filter(unreachable).count();
+    fn count_off_link(&mut self) {
+        let count = self.tables.upkeep.refused_with(&[libc::ENETUNREACH, libc::EHOSTUNREACH]);
         if count > 0 && count != self.off_link {
             let name = &self.config.external.name;
             warn!("{count} peers are not on {name}'s own link: host-gw cannot reach them (vxlan would)");
         }
         self.off_link = count;
-    }
-
-    async fn routes(&self, netlink: &Netlink, stale: Stale) -> Result<Outcome, BackendError> {
-        let link_index = self.config.external.index;
-        let route = |(subnet, peer): (&Ipv4Net, &Ipv4Addr)| {
-            let route = Route { destination: *subnet, link_index, gateway: Some(*peer), onlink: false };
-            (*subnet, route)
-        };
-        let wanted = self.peers.iter().map(route).collect();
-        let territory = Territory { network: self.config.network, device: None };
-        Ok(netlink.ensure_routes(&wanted, territory, stale).await?)
     }
 }
 
@@ -143,11 +142,11 @@ impl Network for Routes {
     }
 
     fn is_pending(&self) -> bool {
-        self.upkeep.is_pending()
+        self.tables.is_pending()
     }
 
     fn repair_pause(&self) -> Duration {
-        self.upkeep.repair_pause()
+        self.tables.upkeep.repair_pause()
     }
 
     fn concerns(&self, change: &Change) -> bool {
@@ -159,12 +158,20 @@ impl Network for Routes {
         }
     }
 
-    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
-        self.compare(netlink).boxed_local()
+    fn is_looking(&self) -> bool {
+        self.tables.is_looking()
+    }
+
+    fn maintain<'a>(
+        &'a mut self,
+        netlink: &'a Netlink,
+        look: Look,
+    ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
+        self.work(netlink, look).boxed_local()
     }
 
     fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
-        let mut path = self.upkeep.report(self.peers.len());
+        let mut path = self.tables.upkeep.report(self.tables.wanted.len());
         path.samples.push(Sample::new(&metric::OFF_LINK_PEERS, "off_link_peers", self.off_link as u64));
         ready(Some(path)).boxed_local()
     }

@@ -6,8 +6,9 @@
 //! what others broke: a backend states what it wants, and compares that with what is there.
 //!
 //! udp hands events to its engine at once. The backends that live in the kernel's tables only note them;
-//! [`Network::is_pending`] then asks for a pass of [`Network::maintain`], which writes what a burst of events
-//! has come to.
+//! [`Network::is_pending`] then asks for a call of [`Network::maintain`], which writes what a burst of events
+//! has come to. They share `wanted.rs` (what each peer needs), `entries.rs` (the writes for one peer), `tables.rs`
+//! (the order of the writes, in steps) and `upkeep.rs` (what is counted and said).
 //!
 //! A lease of another backend's type belongs to a node that this one cannot talk to: it is counted and left
 //! alone.
@@ -16,13 +17,16 @@
 
 mod alloc;
 mod command;
+mod entries;
 mod extension;
 mod host_gw;
 mod repairs;
 mod restarts;
+mod tables;
 mod udp;
 mod upkeep;
 mod vxlan;
+mod wanted;
 
 pub use command::CommandError;
 
@@ -211,6 +215,24 @@ pub trait Backend: fmt::Debug {
     ) -> LocalBoxFuture<'a, Result<Box<dyn Network>, BackendError>>;
 }
 
+/// What a call of [`Network::maintain`] is to see to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// What events have left to write, and the rest of a look that has begun.
+    Changes,
+    /// Everything: a look at all tables begins.
+    Everything,
+}
+
+/// What a call of [`Network::maintain`] has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// There is nothing to do.
+    Done,
+    /// There is more to do: call it again as soon as everybody else was served.
+    More,
+}
+
 /// A backend at work. What a method does by default is right for a backend that owns nothing in the kernel's tables.
 pub trait Network: fmt::Debug {
     /// Follows the peers: takes the events of their leases, in order.
@@ -232,13 +254,23 @@ pub trait Network: fmt::Debug {
         Duration::ZERO
     }
 
-    /// Compares what is there with what should be, and mends the difference. The first call comes after the
-    /// first snapshot of peers was applied, so entries of peers that are gone may be removed.
+    /// Whether a look at all tables is under way, so that another one has to wait.
+    fn is_looking(&self) -> bool {
+        false
+    }
+
+    /// Writes what events have left, or compares what is there with what should be, and mends the difference. With many
+    /// peers it does a part of that and asks for another call. The first call comes after the first snapshot of peers
+    /// was applied, so entries of peers that are gone may be removed.
     ///
     /// # Errors
     /// Something could not be mended now. The caller tries again later, except after [`BackendError::Unstable`].
-    fn maintain<'a>(&'a mut self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
-        std::future::ready(Ok(())).boxed_local()
+    fn maintain<'a>(
+        &'a mut self,
+        _netlink: &'a Netlink,
+        _look: Look,
+    ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
+        std::future::ready(Ok(Progress::Done)).boxed_local()
     }
 
     /// Whether every part of the data path still runs.

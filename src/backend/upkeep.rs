@@ -8,8 +8,10 @@
 
 use super::repairs::Repairs;
 use crate::log::Complaint;
-use crate::netlink::{Changes, Error, Outcome, Stale};
+use crate::netlink::{Changes, Error};
 use crate::report::{DataPath, Sample, metric};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -32,20 +34,29 @@ enum Sweep {
     Open,
 }
 
+/// What a pass over the tables was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// What an earlier run left is brought in order.
+    Start,
+    /// Events of leases are written.
+    Events,
+    /// The tables are compared with what should be there.
+    Look,
+}
+
 /// What has to be remembered between two passes over the tables.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     sweep: Sweep,
-    /// Whether the peers have changed since the last pass; then what the next one writes is no repair.
-    pending: bool,
     /// How many events were of leases of another backend's nodes.
     foreign: u64,
     /// How many events were of leases of this backend's type that it cannot use.
     unusable: u64,
     /// The passes that had to put something right.
     repairs: Repairs,
-    /// How many entries the kernel refused in the last pass.
-    refused: usize,
+    /// The peers whose entries the kernel refused, and why.
+    refused: BTreeMap<Ipv4Net, Error>,
     complaint: Complaint<Instant>,
 }
 
@@ -53,22 +64,12 @@ impl Upkeep {
     pub(super) fn new() -> Self {
         Self {
             sweep: Sweep::Due,
-            pending: true,
             foreign: 0,
             unusable: 0,
             repairs: Repairs::default(),
-            refused: 0,
+            refused: BTreeMap::new(),
             complaint: Complaint::default(),
         }
-    }
-
-    /// Notes that a peer came, changed or went.
-    pub(super) fn peers_changed(&mut self) {
-        self.pending = true;
-    }
-
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending
     }
 
     pub(super) fn foreign_lease(&mut self) {
@@ -79,19 +80,47 @@ impl Upkeep {
         self.unusable += 1;
     }
 
-    /// What a pass is to do with entries that are not wanted.
-    pub(super) fn stale(&self) -> Stale {
-        if self.sweep == Sweep::Open { Stale::Remove } else { Stale::Keep }
+    /// Whether the first pass is still to come.
+    pub(super) fn is_new(&self) -> bool {
+        self.sweep == Sweep::Due
     }
 
-    /// After a pass that kept the `stale` entries beside those of `peers` peers, whether another one may remove them.
+    /// Whether entries of an earlier run are still looked for, and stay.
+    pub(super) fn keeps(&self) -> bool {
+        self.sweep != Sweep::Open
+    }
+
+    /// Notes whether the kernel has taken the entries of a peer.
+    pub(super) fn note(&mut self, subnet: Ipv4Net, error: Option<Error>) {
+        match error {
+            Some(error) => drop(self.refused.insert(subnet, error)),
+            None => drop(self.refused.remove(&subnet)),
+        }
+    }
+
+    /// Whether the kernel has refused an entry of this peer.
+    pub(super) fn is_refused(&self, subnet: Ipv4Net) -> bool {
+        self.refused.contains_key(&subnet)
+    }
+
+    /// Forgets the refusals of all peers but these, whose entries were found in place.
+    pub(super) fn retain_refusals(&mut self, of: impl Fn(Ipv4Net) -> bool) {
+        self.refused.retain(|subnet, _| of(*subnet));
+    }
+
+    /// How many peers the kernel has refused with one of these errors.
+    pub(super) fn refused_with(&self, errors: &[i32]) -> usize {
+        self.refused
+            .values()
+            .filter(|error| error.errno().is_some_and(|errno| errors.contains(&errno)))
+            .count()
+    }
+
+    /// Whether the `stale` entries that a pass has found beside those of `peers` peers may be removed.
     pub(super) fn may_sweep(&mut self, now: Instant, stale: usize, peers: usize) -> bool {
         let suspect = stale >= LEAST_SUSPECT && stale > peers;
         let open = match self.sweep {
-            Sweep::Open => {
-                debug_assert_eq!(stale, 0, "an open pass keeps nothing");
-                return false;
-            }
+            Sweep::Open => return true,
             Sweep::Due if suspect => {
                 warn!(
                     "the store knows {peers} peers and the kernel {stale} more from an earlier run: \
@@ -116,32 +145,32 @@ impl Upkeep {
         open
     }
 
-    /// Ends a pass. `device` is what was done to the device, and `name` names the device or interface.
-    pub(super) fn conclude(&mut self, name: &str, device: Changes, tables: Outcome) {
-        debug_assert_ne!(self.sweep, Sweep::Due, "a pass asks whether it may sweep before it ends");
+    /// Ends a pass. `device` is what was done to the device, `tables` what was done to the tables, and `name` names the
+    /// device or interface.
+    pub(super) fn conclude(&mut self, reason: Reason, name: &str, device: Changes, tables: Changes) {
         let now = Instant::now();
-        let repair = !device.is_empty() || (!self.pending && !tables.changes.is_empty());
+        let repair = !device.is_empty() || (reason == Reason::Look && !tables.is_empty());
         let mut changes = device;
-        changes.extend(tables.changes);
+        changes.extend(tables);
         if repair {
             self.repairs.note(now, format!("{name}: {changes}"));
         } else if !changes.is_empty() {
             info!("{name}: {changes}");
         }
         self.repairs.settle(now);
-        self.pending = false;
-        self.refusals(now, name, &tables.failures);
+        self.complain(now, name);
     }
 
-    fn refusals(&mut self, now: Instant, name: &str, failures: &[Error]) {
-        self.refused = failures.len();
-        if failures.is_empty() {
+    fn complain(&mut self, now: Instant, name: &str) {
+        // That the device is gone is told by the look that follows.
+        let refused: Vec<_> =
+            self.refused.values().filter(|error| error.errno() != Some(libc::ENODEV)).collect();
+        if refused.is_empty() {
             self.complaint.settle();
             return;
         }
-        let mut text =
-            failures.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if let Some(more @ 1..) = failures.len().checked_sub(MOST_SAID) {
+        let mut text = refused.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if let Some(more @ 1..) = refused.len().checked_sub(MOST_SAID) {
             let _ = write!(text, "; and {more} more");
         }
         if self.complaint.is_news(now, &text) {
@@ -160,7 +189,7 @@ impl Upkeep {
             Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),
             Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
             Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
-            Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", self.refused as u64),
+            Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", self.refused.len() as u64),
         ];
         DataPath { workers: Vec::new(), peers, samples }
     }
@@ -175,10 +204,9 @@ mod tests {
         let now = Instant::now();
         for (stale, peers) in [(0, 0), (3, 0), (4, 4), (300, 700)] {
             let mut upkeep = Upkeep::new();
-            assert_eq!(upkeep.stale(), Stale::Keep);
+            assert!(upkeep.is_new() && upkeep.keeps());
             assert!(upkeep.may_sweep(now, stale, peers), "{stale} beside {peers}");
-            assert_eq!(upkeep.stale(), Stale::Remove);
-            assert!(!upkeep.may_sweep(now, 0, peers), "one sweep is enough");
+            assert!(!upkeep.is_new() && !upkeep.keeps());
         }
     }
 
@@ -188,9 +216,9 @@ mod tests {
         let mut upkeep = Upkeep::new();
         assert!(!upkeep.may_sweep(now, 5, 4));
         assert!(!upkeep.may_sweep(now + HOLD - Duration::from_secs(1), 5, 4));
-        assert_eq!(upkeep.stale(), Stale::Keep);
+        assert!(upkeep.keeps() && !upkeep.is_new());
         assert!(upkeep.may_sweep(now + HOLD, 5, 4));
-        assert_eq!(upkeep.stale(), Stale::Remove);
+        assert!(!upkeep.keeps());
     }
 
     #[test]

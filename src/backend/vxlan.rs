@@ -10,13 +10,11 @@
 //! - With `DirectRouting` a peer on the external interface's own link gets a plain route, as with host-gw.
 
 use super::restarts::Restarts;
-use super::upkeep::Upkeep;
-use super::{Backend, BackendError, Network, Setup};
+use super::tables::Tables;
+use super::wanted::Wanted;
+use super::{Backend, BackendError, Look, Network, Progress, Setup};
 use crate::iface::External;
-use crate::log::Complaint;
-use crate::netlink::{
-    Change, Changes, DEFAULT_VXLAN_PORT, Mac, Netlink, Outcome, Route, Stale, Territory, Vxlan,
-};
+use crate::netlink::{Change, Changes, DEFAULT_VXLAN_PORT, Mac, Mtu, Netlink, Territory, Vxlan};
 use crate::report::DataPath;
 use crate::subnet::{ConfigError, Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
@@ -26,7 +24,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "vxlan";
@@ -40,11 +38,14 @@ const _: () = assert!(MAX_VNI < 1 << 24);
 const _: () = assert!("flannel.".len() + MAX_VNI.ilog10() as usize + 1 < libc::IFNAMSIZ);
 /// How often within a minute we make a deleted device anew before we conclude that somebody else manages it.
 const MOST_RESTARTS: usize = 10;
+/// How often we remove an address of our network from the device before we leave it to whoever sets it.
+const MOST_REMOVALS: usize = 3;
 
 /// The `vxlan` backend as configured.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
     network: Ipv4Net,
+    subnet_len: u8,
     external: External,
     /// The device. The number of the link below it may change, and is set anew at every pass.
     device: Vxlan,
@@ -82,7 +83,8 @@ impl Config {
             backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac.to_string() })),
         };
         let direct_routing = fields.field("DirectRouting")?.unwrap_or(false);
-        Ok(Config { network: config.network, external: external.clone(), device, direct_routing, attrs })
+        let (network, subnet_len) = (config.network, config.subnet_len);
+        Ok(Config { network, subnet_len, external: external.clone(), device, direct_routing, attrs })
     }
 }
 
@@ -150,21 +152,12 @@ fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
     mac
 }
 
-/// The far end of a tunnel to one peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Vtep {
-    mac: Mac,
-    address: Ipv4Addr,
-}
-
-impl Vtep {
-    /// Reads a lease that any flannel has written: `{"VtepMAC":"…"}` with or without `VNI`, keys in any case.
-    fn of(lease: &Lease) -> Option<Self> {
-        let Some(Value::Object(data)) = &lease.attrs.backend_data else { return None };
-        let mac = data.iter().find(|(key, _)| key.eq_ignore_ascii_case("VtepMAC"))?.1;
-        let mac: Mac = mac.as_str()?.parse().ok()?;
-        mac.is_unicast().then_some(Self { mac, address: lease.attrs.public_ip })
-    }
+/// The MAC of the far end of the tunnel, from a lease that any flannel has written: `{"VtepMAC":"…"}` with or without
+/// `VNI`, keys in any case.
+fn vtep_mac(lease: &Lease) -> Option<Mac> {
+    let Some(Value::Object(data)) = &lease.attrs.backend_data else { return None };
+    let mac = data.iter().find(|(key, _)| key.eq_ignore_ascii_case("VtepMAC"))?.1;
+    mac.as_str()?.parse().ok().filter(|mac: &Mac| mac.is_unicast())
 }
 
 /// The `vxlan` backend at work.
@@ -174,45 +167,34 @@ struct Tunnel {
     subnet: Ipv4Net,
     /// The device's number (ifindex); 0 before there is one.
     index: u32,
-    peers: BTreeMap<Ipv4Net, Vtep>,
-    upkeep: Upkeep,
-    /// Peers that publish one VtepMAC, as long as they do.
-    rivals: Complaint<Instant>,
+    tables: Tables,
+    /// How often we have removed each address of our network from the device.
+    removed: BTreeMap<Ipv4Net, usize>,
     restarts: Restarts,
-}
-
-/// What the kernel's tables should hold.
-#[derive(Debug, Default)]
-struct Tables {
-    arp: BTreeMap<Ipv4Addr, Mac>,
-    fdb: BTreeMap<Mac, Ipv4Addr>,
-    routes: BTreeMap<Ipv4Net, Route>,
-    /// What is to be said of peers that share a VtepMAC.
-    rivals: Vec<String>,
 }
 
 impl Tunnel {
     async fn start(config: Config, netlink: &Netlink, subnet: Ipv4Net) -> Result<Tunnel, BackendError> {
-        let (peers, upkeep) = (BTreeMap::new(), Upkeep::new());
-        let rivals = Complaint::default();
-        let mut network = Tunnel {
-            config,
-            subnet,
-            index: 0,
-            peers,
-            upkeep,
-            rivals,
-            restarts: Restarts::new(MOST_RESTARTS),
+        let external = config.external.index;
+        let territory = Territory {
+            network: config.network,
+            subnet_len: config.subnet_len,
+            device: None,
+            external: config.direct_routing.then_some(external),
         };
-        let changes = network.ensure_device(netlink).await?;
+        let tables = Tables::new(Wanted::new(territory, external), config.direct_routing);
+        let restarts = Restarts::new(MOST_RESTARTS);
+        let mut network = Tunnel { config, subnet, index: 0, tables, removed: BTreeMap::new(), restarts };
+        let mtu = Mtu::Exactly(network.config.device.mtu);
+        let changes = network.ensure_device(netlink, mtu).await?;
         if !changes.is_empty() {
-            tracing::info!("{}: {changes}", network.config.device.name);
+            info!("{}: {changes}", network.config.device.name);
         }
         Ok(network)
     }
 
     /// Sets device, MAC, address, MTU and state; returns what was missing.
-    async fn ensure_device(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
+    async fn ensure_device(&mut self, netlink: &Netlink, mtu: Mtu) -> Result<Changes, BackendError> {
         let external = &mut self.config.external;
         let link = netlink.link_by_name(&external.name).await?;
         external.index = link.ok_or(BackendError::NoLink(external.name.clone()))?.index;
@@ -223,13 +205,17 @@ impl Tunnel {
             netlink.disable_ipv6(&device.name);
             self.index = index;
         }
-        let base = Ipv4Net::from(self.subnet.network());
-        changes.extend(netlink.ensure_address(index, base).await?);
-        match netlink.ensure_link(index, device.mtu, true).await {
+        let wanted = &mut self.tables.wanted;
+        wanted.external = external.index;
+        wanted.territory.device = Some(index);
+        wanted.territory.external = self.config.direct_routing.then_some(external.index);
+        changes.extend(self.ensure_address(netlink).await?);
+        match netlink.ensure_link(index, mtu, true).await {
             Ok(more) => changes.extend(more),
             // The kernel opens the port only now. A device that stays down would only puzzle the operator.
             Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
                 netlink.remove_vxlan(index).await?;
+                let device = &self.config.device;
                 return Err(BackendError::VxlanPort { name: device.name.clone(), port: device.port });
             }
             Err(error) => return Err(error.into()),
@@ -237,93 +223,55 @@ impl Tunnel {
         Ok(changes)
     }
 
+    /// Gives the device its address. Of the others only those within our network are ours to remove, and one that always
+    /// comes back is somebody's: two daemons of one VNI would remove each other's for ever.
+    async fn ensure_address(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
+        let base = Ipv4Net::from(self.subnet.network());
+        let spare = |address| self.removed.get(&address).is_some_and(|times| *times >= MOST_REMOVALS);
+        let (changes, removed) = netlink.ensure_address(self.index, base, self.config.network, spare).await?;
+        for address in removed {
+            let times = self.removed.entry(address).or_default();
+            *times += 1;
+            if *times == MOST_REMOVALS {
+                let name = &self.config.device.name;
+                warn!("{name}: somebody sets the address {address} again and again; from now on it stays");
+            }
+        }
+        Ok(changes)
+    }
+
     fn added(&mut self, lease: &Lease) {
         let kind = lease.attrs.backend_type.as_deref();
-        let vtep = Vtep::of(lease).filter(|vtep| vtep.mac != self.config.device.mac);
-        match vtep {
+        let mac = vtep_mac(lease).filter(|mac| *mac != self.config.device.mac);
+        match mac {
             _ if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) => {
-                self.upkeep.foreign_lease();
+                self.tables.upkeep.foreign_lease();
                 warn!(subnet = %lease.subnet, ?kind, "not a vxlan node's lease: ignored");
             }
-            Some(vtep) => {
-                self.peers.insert(lease.subnet, vtep);
+            Some(mac) => {
+                self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, Some(mac));
                 return;
             }
             None => {
-                self.upkeep.unusable_lease();
+                self.tables.upkeep.unusable_lease();
                 let data = lease.attrs.backend_data.as_ref().map(ToString::to_string).unwrap_or_default();
                 warn!(subnet = %lease.subnet, %data, "no VtepMAC of a peer's: ignored");
             }
         }
-        self.peers.remove(&lease.subnet);
+        self.tables.wanted.remove(lease.subnet);
     }
 
-    async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
-        let before = self.index;
-        let device = self.ensure_device(netlink).await?;
-        if self.index != before {
-            warn!("{} was deleted or changed; made it anew", self.config.device.name);
-            self.restarts.note(Instant::now())?;
-        }
-        let tables = self.tables(netlink).await;
-        self.tell_rivals(&tables.rivals.join("; "));
-        let mut outcome = self.write(netlink, &tables, self.upkeep.stale()).await?;
-        if self.upkeep.may_sweep(Instant::now(), outcome.stale, self.peers.len()) {
-            outcome.changes.extend(self.write(netlink, &tables, Stale::Remove).await?.changes);
-        }
-        self.upkeep.conclude(&self.config.device.name, device, outcome);
-        Ok(())
-    }
-
-    /// Two peers with one MAC: the forwarding entry can lead to only one of them.
-    fn tell_rivals(&mut self, text: &str) {
-        if text.is_empty() {
-            self.rivals.settle();
-        } else if self.rivals.is_news(Instant::now(), text) {
-            warn!("{text}");
-        }
-    }
-
-    async fn tables(&self, netlink: &Netlink) -> Tables {
-        let mut tables = Tables::default();
-        for (subnet, vtep) in &self.peers {
-            debug_assert_ne!(vtep.mac, self.config.device.mac, "a lease with our MAC is unusable");
-            let base = subnet.network();
-            let mut route =
-                Route { destination: *subnet, link_index: self.index, gateway: Some(base), onlink: true };
-            if self.config.direct_routing && self.on_link(netlink, vtep.address).await {
-                route.link_index = self.config.external.index;
-                route.gateway = Some(vtep.address);
-                route.onlink = false;
-            } else {
-                tables.arp.insert(base, vtep.mac);
-                let rival = tables.fdb.insert(vtep.mac, vtep.address);
-                if let Some(rival) = rival.filter(|rival| *rival != vtep.address) {
-                    let text = format!("{rival} and {} both have the VtepMAC {}", vtep.address, vtep.mac);
-                    tables.rivals.push(text);
-                }
+    async fn work(&mut self, netlink: &Netlink, look: Look) -> Result<Progress, BackendError> {
+        if self.tables.begins(look) {
+            let before = self.index;
+            let changes = self.ensure_device(netlink, Mtu::AtMost(self.config.device.mtu)).await?;
+            if self.index != before {
+                warn!("{} was deleted or changed; made it anew", self.config.device.name);
+                self.restarts.note(Instant::now())?;
             }
-            tables.routes.insert(*subnet, route);
+            self.tables.begin(changes);
         }
-        debug_assert_eq!(tables.routes.len(), self.peers.len(), "every peer has one route");
-        debug_assert!(tables.fdb.len() <= self.peers.len() && tables.arp.len() <= self.peers.len());
-        tables
-    }
-
-    /// Whether a peer is on the external interface's own link.
-    async fn on_link(&self, netlink: &Netlink, address: Ipv4Addr) -> bool {
-        let way = netlink.route_to(address).await;
-        way.is_ok_and(|way| way.gateway.is_none() && way.link_index == self.config.external.index)
-    }
-
-    async fn write(&self, netlink: &Netlink, tables: &Tables, stale: Stale) -> Result<Outcome, BackendError> {
-        let territory = Territory { network: self.config.network, device: Some(self.index) };
-        let mut outcome = netlink.ensure_neighbours(self.index, &tables.arp, stale).await?;
-        outcome.extend(netlink.ensure_fdb(self.index, &tables.fdb, stale).await?);
-        // A peer has one route but up to three entries: the routes tell how many peers are stale.
-        outcome.stale = 0;
-        outcome.extend(netlink.ensure_routes(&tables.routes, territory, stale).await?);
-        Ok(outcome)
+        self.tables.step(netlink, &self.config.device.name).await
     }
 }
 
@@ -332,18 +280,17 @@ impl Network for Tunnel {
         for event in events {
             match event {
                 Event::Added(lease) => self.added(lease),
-                Event::Removed(lease) => drop(self.peers.remove(&lease.subnet)),
+                Event::Removed(lease) => self.tables.wanted.remove(lease.subnet),
             }
-            self.upkeep.peers_changed();
         }
     }
 
     fn is_pending(&self) -> bool {
-        self.upkeep.is_pending()
+        self.tables.is_pending()
     }
 
     fn repair_pause(&self) -> Duration {
-        self.upkeep.repair_pause()
+        self.tables.upkeep.repair_pause()
     }
 
     fn concerns(&self, change: &Change) -> bool {
@@ -356,12 +303,20 @@ impl Network for Tunnel {
         }
     }
 
-    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
-        self.compare(netlink).boxed_local()
+    fn is_looking(&self) -> bool {
+        self.tables.is_looking()
+    }
+
+    fn maintain<'a>(
+        &'a mut self,
+        netlink: &'a Netlink,
+        look: Look,
+    ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
+        self.work(netlink, look).boxed_local()
     }
 
     fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
-        ready(Some(self.upkeep.report(self.peers.len()))).boxed_local()
+        ready(Some(self.tables.upkeep.report(self.tables.wanted.len()))).boxed_local()
     }
 }
 
@@ -380,13 +335,13 @@ mod tests {
 
     #[test]
     fn both_shapes_of_backend_data_are_read() {
-        let expected = Vtep { mac: Mac([2, 0, 0, 0, 0, 7]), address: Ipv4Addr::new(192, 0, 2, 7) };
+        let expected = Mac([2, 0, 0, 0, 0, 7]);
         for data in [
             json!({"VtepMAC": "02:00:00:00:00:07"}),
             json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:07"}),
             json!({"vtepmac": "02-00-00-00-00-07", "more": [1]}),
         ] {
-            assert_eq!(Vtep::of(&lease(data.clone())), Some(expected), "{data}");
+            assert_eq!(vtep_mac(&lease(data.clone())), Some(expected), "{data}");
         }
         for data in [
             json!(null),
@@ -397,7 +352,7 @@ mod tests {
             json!({"VtepMAC": "01:00:5e:00:00:01"}),
             json!({"VtepMAC": "00:00:00:00:00:00"}),
         ] {
-            assert_eq!(Vtep::of(&lease(data.clone())), None, "{data}");
+            assert_eq!(vtep_mac(&lease(data.clone())), None, "{data}");
         }
     }
 

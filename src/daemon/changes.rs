@@ -1,7 +1,7 @@
 //! The kernel's announcements of changes, with a new subscription whenever one ends.
 
 use crate::log::Complaint;
-use crate::netlink::{Change, Error, Monitor};
+use crate::netlink::{Change, Error, Monitor, Port};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -12,19 +12,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A subscription to the kernel's announcements. When it ends, a new one is made.
 #[derive(Debug)]
 pub(super) struct Changes {
+    /// Whose changes are ours, and not announced.
+    own: Port,
     monitor: Option<Monitor>,
     retry_at: Instant,
     complaint: Complaint<Instant>,
 }
 
 impl Changes {
-    /// Subscribes to the kernel's announcements.
+    /// Subscribes to the kernel's announcements of all changes but those that `own` makes.
     ///
     /// # Errors
     /// The errors of [`Monitor::new`]. They end the start, since there is nothing yet to keep alive.
-    pub(super) fn new() -> Result<Changes, Error> {
+    pub(super) fn new(own: Port) -> Result<Changes, Error> {
         Ok(Changes {
-            monitor: Some(Monitor::new()?),
+            own,
+            monitor: Some(Monitor::new(own)?),
             retry_at: Instant::now(),
             complaint: Complaint::default(),
         })
@@ -38,7 +41,7 @@ impl Changes {
                 Some(monitor) => monitor.next().await,
                 None => {
                     sleep_until(self.retry_at).await;
-                    Monitor::new().map(|monitor| {
+                    Monitor::new(self.own).map(|monitor| {
                         self.monitor = Some(monitor);
                         Change::Overrun
                     })

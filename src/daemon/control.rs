@@ -48,7 +48,7 @@ impl Control {
         let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
         let netlink = Netlink::new()?;
         // The subscription begins before the first look, so that no change is missed.
-        let changes = Changes::new()?;
+        let changes = Changes::new(netlink.port())?;
         let external = iface::choose(&netlink, &settings.iface).await?;
         let source = Source::etcd(&settings.etcd)?;
         let seed =

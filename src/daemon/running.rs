@@ -10,7 +10,7 @@ use super::publish::SubnetFile;
 use super::rules::{Due, HostRules};
 use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
-use crate::backend::{Backend, BackendError, Network};
+use crate::backend::{Backend, BackendError, Look, Network, Progress};
 use crate::iface::External;
 use crate::lease::{Basis, Counters, Notice, Status};
 use crate::log::{self, Complaint};
@@ -82,7 +82,10 @@ pub(super) struct Running {
     file: SubnetFile,
     /// Whether systemd was told that we are ready.
     announced: bool,
+    /// When all tables are looked at next.
     check_at: Instant,
+    /// The network has something to write, or is in the middle of a look.
+    busy: bool,
     /// Why the last repair failed.
     failing: Complaint<Instant>,
     /// Why the store cannot be reached; `None` if it can.
@@ -128,6 +131,7 @@ impl Running {
             network: None,
             announced: false,
             check_at: Instant::now() + RESYNC,
+            busy: false,
             failing: Complaint::default(),
             store_lost: None,
         }
@@ -163,9 +167,10 @@ impl Running {
                 (subnet, network) = registered(&mut self.registering) => self.begin(subnet, network?).await,
                 due = self.rules.due() => self.rules_due(due).await?,
                 () = worker_ended(self.network.as_ref()) => self.maintain().await?,
-                () = sleep_until(self.check_at) => self.maintain().await?,
                 () = sleep_until(self.external.check_at()) => self.look_outside().await,
                 () = sleep_until(self.file.retry_at()) => self.publish(),
+                // A step of a few milliseconds; what else is due comes before the next one.
+                () = sleep_until(next_step(self.busy, self.check_at)) => self.maintain().await?,
                 change = self.changes.next() => self.changed(&change),
             }
         };
@@ -271,13 +276,10 @@ impl Running {
         self.tell_state();
     }
 
-    /// Makes a pass over the tables due now if the network has something to write. Notices come before timers in the
-    /// loop, so the pass follows the last event of a burst, and the first snapshot of peers, which comes right after
-    /// the lease.
+    /// Lets the network write now if it has something to write. Notices come before timers in the loop, so the writes
+    /// follow the last event of a burst, and the first snapshot of peers, which comes right after the lease.
     fn hurry(&mut self) {
-        if self.network.as_ref().is_some_and(|(_, network)| network.is_pending()) {
-            self.check_at = Instant::now();
-        }
+        self.busy = self.network.as_ref().is_some_and(|(_, network)| network.is_pending());
     }
 
     /// Tells systemd whether we are ready, and what is wrong.
@@ -343,13 +345,27 @@ impl Running {
     }
 
     async fn maintain(&mut self) -> Result<(), DaemonError> {
-        self.check_at = Instant::now() + RESYNC;
-        let Some((_, network)) = &mut self.network else { return Ok(()) };
-        let result = network.maintain(&self.netlink).await;
-        debug_assert!(result.is_err() || !network.is_pending(), "a pass writes all that waits");
+        let now = Instant::now();
+        let Some((_, network)) = &mut self.network else {
+            (self.busy, self.check_at) = (false, now + RESYNC);
+            return Ok(());
+        };
+        let look = if now < self.check_at {
+            Look::Changes
+        } else if network.is_looking() {
+            self.check_at = now + SETTLE;
+            Look::Changes
+        } else {
+            self.check_at = now + RESYNC;
+            Look::Everything
+        };
+        let result = network.maintain(&self.netlink, look).await;
+        self.busy = matches!(result, Ok(Progress::More));
+        debug_assert!(result.is_err() || self.busy == network.is_pending(), "it says what is left to write");
         match result {
-            Ok(()) if self.failing.settle() => self.tell_state(),
-            Ok(()) => {}
+            Ok(_) if self.busy => {}
+            Ok(_) if self.failing.settle() => self.tell_state(),
+            Ok(_) => {}
             Err(error @ BackendError::Unstable(_)) => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
@@ -450,6 +466,11 @@ async fn registered(slot: &mut Option<Registering>) -> (Ipv4Net, Registered) {
     let result = registering.await;
     *slot = None;
     result
+}
+
+/// When [`Running::maintain`] is due.
+fn next_step(busy: bool, check_at: Instant) -> Instant {
+    if busy { Instant::now() } else { check_at }
 }
 
 /// Waits until a worker has ended by itself; the loop replaces it at once.

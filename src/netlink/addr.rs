@@ -1,10 +1,9 @@
 //! The IPv4 addresses of devices.
 
 use super::{Changes, Error, Netlink};
-use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// How far an address is valid (`RT_SCOPE_*`, rtnetlink(7)).
@@ -70,6 +69,11 @@ impl Address {
         })
     }
 
+    /// The address with its prefix length.
+    fn net(&self) -> Option<Ipv4Net> {
+        Ipv4Net::new(self.address, self.prefix_len).ok()
+    }
+
     fn is(&self, wanted: Ipv4Net) -> bool {
         self.address == wanted.addr() && self.prefix_len == wanted.prefix_len()
     }
@@ -83,15 +87,30 @@ impl Netlink {
     }
 
     async fn address_messages(&self, link_index: Option<u32>) -> Result<Vec<AddressMessage>, Error> {
-        let mut request = self.handle.address().get();
-        request.message_mut().header.family = AddressFamily::Inet;
-        let all: Vec<_> =
-            request.execute().try_collect().await.map_err(|e| Error::request("list IPv4 addresses", e))?;
-        Ok(all.into_iter().filter(|m| link_index.is_none_or(|index| m.header.index == index)).collect())
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => {
+                link_index.is_none_or(|index| message.header.index == index).then_some(message)
+            }
+            _ => None,
+        };
+        self.dump("list IPv4 addresses", RouteNetlinkMessage::GetAddress(request), keep).await
     }
 
-    /// Makes `wanted` the only IPv4 address of a device of ours: adds it if it is absent, and removes all others.
-    pub async fn ensure_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<Changes, Error> {
+    /// Makes `wanted` the only IPv4 address within `network` that a device of ours has: adds it if it is absent, and
+    /// removes the others, unless `spare` says that one is to stay. An address outside of `network` is not ours.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn ensure_address(
+        &self,
+        link_index: u32,
+        wanted: Ipv4Net,
+        network: Ipv4Net,
+        spare: impl Fn(Ipv4Net) -> bool,
+    ) -> Result<(Changes, Vec<Ipv4Net>), Error> {
+        debug_assert!(network.contains(&wanted.addr()), "{wanted} lies outside of {network}");
         let mut changes = Changes::default();
         let present = self.address_messages(Some(link_index)).await?;
         let is_wanted = |m: &AddressMessage| Address::from_message(m).is_some_and(|a| a.is(wanted));
@@ -99,16 +118,21 @@ impl Netlink {
         if !present.iter().any(is_wanted) {
             changes.push(self.add_address(link_index, wanted).await?);
         }
-        let mut removed = false;
+        let mut removed = Vec::new();
         for message in present.into_iter().filter(|m| !is_wanted(m)) {
-            changes.extend(self.remove_address(message).await?);
-            removed = true;
+            let Some(address) = Address::from_message(&message).and_then(|address| address.net()) else {
+                continue;
+            };
+            if network.contains(&address.addr()) && !spare(address) {
+                changes.extend(self.remove_address(message).await?);
+                removed.push(address);
+            }
         }
         // A primary address takes its secondary ones with it, and ours may have been one of them.
-        if removed && !self.addresses(Some(link_index)).await?.iter().any(|a| a.is(wanted)) {
+        if !removed.is_empty() && !self.addresses(Some(link_index)).await?.iter().any(|a| a.is(wanted)) {
             changes.push(self.add_address(link_index, wanted).await?);
         }
-        Ok(changes)
+        Ok((changes, removed))
     }
 
     async fn add_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<String, Error> {

@@ -1,7 +1,7 @@
 //! A route that drops packets. Packets for this host's own subnet that no container's interface takes end here; without
 //! it, the route of the overlay or the default route would send them round in a loop.
 
-use super::route::{Present, ROUTE_PROTOCOL};
+use super::route::{Filter, Present, ROUTE_PROTOCOL};
 use super::{Changes, Error, Netlink};
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
@@ -11,13 +11,15 @@ use std::net::Ipv4Addr;
 /// The worst metric that exists. Of several routes with the same destination and metric, the kernel takes the first. So
 /// a blackhole without a metric would come before the route of a bridge that is made later.
 const METRIC: u32 = u32::MAX;
+/// The routes among which ours is.
+const BLACKHOLES: Filter = Filter { protocol: None, link: None, kind: Some(RouteType::BlackHole) };
 
 impl Netlink {
     /// Installs a blackhole route for `subnet` into the main table, unless there is one already, ours or not. Every other
     /// route to that destination comes before it.
     pub async fn ensure_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
         let mut changes = Changes::default();
-        if self.routes().await?.iter().any(|route| route.is_blackhole_of(subnet)) {
+        if !self.routes(BLACKHOLES, |route| route.is_blackhole_of(subnet)).await?.is_empty() {
             return Ok(changes);
         }
         let what = format!("add route blackhole {subnet}");
@@ -30,7 +32,7 @@ impl Netlink {
     pub async fn remove_blackhole(&self, subnet: Ipv4Net) -> Result<Changes, Error> {
         let mut changes = Changes::default();
         let ours = |route: &Present| route.is_blackhole_of(subnet) && route.protocol == ROUTE_PROTOCOL;
-        if !self.routes().await?.iter().any(ours) {
+        if self.routes(BLACKHOLES, ours).await?.is_empty() {
             return Ok(changes);
         }
         let what = format!("delete route blackhole {subnet}");

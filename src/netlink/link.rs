@@ -2,6 +2,7 @@
 
 use super::{Changes, Error, Netlink};
 use futures_util::TryStreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::LinkUnspec;
 use std::fs;
@@ -24,6 +25,25 @@ pub struct Link {
     pub master: Option<u32>,
     /// The kind of its driver, such as `tun` or `veth`; absent for plain hardware.
     pub kind: Option<String>,
+}
+
+/// Which MTU a link is to have, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mtu {
+    /// The link has this MTU and no other.
+    Exactly(u32),
+    /// The link has this MTU or a lower one, which is an operator's choice.
+    AtMost(u32),
+}
+
+impl Mtu {
+    /// The MTU to set in place of `present`, if that one will not do.
+    fn correction(self, present: u32) -> Option<u32> {
+        match self {
+            Mtu::Exactly(mtu) => (present != mtu).then_some(mtu),
+            Mtu::AtMost(mtu) => (present > mtu).then_some(mtu),
+        }
+    }
 }
 
 impl Link {
@@ -60,15 +80,11 @@ impl Link {
 impl Netlink {
     /// Lists all links, in the order of the kernel.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
-        let messages: Vec<_> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| Error::request("list links", e))?;
-        Ok(messages.iter().map(Link::from_message).collect())
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(&message)),
+            _ => None,
+        };
+        self.dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default()), keep).await
     }
 
     /// Looks up the link of that name; `None` if there is none.
@@ -98,14 +114,14 @@ impl Netlink {
         }
     }
 
-    /// Gives the link this MTU in bytes and this administrative state, where it has others.
-    pub async fn ensure_link(&self, index: u32, mtu: u32, up: bool) -> Result<Changes, Error> {
+    /// Gives the link this MTU and this administrative state, where it has others.
+    pub async fn ensure_link(&self, index: u32, mtu: Mtu, up: bool) -> Result<Changes, Error> {
         let link = self.link_by_index(index).await?.ok_or_else(|| {
             Error::new(format!("set up link {index}"), std::io::Error::from_raw_os_error(libc::ENODEV))
         })?;
         let name = &link.name;
         let mut changes = Changes::default();
-        if link.mtu != mtu {
+        if let Some(mtu) = mtu.correction(link.mtu) {
             let request = LinkUnspec::new_with_index(index).mtu(mtu);
             let what = format!("set MTU of {name} to {mtu}");
             self.set_link(request.build(), &what).await?;

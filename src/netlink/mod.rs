@@ -3,11 +3,12 @@
 //! Theory of operation: a caller states what it wants (`ensure_link`, `ensure_address`, `ensure_route`,
 //! `ensure_blackhole`). The call reads the present state and writes only the difference. So a second call writes
 //! nothing, and the returned [`Changes`] says what the first one did. Nothing that another program installed is touched:
-//! our routes carry [`ROUTE_PROTOCOL`], and addresses, ARP and forwarding entries are removed only from the device that
-//! the caller names as its own.
+//! our routes carry [`ROUTE_PROTOCOL`], and addresses, ARP and forwarding entries are removed only if they lie in the
+//! overlay's network, from the device that the caller names as its own.
 //!
-//! Sets of thousands (`ensure_routes`, `ensure_neighbours`, `ensure_fdb`) are compared with one dump and written in
-//! bulk. One entry that the kernel refuses does not stop the others ([`Outcome`]).
+//! Sets of thousands (routes, ARP and forwarding entries of peers) are compared with one list (`survey_*`), and the
+//! caller then writes what is missing, as many entries at a time as it likes ([`write_all`]). Lists are filtered by the
+//! kernel, and one that is incomplete is an error (`dump.rs`).
 //!
 //! [`Monitor`] tells of changes that others make, so that a caller can repair them. It has a socket of its own, so that
 //! a flood of events can overrun it without disturbing requests.
@@ -15,6 +16,7 @@
 mod addr;
 mod blackhole;
 mod bulk;
+mod dump;
 mod link;
 mod monitor;
 mod neigh;
@@ -25,17 +27,18 @@ mod tests;
 mod vxlan;
 
 pub use addr::{Address, Scope};
-pub use bulk::{Outcome, Stale};
-pub use link::Link;
+pub use bulk::write_all;
+pub use link::{Link, Mtu};
 pub use monitor::{Change, Monitor};
-pub use neigh::{Mac, MacError};
+pub use neigh::{FdbSurvey, Mac, MacError, NeighbourSurvey};
 pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
-pub use route_set::Territory;
+pub use route_set::{Outcome, Placed, RouteSurvey, Stale, StaleRoute, Territory};
 pub use vxlan::{DEFAULT_VXLAN_PORT, Vxlan};
 
 #[cfg(test)]
 pub(crate) use tests::namespace;
 
+use rtnetlink::sys::AsyncSocket;
 use std::fmt;
 use std::io;
 use tokio::task::AbortHandle;
@@ -45,15 +48,28 @@ use tokio::task::AbortHandle;
 pub struct Netlink {
     handle: rtnetlink::Handle,
     connection: AbortHandle,
+    port: Port,
 }
+
+/// The number by which the kernel knows a netlink socket. Announcements of changes carry that of the socket that asked
+/// for the change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port(u32);
 
 impl Netlink {
     /// Opens a netlink socket and starts the task that serves it; call it inside a tokio runtime.
     pub fn new() -> Result<Self, Error> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| Error::new("open a netlink socket", e))?;
+        let open = |e| Error::new("open a netlink socket", e);
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
+        let port = connection.socket_mut().socket_mut().bind_auto().map_err(open)?.port_number();
         let connection = tokio::spawn(connection).abort_handle();
-        Ok(Self { handle, connection })
+        Ok(Self { handle, connection, port: Port(port) })
+    }
+
+    /// The socket by which this makes its changes. A [`Monitor`] for it does not tell of them.
+    #[must_use]
+    pub fn port(&self) -> Port {
+        self.port
     }
 }
 
@@ -122,14 +138,22 @@ impl Changes {
 
     /// Adds a sentence that tells of one write.
     fn push(&mut self, what: impl Into<String>) {
-        self.push_many(what, 1);
+        self.sentences.push(what.into());
+        self.writes += 1;
     }
 
-    /// Adds a sentence that tells of several writes.
-    fn push_many(&mut self, what: impl Into<String>, writes: usize) {
-        debug_assert!(writes > 0, "a sentence tells of a write");
-        self.sentences.push(what.into());
-        self.writes += writes;
+    /// Adds a sentence about writes that are counted already.
+    pub fn remark(&mut self, what: String) {
+        debug_assert!(self.writes > 0, "a remark is about writes");
+        self.sentences.push(what);
+    }
+
+    /// Adds a sentence that tells of so many writes; none if there were none.
+    pub fn note(&mut self, writes: usize, what: &str) {
+        if writes > 0 {
+            self.sentences.push(what.to_owned());
+            self.writes += writes;
+        }
     }
 }
 

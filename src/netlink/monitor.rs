@@ -1,18 +1,23 @@
 //! Changes of links, IPv4 addresses and IPv4 routes, as the kernel announces them.
+//!
+//! The kernel announces our own changes too, thousands of them while many peers are programmed. A filter on the socket
+//! keeps these echoes away: they would wake us for a second look at all tables, and overrun the socket.
 
 use super::route::Present;
-use super::{Address, Error, Link};
+use super::{Address, Error, Link, Port};
 use futures_util::{Stream, StreamExt};
 use ipnet::Ipv4Net;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::AsyncSocket;
+use socket2::{SockFilter, SockRef};
 use std::io;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use tokio::task::AbortHandle;
 
-/// A change in the kernel's tables, made by us or by others.
+/// A change in the kernel's tables, made by others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A device appeared, changed or was removed.
@@ -60,6 +65,7 @@ pub enum Change {
 /// A subscription to all changes from the moment it is made. It belongs to the network namespace of the thread that
 /// made it.
 pub struct Monitor {
+    own: Port,
     events: Pin<Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>>>>,
     connection: AbortHandle,
 }
@@ -71,13 +77,15 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Subscribes; call it inside a tokio runtime.
-    pub fn new() -> Result<Self, Error> {
+    /// Subscribes to all changes but those that `own` makes; call it inside a tokio runtime.
+    pub fn new(own: Port) -> Result<Self, Error> {
+        let subscribe = |e| Error::new("subscribe to changes of links, addresses and routes", e);
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-        let (connection, _, events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|e| Error::new("subscribe to changes of links, addresses and routes", e))?;
+        let (mut connection, _, events) = rtnetlink::new_multicast_connection(&groups).map_err(subscribe)?;
+        let socket = SockRef::from(connection.socket_mut().socket_ref()).attach_filter(&all_but(own));
+        socket.map_err(subscribe)?;
         let connection = tokio::spawn(connection).abort_handle();
-        Ok(Self { events: Box::pin(events.map(|(message, _)| message)), connection })
+        Ok(Self { own, events: Box::pin(events.map(|(message, _)| message)), connection })
     }
 
     /// Waits for the next change. The call is cancel-safe. An error ends the subscription: the caller then makes a new
@@ -93,7 +101,7 @@ impl Monitor {
                 // (`NETLINK_S_CONGESTED`, Linux net/netlink/af_netlink.c). A new socket has no such gap: it is in
                 // place before the caller reads anything again.
                 Some(Change::Overrun) => {
-                    *self = Self::new()?;
+                    *self = Self::new(self.own)?;
                     return Ok(Change::Overrun);
                 }
                 Some(change) => return Ok(change),
@@ -107,6 +115,20 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// A filter that passes every message but those whose header names `own` as the socket that asked for the change
+/// (`nlmsg_pid`, at byte 12). It reads numbers in network order, and the header is in the host's.
+fn all_but(own: Port) -> [SockFilter; 4] {
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        SockFilter::new(LOAD_WORD, 0, 0, 12),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, own.0.to_be()),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 /// The change that a message of the kernel tells of, if it tells of one.

@@ -1,16 +1,18 @@
 //! The hosts at the other end of a device of ours: ARP entries (IPv4 address → MAC) and, for VXLAN, the forwarding
 //! database, FDB (MAC → outer IPv4 address).
 //!
-//! Entries that we set are permanent: the kernel neither lets them age nor asks the network for them. Every permanent
-//! entry on the device counts as ours; entries that the kernel has learned stay.
+//! Entries that we set are permanent: the kernel neither lets them age nor asks the network for them. A permanent ARP
+//! entry is ours if its address lies in the overlay's network. A forwarding entry names no address of the overlay, so it
+//! is ours if its MAC stands in an ARP entry of ours. Everything else on the device is somebody else's and stays.
 
-use super::{Error, Netlink, Outcome, Stale};
-use futures_util::TryStreamExt;
-use netlink_packet_route::AddressFamily;
+use super::route_set::unless_gone;
+use super::{Error, Netlink};
+use ipnet::Ipv4Net;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -97,105 +99,145 @@ impl Entry {
     }
 }
 
+/// What a look at the ARP entries of a device has found.
+#[derive(Debug, Default)]
+pub struct NeighbourSurvey {
+    /// The addresses whose entry is as wanted.
+    pub right: BTreeSet<Ipv4Addr>,
+    /// The addresses of the network whose entry is not wanted.
+    pub stale: Vec<Ipv4Addr>,
+    /// The MACs of entries of the network that are stale or wrong.
+    pub left: BTreeSet<Mac>,
+    /// The MACs of permanent entries outside of the network. Another program on the device needs them.
+    pub foreign: BTreeSet<Mac>,
+}
+
+/// What a look at the forwarding entries of a device has found.
+#[derive(Debug, Default)]
+pub struct FdbSurvey {
+    /// The MACs whose entry is as wanted.
+    pub right: BTreeSet<Mac>,
+    /// The entries that are not wanted, and those that stand beside a wanted one of their MAC.
+    pub stale: Vec<(Mac, Ipv4Addr)>,
+}
+
 impl Netlink {
-    /// Reads the entries of one device. The family `Bridge` stands for the forwarding database.
+    /// Reads the permanent entries of one device. The family `Bridge` stands for the forwarding database.
     async fn entries(&self, family: AddressFamily, index: u32) -> Result<Vec<Entry>, Error> {
         let what = if family == AddressFamily::Bridge { "list FDB entries" } else { "list ARP entries" };
-        let all: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(family)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| Error::request(what, error))?;
-        let here = all.iter().filter(|message| message.header.ifindex == index);
-        Ok(here.filter_map(Entry::from_message).collect())
+        let mut request = NeighbourMessage::default();
+        request.header.family = family;
+        // The two tables take the device in two places (Linux net/core/neighbour.c, net/core/rtnetlink.c).
+        if family == AddressFamily::Bridge {
+            request.header.ifindex = index;
+        } else {
+            request.attributes.push(NeighbourAttribute::IfIndex(index));
+        }
+        let keep = |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == index => {
+                Entry::from_message(&message).filter(|entry| entry.permanent)
+            }
+            _ => None,
+        };
+        self.dump(what, RouteNetlinkMessage::GetNeighbour(request), keep).await
     }
 
-    /// Makes `wanted` the permanent ARP entries of a device of ours.
+    /// Compares the permanent ARP entries of a device with the wanted ones. An entry is ours if its address lies in
+    /// `network`.
     ///
     /// # Errors
-    /// The kernel does not let us read the present entries. Refused writes are in [`Outcome::failures`].
-    pub async fn ensure_neighbours(
+    /// The kernel does not let us read the present entries.
+    pub async fn survey_neighbours(
         &self,
         index: u32,
-        wanted: &BTreeMap<Ipv4Addr, Mac>,
-        stale: Stale,
-    ) -> Result<Outcome, Error> {
-        let mut set = wanted.clone();
-        let mut remove = Vec::new();
+        network: Ipv4Net,
+        wanted: impl Fn(Ipv4Addr) -> Option<Mac>,
+    ) -> Result<NeighbourSurvey, Error> {
+        let mut survey = NeighbourSurvey::default();
         for entry in self.entries(AddressFamily::Inet, index).await? {
-            if !entry.permanent {
+            if !network.contains(&entry.address) {
+                survey.foreign.extend(entry.mac);
                 continue;
             }
-            match wanted.get(&entry.address) {
-                Some(mac) if entry.mac == Some(*mac) => drop(set.remove(&entry.address)),
-                Some(_) => {}
-                None => remove.push(self.delete_neighbour(index, entry.address)),
+            match wanted(entry.address) {
+                Some(mac) if entry.mac == Some(mac) => drop(survey.right.insert(entry.address)),
+                Some(_) => survey.left.extend(entry.mac),
+                None => {
+                    survey.left.extend(entry.mac);
+                    survey.stale.push(entry.address);
+                }
             }
         }
-        let set = set.into_iter().map(|(ip, mac)| self.set_neighbour(index, ip, mac)).collect();
-        let mut outcome = Outcome::default();
-        outcome.write("ARP entries", set, remove, stale).await;
-        Ok(outcome)
+        Ok(survey)
     }
 
-    async fn set_neighbour(&self, index: u32, ip: Ipv4Addr, mac: Mac) -> Result<(), Error> {
+    /// Sets a permanent ARP entry, in the place of any other for the address.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn set_neighbour(&self, index: u32, ip: Ipv4Addr, mac: Mac) -> Result<(), Error> {
         let request = self.handle.neighbours().add(index, ip.into()).link_layer_address(&mac.0).replace();
         let done = request.execute().await;
         done.map_err(|error| Error::request(format!("set ARP entry {ip} at {mac}"), error))
     }
 
-    async fn delete_neighbour(&self, index: u32, ip: Ipv4Addr) -> Result<(), Error> {
+    /// Removes an ARP entry.
+    ///
+    /// # Errors
+    /// The kernel refuses. An entry that is gone already is no error.
+    pub async fn remove_neighbour(&self, index: u32, ip: Ipv4Addr) -> Result<(), Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.ifindex = index;
         message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
         let done = self.handle.neighbours().del(message).execute().await;
-        done.map_err(|error| Error::request(format!("remove ARP entry {ip}"), error))
+        unless_gone(done.map_err(|error| Error::request(format!("remove ARP entry {ip}"), error)))
     }
 
-    /// Makes `wanted` the permanent forwarding entries of a VXLAN device of ours. Entries of the all-zero MAC, which say
-    /// where to flood, belong to the operator and stay.
+    /// Compares the permanent forwarding entries of a VXLAN device with the wanted ones. `stale` says whether the entry
+    /// of a MAC that is not wanted is one of ours. Entries of the all-zero MAC, which say where to flood, belong to the
+    /// operator.
     ///
     /// # Errors
-    /// The kernel does not let us read the present entries. Refused writes are in [`Outcome::failures`].
-    pub async fn ensure_fdb(
+    /// The kernel does not let us read the present entries.
+    pub async fn survey_fdb(
         &self,
         index: u32,
-        wanted: &BTreeMap<Mac, Ipv4Addr>,
-        stale: Stale,
-    ) -> Result<Outcome, Error> {
-        let mut right = BTreeSet::new();
-        let mut wrong = Vec::new();
+        wanted: impl Fn(Mac) -> Option<Ipv4Addr>,
+        stale: impl Fn(Mac) -> bool,
+    ) -> Result<FdbSurvey, Error> {
+        let mut survey = FdbSurvey::default();
+        let mut beside = Vec::new();
         for entry in self.entries(AddressFamily::Bridge, index).await? {
-            let Some(mac) = entry.mac.filter(|mac| mac.is_unicast() && entry.permanent) else { continue };
-            if wanted.get(&mac) == Some(&entry.address) {
-                right.insert(mac);
-            } else {
-                wrong.push((mac, entry.address));
+            let Some(mac) = entry.mac.filter(|mac| mac.is_unicast()) else { continue };
+            match wanted(mac) {
+                Some(address) if address == entry.address => drop(survey.right.insert(mac)),
+                Some(_) => beside.push((mac, entry.address)),
+                None if stale(mac) => survey.stale.push((mac, entry.address)),
+                None => {}
             }
         }
         // Setting the entry of a MAC replaces a wrong one. A wrong one beside a right one has to be removed.
-        wrong.retain(|(mac, _)| !wanted.contains_key(mac) || right.contains(mac));
-        let set = wanted.iter().filter(|(mac, _)| !right.contains(mac));
-        let set = set.map(|(mac, ip)| self.set_fdb(index, *mac, *ip)).collect();
-        let remove = wrong.into_iter().map(|(mac, ip)| self.delete_fdb(index, mac, ip)).collect();
-        let mut outcome = Outcome::default();
-        outcome.write("FDB entries", set, remove, stale).await;
-        Ok(outcome)
+        survey.stale.extend(beside.into_iter().filter(|(mac, _)| survey.right.contains(mac)));
+        Ok(survey)
     }
 
-    async fn set_fdb(&self, index: u32, mac: Mac, ip: Ipv4Addr) -> Result<(), Error> {
+    /// Sets a permanent forwarding entry, in the place of any other for the MAC.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn set_fdb(&self, index: u32, mac: Mac, ip: Ipv4Addr) -> Result<(), Error> {
         let request = self.handle.neighbours().add_bridge(index, &mac.0);
         let request = request.flags(NeighbourFlags::Own).destination(ip.into()).replace();
         let done = request.execute().await;
         done.map_err(|error| Error::request(format!("set FDB entry {mac} at {ip}"), error))
     }
 
-    async fn delete_fdb(&self, index: u32, mac: Mac, ip: Ipv4Addr) -> Result<(), Error> {
+    /// Removes a forwarding entry.
+    ///
+    /// # Errors
+    /// The kernel refuses. An entry that is gone already is no error.
+    pub async fn remove_fdb(&self, index: u32, mac: Mac, ip: Ipv4Addr) -> Result<(), Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = index;
@@ -204,7 +246,7 @@ impl Netlink {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
         let done = self.handle.neighbours().del(message).execute().await;
-        done.map_err(|error| Error::request(format!("remove FDB entry {mac} at {ip}"), error))
+        unless_gone(done.map_err(|error| Error::request(format!("remove FDB entry {mac} at {ip}"), error)))
     }
 }
 

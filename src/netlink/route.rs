@@ -3,10 +3,10 @@
 use super::{Changes, Error, Netlink};
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 use std::io;
 use std::net::Ipv4Addr;
@@ -50,7 +50,7 @@ pub(super) struct Present {
     pub(super) main_table: bool,
     pub(super) gateway: Option<Ipv4Addr>,
     source: Option<Ipv4Addr>,
-    onlink: bool,
+    pub(super) onlink: bool,
     pub(super) metric: u32,
     pub(super) tos: u8,
     pub(super) kind: RouteType,
@@ -93,9 +93,10 @@ impl Present {
         })
     }
 
-    /// Whether this route is where `wanted` would be: the kernel keeps one for each destination, TOS and metric.
-    pub(super) fn holds_the_place_of(&self, wanted: &Route) -> bool {
-        self.main_table && self.destination == wanted.destination.trunc() && self.tos == 0 && self.metric == 0
+    /// Whether this route is where ours to `destination` would be: the kernel keeps one for each destination, TOS and
+    /// metric.
+    pub(super) fn holds_the_place(&self, destination: Ipv4Net) -> bool {
+        self.main_table && self.destination == destination.trunc() && self.tos == 0 && self.metric == 0
     }
 
     /// Whether this route sends packets where `wanted` would send them.
@@ -107,39 +108,87 @@ impl Present {
     }
 }
 
-impl Netlink {
-    /// Lists the IPv4 routes of all tables, in the order of the kernel.
-    pub(super) async fn routes(&self) -> Result<Vec<Present>, Error> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let messages: Vec<_> = self
-            .handle
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| Error::request("list IPv4 routes", e))?;
-        Ok(messages.iter().filter_map(Present::from_message).collect())
+/// Which routes of the main table to list; what is `None` is not asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Filter {
+    /// The protocol number.
+    pub(super) protocol: Option<u8>,
+    /// The device of the only next hop.
+    pub(super) link: Option<u32>,
+    /// Plain, blackhole and so on.
+    pub(super) kind: Option<RouteType>,
+}
+
+impl Filter {
+    /// The request for a list. With `NETLINK_GET_STRICT_CHK` the kernel passes over all other routes, which costs next to
+    /// nothing even where there are hundreds of thousands.
+    fn message(self) -> RouteMessage {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        request.header.protocol = self.protocol.unwrap_or_default().into();
+        request.header.kind = self.kind.unwrap_or_default();
+        request.attributes.extend(self.link.map(RouteAttribute::Oif));
+        request
     }
 
-    /// The device of the first IPv4 default route in the kernel's dump. Of several, that is the one with the least
+    /// Whether the list holds this route. A kernel before Linux 4.20 lists all routes of all tables.
+    fn takes(self, route: &Present) -> bool {
+        route.main_table
+            && self.protocol.is_none_or(|protocol| route.protocol == protocol)
+            && self.link.is_none_or(|link| route.link_index == Some(link))
+            && self.kind.is_none_or(|kind| route.kind == kind)
+    }
+}
+
+impl Netlink {
+    /// Lists the IPv4 routes of the main table that `filter` takes and `keep` says yes to, in the order of the kernel.
+    pub(super) async fn routes(
+        &self,
+        filter: Filter,
+        keep: impl Fn(&Present) -> bool,
+    ) -> Result<Vec<Present>, Error> {
+        let read = |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => {
+                Present::from_message(&message).filter(|route| filter.takes(route) && keep(route))
+            }
+            _ => None,
+        };
+        let list = self.dump("list IPv4 routes", RouteNetlinkMessage::GetRoute(filter.message()), read).await;
+        match list {
+            // The kernel makes the main table with its first route.
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
+            list => list,
+        }
+    }
+
+    /// The routes that hold the place of ours to `destination`. Most are found by one look-up, which finds the route that
+    /// packets to the first address take; where another one hides it, all routes are listed.
+    pub(super) async fn rivals(&self, destination: Ipv4Net) -> Result<Vec<Present>, Error> {
+        let mut request = lookup(destination.network());
+        request.header.flags = RouteFlags::FibMatch;
+        let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
+        let answer = answers.try_next().await.ok().flatten();
+        if let Some(route) = answer.as_ref().and_then(Present::from_message)
+            && route.holds_the_place(destination)
+        {
+            return Ok(vec![route]);
+        }
+        self.routes(Filter::default(), |route| route.holds_the_place(destination)).await
+    }
+
+    /// The device of the first IPv4 default route in the kernel's list. Of several, that is the one with the least
     /// metric.
     pub async fn default_route_link(&self) -> Result<Option<u32>, Error> {
-        let routes = self.routes().await?;
-        Ok(routes
-            .iter()
-            .filter(|r| r.main_table && r.kind == RouteType::Unicast && r.destination.prefix_len() == 0)
-            .find_map(|r| r.link_index))
+        let filter = Filter { kind: Some(RouteType::Unicast), ..Filter::default() };
+        let routes = self.routes(filter, |route| route.destination.prefix_len() == 0).await?;
+        Ok(routes.iter().find_map(|route| route.link_index))
     }
 
     /// Asks the kernel how it would reach `ip`.
     pub async fn route_to(&self, ip: Ipv4Addr) -> Result<RouteTo, Error> {
         let operation = format!("look up the route to {ip}");
-        let mut request = RouteMessage::default();
-        request.header.address_family = AddressFamily::Inet;
-        request.header.destination_prefix_length = 32;
-        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
-        let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
+        let mut answers = std::pin::pin!(self.handle.route().get(lookup(ip)).execute());
         let answer = answers.try_next().await.map_err(|e| Error::request(&operation, e))?;
         let route = answer.as_ref().and_then(Present::from_message);
         route
@@ -154,35 +203,67 @@ impl Netlink {
         let mut changes = Changes::default();
         let hop = wanted.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
         let what = format!("add route {} dev {}{hop}", wanted.destination, wanted.link_index);
-        let routes = self.routes().await?;
-        let mut rivals = routes.iter().filter(|r| r.holds_the_place_of(&wanted)).peekable();
-        let is_new = rivals.peek().is_none();
-        for present in rivals {
-            let ours = present.protocol == ROUTE_PROTOCOL;
-            if present.leads_like(&wanted) && (!ours || present.scope == RouteScope::Universe) {
+        let here = Filter { link: Some(wanted.link_index), ..Filter::default() };
+        let in_place = |route: &Present| route.holds_the_place(wanted.destination);
+        if self.routes(here, in_place).await?.iter().any(|route| serves(route, &wanted)) {
+            return Ok(changes);
+        }
+        let rivals = match self.add_route(wanted, false).await {
+            Ok(()) => {
+                changes.push(what);
                 return Ok(changes);
             }
-            if !ours {
-                let reason = format!(
-                    "a route of protocol {} by link {} is in its place and not ours to replace",
-                    present.protocol,
-                    present.link_index.unwrap_or_default()
-                );
-                return Err(Error::new(
-                    format!("{what}: {reason}"),
-                    io::Error::from_raw_os_error(libc::EEXIST),
-                ));
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                self.routes(Filter::default(), in_place).await?
             }
+            Err(error) => return Err(error),
+        };
+        if rivals.iter().any(|route| serves(route, &wanted)) {
+            return Ok(changes);
         }
-        let request = self.handle.route().add(wanted.message());
-        let request = if is_new { request } else { request.replace() };
-        request.execute().await.map_err(|e| Error::request(&what, e))?;
+        if let Some(foreign) = rivals.iter().find(|route| route.protocol != ROUTE_PROTOCOL) {
+            let reason = format!(
+                "{what}: a route of protocol {} by link {} is in its place and not ours to replace",
+                foreign.protocol,
+                foreign.link_index.unwrap_or_default()
+            );
+            return Err(Error::new(reason, io::Error::from_raw_os_error(libc::EEXIST)));
+        }
+        self.add_route(wanted, true).await?;
         changes.push(what);
         Ok(changes)
     }
+
+    /// Adds the route; with `replace` in the place of the one that is there, else `EEXIST` says that there is one.
+    pub(super) async fn add_route(&self, route: Route, replace: bool) -> Result<(), Error> {
+        let request = self.handle.route().add(route.message());
+        let request = if replace { request.replace() } else { request };
+        request.execute().await.map_err(|error| Error::request(route.describe("set"), error))
+    }
+}
+
+/// Whether a route that is there is as good as `wanted`. Ours must have the scope that we give it.
+pub(super) fn serves(present: &Present, wanted: &Route) -> bool {
+    let ours = present.protocol == ROUTE_PROTOCOL;
+    present.leads_like(wanted) && (!ours || present.scope == RouteScope::Universe)
+}
+
+/// The request for the route to one address.
+fn lookup(ip: Ipv4Addr) -> RouteMessage {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    request.header.destination_prefix_length = 32;
+    request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(ip)));
+    request
 }
 
 impl Route {
+    /// The route in words, for a log line.
+    pub(super) fn describe(&self, verb: &str) -> String {
+        let hop = self.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+        format!("{verb} route {}{hop} by link {}", self.destination, self.link_index)
+    }
+
     /// The message that installs this route.
     pub(super) fn message(&self) -> RouteMessage {
         debug_assert!(!self.onlink || self.gateway.is_some(), "only a next hop can be on-link");

@@ -1,93 +1,218 @@
-//! A set of routes, one for each peer: the wanted ones are compared with all present ones that are ours.
+//! A set of routes, one for each peer: which of them are there, which are ours and not wanted, and how one is set.
 
-use super::route::Present;
-use super::{Error, Netlink, Outcome, ROUTE_PROTOCOL, Route, Stale};
+use super::route::{Filter, Present, serves};
+use super::{Changes, Error, Netlink, ROUTE_PROTOCOL, Route, write_all};
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::RouteMessageBuilder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
 
-/// The routes of the main table that are ours to remove: those into `network` that carry [`ROUTE_PROTOCOL`] or lead
-/// through our own device.
+/// The protocol number of routes that flannel set, and of those that `ip route add` sets.
+const BOOT: u8 = 3;
+
+/// The routes of the main table that are ours to remove. All lie within `network`; we, or an older flannel, have set
+/// them.
 #[derive(Debug, Clone, Copy)]
 pub struct Territory {
     /// The network of the whole overlay.
     pub network: Ipv4Net,
-    /// The device that only we use, if there is one. Routes that an older flannel left there are ours, too.
+    /// The prefix length of a peer's subnet.
+    pub subnet_len: u8,
+    /// The device that only we use, if there is one. An older flannel has left routes there.
     pub device: Option<u32>,
+    /// The external interface, if an older flannel may have set routes with a peer as gateway there (host-gw,
+    /// DirectRouting). Such a route is known by its form: protocol `boot`, a gateway, the length of a subnet.
+    pub external: Option<u32>,
 }
 
 impl Territory {
-    /// Whether a route is ours to remove.
-    fn holds(&self, route: &Present) -> bool {
-        route.main_table
-            && route.kind == RouteType::Unicast
-            && self.network.contains(&route.destination)
-            && (route.protocol == ROUTE_PROTOCOL
-                || (route.link_index == self.device
-                    && self.device.is_some()
-                    && route.protocol != u8::from(RouteProtocol::Kernel)))
+    /// Whether we have set the route.
+    fn is_ours(&self, route: &Present) -> bool {
+        self.may_hold(route) && route.protocol == ROUTE_PROTOCOL
+    }
+
+    /// Whether an older flannel has left the route.
+    fn is_left(&self, route: &Present) -> bool {
+        let through = |device: Option<u32>| device.is_some() && route.link_index == device;
+        let plain = route.protocol == BOOT
+            && route.gateway.is_some()
+            && route.destination.prefix_len() == self.subnet_len
+            && route.metric == 0
+            && route.tos == 0;
+        // vxlan's form: the gateway is the subnet's first address, which no other program would take.
+        let onlink = route.onlink && route.gateway == Some(route.destination.network());
+        let on_device = through(self.device) && !matches!(route.protocol, ROUTE_PROTOCOL | KERNEL);
+        self.may_hold(route) && (on_device || (plain && (onlink || through(self.external))))
+    }
+
+    fn may_hold(&self, route: &Present) -> bool {
+        route.main_table && route.kind == RouteType::Unicast && self.network.contains(&route.destination)
     }
 }
 
-/// What to do about one wanted route.
-enum Verdict {
-    /// A present route serves.
-    Fine,
-    /// There is no route in its place yet.
-    Add,
-    /// A present route gives way to it.
-    Replace,
-    /// A foreign route holds its place, and leads elsewhere.
-    Taken(Error),
+/// The protocol number of routes that the kernel sets for addresses.
+const KERNEL: u8 = 2;
+
+/// What a look at the present routes has found.
+#[derive(Debug, Default)]
+pub struct RouteSurvey {
+    /// The destinations whose route is as wanted.
+    pub right: BTreeSet<Ipv4Net>,
+    /// The routes of the territory whose destination is not wanted.
+    pub stale: Vec<StaleRoute>,
+}
+
+/// A route of ours that nobody wants.
+#[derive(Debug, Clone, Copy)]
+pub struct StaleRoute(Present);
+
+impl StaleRoute {
+    /// The destination of the route.
+    #[must_use]
+    pub fn destination(&self) -> Ipv4Net {
+        self.0.destination
+    }
+
+    /// The route in words, if an older flannel has set it.
+    #[must_use]
+    pub fn older(&self) -> Option<String> {
+        (self.0.protocol == BOOT).then(|| self.0.describe())
+    }
+}
+
+/// How a wanted route came into its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placed {
+    /// It, or one that serves as well, was there.
+    Found,
+    /// It was set.
+    Set,
+    /// It was set in the place of a route of an older flannel that led elsewhere; the sentence names that one.
+    Replaced(String),
+}
+
+/// What to do with entries of ours that are not wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// Such entries stay, and [`Outcome::stale`] counts them.
+    Keep,
+    /// Such entries are removed.
+    Remove,
+}
+
+/// The result of a call over a set of entries.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The writes, in a sentence for each kind.
+    pub changes: Changes,
+    /// The errors of entries that the kernel refused, or whose place a foreign entry holds.
+    pub failures: Vec<Error>,
+    /// How many entries are not wanted and stayed, because of [`Stale::Keep`].
+    pub stale: usize,
+    /// How many entries were not wanted and are gone now.
+    pub removed: usize,
+}
+
+impl Outcome {
+    /// Makes the writes: first all of `set`, then all of `remove`, unless `stale` keeps those. `what` names the entries,
+    /// for instance `routes into 10.1.0.0/16`.
+    async fn write<S, R>(&mut self, what: &str, set: Vec<S>, remove: Vec<R>, stale: Stale)
+    where
+        S: Future<Output = Result<Placed, Error>>,
+        R: Future<Output = Result<(), Error>>,
+    {
+        let mut written = 0;
+        for result in write_all(set).await {
+            match result {
+                Ok(Placed::Found) => {}
+                Ok(Placed::Set | Placed::Replaced(_)) => written += 1,
+                Err(error) => self.failures.push(error),
+            }
+        }
+        self.changes.note(written, &format!("set {written} {what}"));
+        if stale == Stale::Keep {
+            self.stale += remove.len();
+            return;
+        }
+        let before = self.failures.len();
+        let all = remove.len();
+        self.failures.extend(write_all(remove).await.into_iter().filter_map(Result::err));
+        let removed = all + before - self.failures.len();
+        self.changes.note(removed, &format!("remove {removed} {what}"));
+        self.removed += removed;
+    }
 }
 
 impl Netlink {
-    /// Makes `wanted`, which is ordered by destination, the routes of our territory. A route of ours that leads elsewhere
-    /// is replaced, and a route of flannel's (`proto boot`) that leads the same way is adopted. Any other foreign route
-    /// to the same destination stays: if it leads the same way it serves as well, and if not it is a failure (`EEXIST`).
+    /// Compares the present routes with the wanted ones. Routes that an older flannel has left are looked for only if
+    /// `thorough`. A wanted destination that is in neither list is for [`Netlink::place_route`].
     ///
     /// # Errors
-    /// The kernel does not let us read the present routes. Refused writes are in [`Outcome::failures`].
-    pub async fn ensure_routes(
+    /// The kernel does not let us read the present routes.
+    pub async fn survey_routes(
         &self,
-        wanted: &BTreeMap<Ipv4Net, Route>,
         territory: Territory,
-        stale: Stale,
-    ) -> Result<Outcome, Error> {
-        debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
-        let present = self.routes().await?;
-        let mut rivals: BTreeMap<Ipv4Net, Vec<&Present>> = BTreeMap::new();
-        for route in present.iter().filter(|route| route.main_table) {
-            rivals.entry(route.destination).or_default().push(route);
+        thorough: bool,
+        wanted: impl Fn(Ipv4Net) -> Option<Route>,
+    ) -> Result<RouteSurvey, Error> {
+        let of = |protocol| Filter { protocol: Some(protocol), ..Filter::default() };
+        let mut present = self.routes(of(ROUTE_PROTOCOL), |route| territory.is_ours(route)).await?;
+        if thorough {
+            present.extend(self.routes(of(BOOT), |route| territory.is_left(route)).await?);
         }
-        let mut outcome = Outcome::default();
-        let mut set = Vec::new();
-        for (destination, route) in wanted {
-            let rivals = rivals.get(destination).map_or(&[][..], Vec::as_slice);
-            match judge(route, rivals, territory) {
-                Verdict::Fine => {}
-                Verdict::Add => set.push(self.set_route(*route, false)),
-                Verdict::Replace => set.push(self.set_route(*route, true)),
-                Verdict::Taken(error) => outcome.failures.push(error),
+        if let Some(device) = territory.device.filter(|_| thorough) {
+            let through = Filter { link: Some(device), ..Filter::default() };
+            let left = |route: &Present| route.protocol != BOOT && territory.is_left(route);
+            present.extend(self.routes(through, left).await?);
+        }
+        let mut survey = RouteSurvey::default();
+        for route in present {
+            match wanted(route.destination) {
+                None => survey.stale.push(StaleRoute(route)),
+                Some(wanted) if is_right(&route, &wanted) => drop(survey.right.insert(route.destination)),
+                Some(_) => {}
             }
         }
-        let unwanted = |route: &&Present| territory.holds(route) && !wanted.contains_key(&route.destination);
-        let remove = present.iter().filter(unwanted).map(|route| self.delete_route(*route)).collect();
-        let what = format!("routes into {}", territory.network);
-        outcome.write(&what, set, remove, stale).await;
-        Ok(outcome)
+        Ok(survey)
     }
 
-    async fn set_route(&self, route: Route, replace: bool) -> Result<(), Error> {
-        let request = self.handle.route().add(route.message());
-        let request = if replace { request.replace() } else { request };
-        request.execute().await.map_err(|error| Error::request(describe("set", &route), error))
+    /// Sets a route. A route of ours that leads elsewhere gives way, and so does one of an older flannel (`proto boot`),
+    /// as it does to flannel itself. Another foreign route to the same destination serves if it leads the same way.
+    ///
+    /// # Errors
+    /// `EEXIST` if a foreign route that leads elsewhere is in its place and stays; else what the kernel says.
+    pub async fn place_route(&self, route: Route) -> Result<Placed, Error> {
+        match self.add_route(route, false).await {
+            Ok(()) => return Ok(Placed::Set),
+            Err(error) if error.errno() == Some(libc::EEXIST) => {}
+            Err(error) => return Err(error),
+        }
+        let rivals = self.rivals(route.destination).await?;
+        if rivals.iter().any(|rival| is_right(rival, &route) || is_as_good(rival, &route)) {
+            return Ok(Placed::Found);
+        }
+        if let Some(foreign) = rivals.iter().find(|rival| !gives_way(rival)) {
+            let reason = format!(
+                "{}: a route of protocol {} is in its place and not ours to replace",
+                route.describe("set"),
+                foreign.protocol
+            );
+            return Err(Error::new(reason, io::Error::from_raw_os_error(libc::EEXIST)));
+        }
+        self.add_route(route, true).await?;
+        let other = rivals.iter().find(|rival| rival.protocol == BOOT && !rival.leads_like(&route));
+        Ok(other.map_or(Placed::Set, |other| Placed::Replaced(other.describe())))
     }
 
-    async fn delete_route(&self, route: Present) -> Result<(), Error> {
+    /// Removes a route that [`Netlink::survey_routes`] has found.
+    ///
+    /// # Errors
+    /// The kernel refuses. A route that is gone already is no error.
+    pub async fn remove_route(&self, route: StaleRoute) -> Result<(), Error> {
+        let StaleRoute(route) = route;
         let destination = route.destination;
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())
@@ -103,40 +228,72 @@ impl Netlink {
             builder = builder.gateway(gateway);
         }
         let done = self.handle.route().del(builder.build()).execute().await;
-        done.map_err(|error| Error::request(format!("remove route {destination}"), error))
+        unless_gone(done.map_err(|error| Error::request(format!("remove route {destination}"), error)))
+    }
+
+    /// Removes a route that we have set with [`Netlink::place_route`].
+    ///
+    /// # Errors
+    /// The kernel refuses. A route that is gone already is no error.
+    pub async fn withdraw_route(&self, route: Route) -> Result<(), Error> {
+        let mut message = route.message();
+        message.header.scope = RouteScope::NoWhere;
+        let done = self.handle.route().del(message).execute().await;
+        unless_gone(done.map_err(|error| Error::request(route.describe("remove"), error)))
+    }
+
+    /// Makes `wanted`, which is ordered by destination, the routes of the territory, all at once.
+    ///
+    /// # Errors
+    /// The kernel does not let us read the present routes. Refused writes are in [`Outcome::failures`].
+    pub async fn ensure_routes(
+        &self,
+        wanted: &BTreeMap<Ipv4Net, Route>,
+        territory: Territory,
+        stale: Stale,
+    ) -> Result<Outcome, Error> {
+        debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
+        let found = self.survey_routes(territory, true, |to| wanted.get(&to).copied()).await?;
+        let missing = wanted.iter().filter(|(to, _)| !found.right.contains(to));
+        let set = missing.map(|(_, route)| self.place_route(*route)).collect();
+        let remove = found.stale.into_iter().map(|route| self.remove_route(route)).collect();
+        let mut outcome = Outcome::default();
+        outcome.write(&format!("routes into {}", territory.network), set, remove, stale).await;
+        Ok(outcome)
     }
 }
 
-/// What to do about `wanted`, given the routes to its destination.
-fn judge(wanted: &Route, rivals: &[&Present], territory: Territory) -> Verdict {
-    let mut verdict = Verdict::Add;
-    for present in rivals.iter().filter(|present| present.holds_the_place_of(wanted)) {
-        let same_way = present.leads_like(wanted);
-        let ours = territory.holds(present);
-        let flannels = present.protocol == u8::from(RouteProtocol::Boot);
-        verdict = match (same_way, ours) {
-            (true, _) if present.protocol == ROUTE_PROTOCOL && present.scope == RouteScope::Universe => {
-                return Verdict::Fine;
-            }
-            (true, false) if !flannels => return Verdict::Fine,
-            (true, _) | (_, true) => Verdict::Replace,
-            (false, false) => {
-                let reason = format!(
-                    "{}: a route of protocol {} is in its place and not ours to replace",
-                    describe("set", wanted),
-                    present.protocol
-                );
-                Verdict::Taken(Error::new(reason, io::Error::from_raw_os_error(libc::EEXIST)))
-            }
-        };
-    }
-    verdict
+/// Whether the route is the wanted one, as we set it.
+fn is_right(present: &Present, wanted: &Route) -> bool {
+    present.protocol == ROUTE_PROTOCOL
+        && present.holds_the_place(wanted.destination)
+        && serves(present, wanted)
 }
 
-/// The route in words, for a log line.
-fn describe(verb: &str, route: &Route) -> String {
-    let hop = route.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
-    format!("{verb} route {}{hop} by link {}", route.destination, route.link_index)
+/// Whether a foreign route leads the same way. One of flannel's is made ours, so that it does not outlive the peer.
+fn is_as_good(present: &Present, wanted: &Route) -> bool {
+    !gives_way(present) && serves(present, wanted)
+}
+
+/// Whether a route in the place of a wanted one may be replaced.
+fn gives_way(present: &Present) -> bool {
+    present.kind == RouteType::Unicast && matches!(present.protocol, ROUTE_PROTOCOL | BOOT)
+}
+
+/// Makes a success of the error that the entry is gone.
+pub(super) fn unless_gone(done: Result<(), Error>) -> Result<(), Error> {
+    match done {
+        Err(error) if error.is_not_found() => Ok(()),
+        done => done,
+    }
+}
+
+impl Present {
+    /// The route in words, for a log line.
+    fn describe(&self) -> String {
+        let hop = self.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
+        format!("{}{hop} by link {}", self.destination, self.link_index.unwrap_or_default())
+    }
 }
 
 #[cfg(test)]

@@ -35,8 +35,8 @@ pub(in crate::backend) struct Config {
 }
 
 impl Config {
-    /// Reads the config, and removes the routes that vxlan or host-gw left before the network became udp's. They are
-    /// narrower than udp's own route and would lead packets away from it.
+    /// Reads the config, and removes the routes that vxlan or host-gw, ours or an older flannel's, left before the network
+    /// became udp's. They are narrower than udp's own route and would lead packets away from it.
     pub(in crate::backend) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, engine, netlink } = setup;
         let mtu = external.mtu.saturating_sub(OVERHEAD);
@@ -62,7 +62,12 @@ impl Config {
             // udp publishes no type, as flannel does.
             attrs: LeaseAttrs::new(external.public_ip),
         };
-        let territory = Territory { network: config.network, device: None };
+        let territory = Territory {
+            network: config.network,
+            subnet_len: config.subnet_len,
+            device: None,
+            external: Some(external.index),
+        };
         netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
         Ok(made)
     }

@@ -19,10 +19,10 @@ pub(super) use config::Config;
 
 use super::repairs::Repairs;
 use super::restarts::Restarts;
-use super::{Backend, BackendError, Network, boxed};
+use super::{Backend, BackendError, Look, Network, Progress, boxed};
 use crate::engine::Snapshot;
 use crate::log::Complaint;
-use crate::netlink::{Change, Changes, Netlink, Route};
+use crate::netlink::{Change, Changes, Mtu, Netlink, Route};
 use crate::report::{DataPath, Sample, Worker, metric};
 use crate::subnet::{Event, LeaseAttrs};
 use crate::udp::Socket;
@@ -119,8 +119,9 @@ impl Overlay {
     async fn ensure(&mut self, netlink: &Netlink) -> Result<Changes, BackendError> {
         let Some(index) = self.device.as_ref().map(Device::index) else { return Ok(Changes::default()) };
         let base = Ipv4Net::from(self.subnet.network());
-        let mut changes = netlink.ensure_link(index, self.config.mtu.into(), true).await?;
-        changes.extend(netlink.ensure_address(index, base).await?);
+        let mut changes = netlink.ensure_link(index, Mtu::Exactly(self.config.mtu.into()), true).await?;
+        let (more, _) = netlink.ensure_address(index, base, self.config.network, |_| false).await?;
+        changes.extend(more);
         let route =
             Route { destination: self.config.network, link_index: index, gateway: None, onlink: false };
         match netlink.ensure_route(route).await {
@@ -233,8 +234,12 @@ impl Network for Overlay {
         self.repairs.pause(Instant::now())
     }
 
-    fn maintain<'a>(&'a mut self, netlink: &'a Netlink) -> LocalBoxFuture<'a, Result<(), BackendError>> {
-        self.compare(netlink).boxed_local()
+    fn maintain<'a>(
+        &'a mut self,
+        netlink: &'a Netlink,
+        _look: Look,
+    ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
+        self.compare(netlink).map(|done| done.map(|()| Progress::Done)).boxed_local()
     }
 
     fn is_alive(&self) -> bool {

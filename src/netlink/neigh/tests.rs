@@ -1,8 +1,9 @@
 //! These tests run against the real kernel, each in a network namespace of its own.
 
 use super::super::namespace::{ip, ip_shows, run};
-use super::super::{DEFAULT_VXLAN_PORT, Vxlan};
+use super::super::{DEFAULT_VXLAN_PORT, Mtu, Vxlan, write_all};
 use super::*;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 fn addr(text: &str) -> Ipv4Addr {
@@ -30,7 +31,7 @@ pub(in super::super) async fn overlay(netlink: &Netlink) -> u32 {
         mac: mac("0a:00:00:00:00:01"),
     };
     let (index, _) = netlink.ensure_vxlan(&wanted).await.unwrap();
-    netlink.ensure_link(index, 1450, true).await.unwrap();
+    netlink.ensure_link(index, Mtu::Exactly(1450), true).await.unwrap();
     index
 }
 
@@ -56,64 +57,88 @@ fn macs_are_read_and_written() {
     assert_eq!(mac("ff:00:00:00:00:00").locally_administered(), mac("fe:00:00:00:00:00"));
 }
 
+fn bridge(words: &str) {
+    let words = words.split_whitespace();
+    assert!(std::process::Command::new("bridge").args(words).status().unwrap().success());
+}
+
 #[test]
-fn arp_entries_become_what_is_wanted() {
-    run("netlink::neigh::tests::arp_entries_become_what_is_wanted", || async {
+fn arp_entries_are_ours_within_the_network_only() {
+    run("netlink::neigh::tests::arp_entries_are_ours_within_the_network_only", || async {
         let netlink = Netlink::new().unwrap();
         let index = overlay(&netlink).await;
         ip("neigh add 10.1.9.0 lladdr 0a:00:00:00:00:09 dev flannel.9 nud permanent");
+        ip("neigh add 10.1.1.0 lladdr 0a:00:00:00:00:01 dev flannel.9 nud permanent");
         ip("neigh add 10.1.2.0 lladdr 0a:00:00:00:00:ff dev flannel.9 nud permanent");
         ip("neigh add 10.1.3.7 lladdr 0a:00:00:00:00:03 dev flannel.9 nud reachable");
         ip("neigh add 10.1.3.0 lladdr 0a:00:00:00:00:03 dev flannel.9 nud reachable");
-        ip("neigh add 192.0.2.9 lladdr 0a:00:00:00:00:09 dev d0 nud permanent");
+        ip("neigh add 192.168.5.5 lladdr 0e:00:00:00:00:05 dev flannel.9 nud permanent");
+        ip("neigh add 10.1.8.0 lladdr 0a:00:00:00:00:08 dev d0 nud permanent");
         let wanted: BTreeMap<_, _> =
             [1, 2, 3].map(|n| (Ipv4Addr::new(10, 1, n, 0), Mac([10, 0, 0, 0, 0, n]))).into();
+        let network = "10.1.0.0/16".parse().unwrap();
+        let survey =
+            async || netlink.survey_neighbours(index, network, |ip| wanted.get(&ip).copied()).await.unwrap();
 
-        let kept = netlink.ensure_neighbours(index, &wanted, Stale::Keep).await.unwrap();
-        assert_eq!(kept.changes.to_string(), "set 3 ARP entries");
-        assert_eq!((kept.stale, kept.removed, kept.failures.len()), (1, 0, 0));
-        let done = netlink.ensure_neighbours(index, &wanted, Stale::Remove).await.unwrap();
-        assert_eq!(done.changes.to_string(), "remove 1 ARP entries");
-        assert_eq!((done.changes.writes(), done.removed), (1, 1));
-        let again = netlink.ensure_neighbours(index, &wanted, Stale::Remove).await.unwrap();
-        assert!(again.changes.is_empty() && again.failures.is_empty());
+        let found = survey().await;
+        assert_eq!(found.right, [addr("10.1.1.0")].into());
+        assert_eq!(found.stale, [addr("10.1.9.0")]);
+        assert_eq!(found.left, [mac("0a:00:00:00:00:09"), mac("0a:00:00:00:00:ff")].into());
+        assert_eq!(found.foreign, [mac("0e:00:00:00:00:05")].into());
+        for (ip, mac) in &wanted {
+            netlink.set_neighbour(index, *ip, *mac).await.unwrap();
+        }
+        netlink.remove_neighbour(index, addr("10.1.9.0")).await.unwrap();
+        netlink.remove_neighbour(index, addr("10.1.9.0")).await.unwrap();
+        let found = survey().await;
+        assert_eq!((found.right.len(), found.stale.len()), (3, 0));
 
         let shown = ip_shows("neigh show dev flannel.9 nud permanent");
         let mut shown: Vec<_> = shown.lines().map(str::trim).collect();
         shown.sort_unstable();
         let expected = [1, 2, 3].map(|n| format!("10.1.{n}.0 lladdr 0a:00:00:00:00:0{n} PERMANENT"));
-        assert_eq!(shown, expected);
-        assert!(ip_shows("neigh show 192.0.2.9").contains("PERMANENT"), "another device's entry stays");
+        assert_eq!(shown[..3], expected);
+        assert_eq!(shown[3..], ["192.168.5.5 lladdr 0e:00:00:00:00:05 PERMANENT"]);
         assert!(ip_shows("neigh show 10.1.3.7").contains("REACHABLE"), "a learned entry stays");
     });
 }
 
 #[test]
-fn fdb_entries_become_what_is_wanted() {
-    run("netlink::neigh::tests::fdb_entries_become_what_is_wanted", || async {
+fn forwarding_entries_are_ours_by_their_mac() {
+    run("netlink::neigh::tests::forwarding_entries_are_ours_by_their_mac", || async {
         let netlink = Netlink::new().unwrap();
         let index = overlay(&netlink).await;
-        let bridge = |words: &str| {
-            let words = words.split_whitespace();
-            assert!(std::process::Command::new("bridge").args(words).status().unwrap().success());
-        };
+        ip("link add flannel.10 type vxlan id 10 dev d0 dstport 8472");
+        bridge("fdb add 0a:00:00:00:00:08 dev flannel.10 dst 192.0.2.8 self permanent");
         bridge("fdb add 0a:00:00:00:00:09 dev flannel.9 dst 192.0.2.9 self permanent");
+        bridge("fdb add 0e:00:00:00:00:05 dev flannel.9 dst 192.0.2.5 self permanent");
+        bridge("fdb add 0a:00:00:00:00:01 dev flannel.9 dst 192.0.2.1 self permanent");
         bridge("fdb add 0a:00:00:00:00:02 dev flannel.9 dst 192.0.2.99 self permanent");
         bridge("fdb append 00:00:00:00:00:00 dev flannel.9 dst 192.0.2.77 self permanent");
         let wanted: BTreeMap<_, _> =
             [1, 2].map(|n| (Mac([10, 0, 0, 0, 0, n]), Ipv4Addr::new(192, 0, 2, n))).into();
-        let done = netlink.ensure_fdb(index, &wanted, Stale::Remove).await.unwrap();
-        assert_eq!(done.changes.to_string(), "set 2 FDB entries; remove 1 FDB entries");
-        assert!(done.failures.is_empty(), "{:?}", done.failures);
-        let again = netlink.ensure_fdb(index, &wanted, Stale::Remove).await.unwrap();
-        assert!(again.changes.is_empty(), "{}", again.changes);
+        let left = mac("0a:00:00:00:00:09");
+        let survey = async || {
+            netlink.survey_fdb(index, |mac| wanted.get(&mac).copied(), |mac| mac == left).await.unwrap()
+        };
+        let found = survey().await;
+        assert_eq!(found.right, [mac("0a:00:00:00:00:01")].into());
+        assert_eq!(found.stale, [(left, addr("192.0.2.9"))]);
+        for (mac, ip) in &wanted {
+            netlink.set_fdb(index, *mac, *ip).await.unwrap();
+        }
+        netlink.remove_fdb(index, left, addr("192.0.2.9")).await.unwrap();
+        netlink.remove_fdb(index, left, addr("192.0.2.9")).await.unwrap();
+        let found = survey().await;
+        assert_eq!((found.right.len(), found.stale.len()), (2, 0));
         let flood = "00:00:00:00:00:00 dst 192.0.2.77 self permanent";
         let first = "0a:00:00:00:00:01 dst 192.0.2.1 self permanent";
-        assert_eq!(fdb(), [flood, first, "0a:00:00:00:00:02 dst 192.0.2.2 self permanent"]);
+        let foreign = "0e:00:00:00:00:05 dst 192.0.2.5 self permanent";
+        assert_eq!(fdb(), [flood, first, "0a:00:00:00:00:02 dst 192.0.2.2 self permanent", foreign]);
     });
 }
 
-/// A thousand peers are written within two seconds, and a second round writes nothing.
+/// A thousand peers are written within two seconds, and compared in no time.
 #[test]
 fn a_thousand_entries_take_no_time() {
     run("netlink::neigh::tests::a_thousand_entries_take_no_time", || async {
@@ -129,19 +154,20 @@ fn a_thousand_entries_take_no_time() {
         };
         let arp: BTreeMap<_, _> = (0..1000).map(peer).map(|(ip, mac, _)| (ip, mac)).collect();
         let fdb: BTreeMap<_, _> = (0..1000).map(peer).map(|(_, mac, outer)| (mac, outer)).collect();
-        for (round, writes) in [(0, 2000), (1, 0)] {
-            let start = Instant::now();
-            let mut outcome = netlink.ensure_neighbours(index, &arp, Stale::Remove).await.unwrap();
-            outcome.extend(netlink.ensure_fdb(index, &fdb, Stale::Remove).await.unwrap());
-            eprintln!("round {round}: {} writes in {:?}", outcome.changes.writes(), start.elapsed());
-            assert_eq!((outcome.changes.writes(), outcome.failures.len()), (writes, 0));
-            assert!(start.elapsed() < Duration::from_secs(2));
-        }
-        let (arp, fdb) = (arp.into_iter().skip(300).collect(), fdb.into_iter().skip(300).collect());
         let start = Instant::now();
-        let mut outcome = netlink.ensure_neighbours(index, &arp, Stale::Remove).await.unwrap();
-        outcome.extend(netlink.ensure_fdb(index, &fdb, Stale::Remove).await.unwrap());
-        assert_eq!((outcome.removed, outcome.failures.len()), (600, 0));
-        assert!(start.elapsed() < Duration::from_secs(1));
+        let set = arp.iter().map(|(ip, mac)| netlink.set_neighbour(index, *ip, *mac));
+        assert!(write_all(set).await.iter().all(Result::is_ok));
+        let set = fdb.iter().map(|(mac, ip)| netlink.set_fdb(index, *mac, *ip));
+        assert!(write_all(set).await.iter().all(Result::is_ok));
+        eprintln!("2000 writes in {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2));
+        let start = Instant::now();
+        let network = "10.9.0.0/16".parse().unwrap();
+        let found = netlink.survey_neighbours(index, network, |ip| arp.get(&ip).copied()).await.unwrap();
+        assert_eq!((found.right.len(), found.stale.len()), (1000, 0));
+        let found = netlink.survey_fdb(index, |mac| fdb.get(&mac).copied(), |_| true).await.unwrap();
+        assert_eq!((found.right.len(), found.stale.len()), (1000, 0));
+        eprintln!("compared in {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(500));
     });
 }

@@ -8,6 +8,10 @@ fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
+fn territory(network: &str, device: Option<u32>) -> Territory {
+    Territory { network: net(network), subnet_len: 24, device, external: None }
+}
+
 /// Makes two devices: one with a prefix, where gateways are, and one of the overlay.
 async fn devices(netlink: &Netlink) -> (u32, u32) {
     for (name, address) in [("d0", "192.0.2.1/24"), ("d1", "10.1.0.0/32")] {
@@ -41,7 +45,7 @@ fn our_routes_become_what_is_wanted() {
     run("netlink::route_set::tests::our_routes_become_what_is_wanted", || async {
         let netlink = Netlink::new().unwrap();
         let (d0, _) = devices(&netlink).await;
-        let territory = Territory { network: net("10.1.0.0/16"), device: None };
+        let territory = territory("10.1.0.0/16", None);
         // The routes are a stale one, a moved one, one of another network of ours, and foreign ones.
         ip("route add 10.1.9.0/24 via 192.0.2.9 proto 78");
         ip("route add 10.1.2.0/24 via 192.0.2.22 proto 78");
@@ -71,7 +75,7 @@ fn a_foreign_route_stays_and_a_bad_one_stops_nothing() {
     run("netlink::route_set::tests::a_foreign_route_stays_and_a_bad_one_stops_nothing", || async {
         let netlink = Netlink::new().unwrap();
         let (d0, _) = devices(&netlink).await;
-        let territory = Territory { network: net("10.1.0.0/16"), device: None };
+        let territory = territory("10.1.0.0/16", None);
         ip("route add 10.1.1.0/24 via 192.0.2.100 proto static");
         ip("route add 10.1.2.0/24 via 192.0.2.2 proto static");
         let mut wanted: BTreeMap<_, _> = [1, 2, 3].map(|n| via(d0, n)).into();
@@ -96,7 +100,7 @@ fn an_older_flannels_routes_are_taken_over() {
     run("netlink::route_set::tests::an_older_flannels_routes_are_taken_over", || async {
         let netlink = Netlink::new().unwrap();
         let (d0, d1) = devices(&netlink).await;
-        let territory = Territory { network: net("10.1.0.0/16"), device: Some(d1) };
+        let territory = territory("10.1.0.0/16", Some(d1));
         for n in [1, 2] {
             ip(&format!("route add 10.1.{n}.0/24 via 10.1.{n}.0 dev d1 onlink"));
         }
@@ -126,12 +130,85 @@ fn an_older_flannels_routes_are_taken_over() {
     });
 }
 
+/// host-gw of an older flannel has left a route to a peer that has moved, and routes to peers that are gone.
+#[test]
+fn an_older_flannels_routes_by_the_external_interface_are_taken_over() {
+    let test = "netlink::route_set::tests::an_older_flannels_routes_by_the_external_interface_are_taken_over";
+    run(test, || async {
+        let netlink = Netlink::new().unwrap();
+        let (d0, _) = devices(&netlink).await;
+        ip("link add d2 type veth peer name d2-peer");
+        ip("link set d2 up");
+        ip("addr add 198.51.100.1/24 dev d2");
+        let territory = Territory { external: Some(d0), ..territory("10.1.0.0/16", None) };
+        for route in [
+            "10.1.1.0/24 via 192.0.2.100",
+            "10.1.2.0/24 via 192.0.2.2",
+            "10.1.7.0/24 via 192.0.2.7",
+            // vxlan's form, by whatever device.
+            "10.1.8.0/24 via 10.1.8.0 dev d2 onlink",
+            // None of these has the form of flannel's.
+            "10.1.20.0/24 via 192.0.2.9 proto static",
+            "10.1.21.0/25 via 192.0.2.9",
+            "10.1.22.0/24 via 192.0.2.9 metric 5",
+            "10.1.23.0/24 dev d0",
+            "10.1.24.0/24 via 198.51.100.9",
+            "10.2.7.0/24 via 192.0.2.7",
+        ] {
+            ip(&format!("route add {route}"));
+        }
+        let others = routes("proto boot");
+        let wanted: BTreeMap<_, _> = [1, 2, 3].map(|n| via(d0, n)).into();
+        let (to, route) = via(d0, 1);
+        let placed = netlink.place_route(route).await.unwrap();
+        assert_eq!(placed, Placed::Replaced(format!("10.1.1.0/24 via 192.0.2.100 by link {d0}")));
+        assert_eq!(routes(&to.to_string()), ["10.1.1.0/24 via 192.0.2.1 dev d0 proto 78"]);
+        assert_eq!(netlink.place_route(route).await.unwrap(), Placed::Found);
+        let found = netlink.survey_routes(territory, false, |to| wanted.get(&to).copied()).await.unwrap();
+        assert_eq!((found.right.len(), found.stale.len()), (1, 0), "only our own are looked for");
+        let found = netlink.survey_routes(territory, true, |to| wanted.get(&to).copied()).await.unwrap();
+        let stale: Vec<_> = found.stale.iter().map(StaleRoute::destination).collect();
+        assert_eq!(stale, [net("10.1.7.0/24"), net("10.1.8.0/24")]);
+
+        let done = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
+        assert!(done.failures.is_empty(), "{:?}", done.failures);
+        assert_eq!(routes("proto 78"), [1, 2, 3].map(|n| format!("10.1.{n}.0/24 via 192.0.2.{n} dev d0")));
+        let left = others
+            .into_iter()
+            .filter(|line| !["1", "2", "7", "8"].iter().any(|n| line.starts_with(&format!("10.1.{n}.0/24"))));
+        assert_eq!(routes("proto boot"), left.collect::<Vec<_>>());
+        assert_eq!(routes("proto static").len(), 1);
+    });
+}
+
+/// Ours is hidden from a look-up by a route to a part of its destination, and found all the same.
+#[test]
+fn a_route_that_another_one_hides_is_found() {
+    run("netlink::route_set::tests::a_route_that_another_one_hides_is_found", || async {
+        let netlink = Netlink::new().unwrap();
+        let (d0, _) = devices(&netlink).await;
+        ip("route add 10.1.1.0/26 via 192.0.2.77 proto static");
+        ip("route add 10.1.1.0/24 via 192.0.2.100");
+        ip("route add 10.1.2.0/26 via 192.0.2.77 proto static");
+        ip("route add 10.1.2.0/24 via 192.0.2.100 proto static");
+        let (_, route) = via(d0, 1);
+        assert!(matches!(netlink.place_route(route).await.unwrap(), Placed::Replaced(_)));
+        assert_eq!(netlink.place_route(route).await.unwrap(), Placed::Found);
+        let error = netlink.place_route(via(d0, 2).1).await.unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EEXIST));
+        netlink.withdraw_route(route).await.unwrap();
+        netlink.withdraw_route(route).await.unwrap();
+        assert_eq!(routes("10.1.1.0/24"), Vec::<String>::new());
+        assert_eq!(routes("10.1.1.0/26").len(), 1);
+    });
+}
+
 #[test]
 fn a_thousand_routes_take_no_time() {
     run("netlink::route_set::tests::a_thousand_routes_take_no_time", || async {
         let netlink = Netlink::new().unwrap();
         let (_, d1) = devices(&netlink).await;
-        let territory = Territory { network: net("10.0.0.0/8"), device: Some(d1) };
+        let territory = territory("10.0.0.0/8", Some(d1));
         let subnet = |n: u32| net(&format!("10.{}.{}.0/24", 10 + n / 250, n % 250));
         let mut wanted: BTreeMap<_, _> = (0..1000).map(|n| onlink(d1, subnet(n))).collect();
         for (what, writes) in [("set", 1000), ("compare", 0)] {

@@ -37,17 +37,20 @@ fn links_are_listed_changed_once_and_deleted() {
         assert_eq!(netlink.link_by_index(link.index).await.unwrap().as_ref(), Some(&link));
         assert!(netlink.links().await.unwrap().contains(&link));
 
-        let changes = netlink.ensure_link(link.index, 1472, true).await.unwrap();
+        let changes = netlink.ensure_link(link.index, Mtu::Exactly(1472), true).await.unwrap();
         assert_eq!(changes.to_string(), "set MTU of d0 to 1472; set d0 up");
         let link = netlink.link_by_name("d0").await.unwrap().unwrap();
         assert_eq!((link.up, link.mtu), (true, 1472));
-        assert!(netlink.ensure_link(link.index, 1472, true).await.unwrap().is_empty());
-        assert_eq!(netlink.ensure_link(link.index, 1472, false).await.unwrap().to_string(), "set d0 down");
+        assert!(netlink.ensure_link(link.index, Mtu::Exactly(1472), true).await.unwrap().is_empty());
+        assert_eq!(
+            netlink.ensure_link(link.index, Mtu::Exactly(1472), false).await.unwrap().to_string(),
+            "set d0 down"
+        );
 
         assert!(netlink.delete_link(link.index).await.unwrap());
         assert!(!netlink.delete_link(link.index).await.unwrap());
         assert_eq!(netlink.link_by_name("d0").await.unwrap(), None);
-        let error = netlink.ensure_link(link.index, 1472, true).await.unwrap_err();
+        let error = netlink.ensure_link(link.index, Mtu::Exactly(1472), true).await.unwrap_err();
         assert!(error.is_not_found());
         assert!(error.to_string().starts_with(&format!("set up link {}: ", link.index)), "{error}");
     });
@@ -59,7 +62,7 @@ fn the_kernels_refusal_names_operation_and_object() {
         let netlink = Netlink::new().unwrap();
         ip("link add v0 type veth peer name v1");
         let index = netlink.link_by_name("v0").await.unwrap().unwrap().index;
-        let error = netlink.ensure_link(index, 100_000, true).await.unwrap_err();
+        let error = netlink.ensure_link(index, Mtu::Exactly(100_000), true).await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EINVAL));
         assert!(error.to_string().starts_with("set MTU of v0 to 100000: "), "{error}");
     });
@@ -81,24 +84,48 @@ fn ipv6_is_kept_off_a_device() {
     });
 }
 
+/// An MTU that an operator has lowered stays where that is asked for.
 #[test]
-fn an_address_is_set_once_and_rivals_go() {
-    run("netlink::tests::an_address_is_set_once_and_rivals_go", || async {
+fn a_lower_mtu_is_left() {
+    run("netlink::tests::a_lower_mtu_is_left", || async {
         let netlink = Netlink::new().unwrap();
-        let index = device(&netlink, "d0", &["10.9.0.1/24", "10.9.0.2/24", "10.10.0.0/16"]).await;
+        let index = device(&netlink, "d0", &[]).await;
+        ip("link set d0 mtu 1300");
+        assert!(netlink.ensure_link(index, Mtu::AtMost(1400), true).await.unwrap().is_empty());
+        ip("link set d0 mtu 1480");
+        let changes = netlink.ensure_link(index, Mtu::AtMost(1400), true).await.unwrap();
+        assert_eq!(changes.to_string(), "set MTU of d0 to 1400");
+    });
+}
+
+#[test]
+fn an_address_is_set_once_and_others_of_its_network_go() {
+    run("netlink::tests::an_address_is_set_once_and_others_of_its_network_go", || async {
+        let netlink = Netlink::new().unwrap();
+        let present = ["10.10.9.1/24", "10.10.9.2/24", "10.10.0.0/16", "10.10.7.7/32", "192.168.5.1/24"];
+        let index = device(&netlink, "d0", &present).await;
         let other = device(&netlink, "d1", &["10.20.0.1/24"]).await;
 
-        let wanted = net("10.10.0.0/32");
-        let changes = netlink.ensure_address(index, wanted).await.unwrap();
+        let (wanted, network) = (net("10.10.0.0/32"), net("10.10.0.0/16"));
+        let spared = net("10.10.7.7/32");
+        let spare = |address| address == spared;
+        let (changes, removed) = netlink.ensure_address(index, wanted, network, spare).await.unwrap();
         assert!(
             changes.to_string().starts_with(&format!("add address 10.10.0.0/32 to link {index}")),
             "{changes}"
         );
+        assert_eq!(removed.len(), 3, "{removed:?}");
         let present = netlink.addresses(Some(index)).await.unwrap();
-        assert_eq!(present.len(), 1, "{present:?}");
-        assert_eq!((present[0].address, present[0].prefix_len), (wanted.addr(), 32));
-        assert_eq!((present[0].scope, present[0].permanent), (Scope::Global, true));
-        assert!(netlink.ensure_address(index, wanted).await.unwrap().is_empty());
+        let nets: Vec<_> = present.iter().map(|a| (a.address, a.prefix_len)).collect();
+        let expected = [("10.10.0.0", 32), ("10.10.7.7", 32), ("192.168.5.1", 24)];
+        for (address, len) in expected {
+            assert!(nets.contains(&(addr(address), len)), "{address} in {nets:?}");
+        }
+        assert_eq!(nets.len(), expected.len(), "{nets:?}");
+        let ours = present.iter().find(|a| a.address == wanted.addr()).unwrap();
+        assert_eq!((ours.scope, ours.permanent), (Scope::Global, true));
+        let (changes, removed) = netlink.ensure_address(index, wanted, network, spare).await.unwrap();
+        assert!(changes.is_empty() && removed.is_empty(), "{changes}");
         assert_eq!(netlink.addresses(Some(other)).await.unwrap().len(), 1);
     });
 }
@@ -109,7 +136,7 @@ fn a_wanted_secondary_survives_its_primary() {
         let netlink = Netlink::new().unwrap();
         let index = device(&netlink, "d0", &["10.9.0.1/24", "10.9.0.2/24"]).await;
         std::fs::write("/proc/sys/net/ipv4/conf/d0/promote_secondaries", "0").unwrap();
-        netlink.ensure_address(index, net("10.9.0.2/24")).await.unwrap();
+        netlink.ensure_address(index, net("10.9.0.2/24"), net("10.9.0.0/16"), |_| false).await.unwrap();
         let present = netlink.addresses(Some(index)).await.unwrap();
         assert_eq!(present.iter().map(|a| a.address).collect::<Vec<_>>(), [addr("10.9.0.2")]);
     });
@@ -251,13 +278,12 @@ async fn until(monitor: &mut Monitor, wanted: impl Fn(&Change) -> bool) -> Chang
 fn the_monitor_sees_links_addresses_and_routes_change() {
     run("netlink::tests::the_monitor_sees_links_addresses_and_routes_change", || async {
         let netlink = Netlink::new().unwrap();
-        let mut monitor = Monitor::new().unwrap();
+        let mut monitor = Monitor::new(netlink.port()).unwrap();
         let d0 = device(&netlink, "d0", &["10.10.0.0/32"]).await;
         let up =
             until(&mut monitor, |c| matches!(c, Change::Link { index, up: true, .. } if *index == d0)).await;
         assert!(matches!(up, Change::Link { name, deleted: false, .. } if name == "d0"));
-        let wanted = Route { destination: net("10.0.0.0/8"), link_index: d0, gateway: None, onlink: false };
-        netlink.ensure_route(wanted).await.unwrap();
+        ip("route add 10.0.0.0/8 dev d0 proto 78");
         let route = |deleted| Change::Route {
             destination: net("10.0.0.0/8"),
             link_index: Some(d0),
@@ -282,11 +308,45 @@ fn the_monitor_sees_links_addresses_and_routes_change() {
     });
 }
 
+/// Thousands of changes of our own neither wake the monitor nor overrun it; a foreign one among them is told.
+#[test]
+fn the_monitor_does_not_hear_our_own_changes() {
+    run("netlink::tests::the_monitor_does_not_hear_our_own_changes", || async {
+        let netlink = Netlink::new().unwrap();
+        let d0 = device(&netlink, "d0", &["10.10.0.0/32"]).await;
+        let mut monitor = Monitor::new(netlink.port()).unwrap();
+        let route = |n: u32| Route {
+            destination: Ipv4Net::new(Ipv4Addr::from(0x0a10_0000 + (n << 8)), 24).unwrap(),
+            link_index: d0,
+            gateway: None,
+            onlink: false,
+        };
+        for done in write_all((0..5000).map(|n| netlink.place_route(route(n)))).await {
+            assert_eq!(done.unwrap(), Placed::Set);
+        }
+        netlink.ensure_address(d0, net("10.10.0.1/32"), net("10.10.0.0/16"), |_| false).await.unwrap();
+        ip("route add 192.0.2.0/24 dev d0 proto static");
+        let first = loop {
+            // The kernel sets and removes local routes of its own for the address.
+            match monitor.next().await.unwrap() {
+                Change::Route { protocol: 2, .. } => {}
+                other => break other,
+            }
+        };
+        let foreign = net("192.0.2.0/24");
+        assert!(matches!(first, Change::Route { destination, .. } if destination == foreign), "{first:?}");
+        let other = Netlink::new().unwrap();
+        other.withdraw_route(route(7)).await.unwrap();
+        let gone = until(&mut monitor, |c| matches!(c, Change::Route { deleted: true, .. })).await;
+        assert!(matches!(gone, Change::Route { destination, .. } if destination == route(7).destination));
+    });
+}
+
 #[test]
 fn the_monitor_tells_that_it_lost_events_and_goes_on() {
     run("netlink::tests::the_monitor_tells_that_it_lost_events_and_goes_on", || async {
         let netlink = Netlink::new().unwrap();
-        let mut monitor = Monitor::new().unwrap();
+        let mut monitor = Monitor::new(netlink.port()).unwrap();
         let d0 = device(&netlink, "d0", &[]).await;
         // The runtime stands still while `ip` runs, so that the socket is not emptied.
         let mut batch = tempfile::NamedTempFile::new().unwrap();

@@ -1,8 +1,8 @@
 //! These tests run against the real kernel, each in a network namespace of its own.
 
+use super::super::Mtu;
 use super::super::namespace::{ip, ip_shows, run};
 use super::*;
-use crate::netlink::Stale;
 
 async fn wanted(netlink: &Netlink) -> Vxlan {
     ip("link add d0 type veth peer name d0-peer");
@@ -50,7 +50,7 @@ fn a_changed_mac_is_put_right_in_a_living_device() {
         let netlink = Netlink::new().unwrap();
         let wanted = wanted(&netlink).await;
         let (index, _) = netlink.ensure_vxlan(&wanted).await.unwrap();
-        netlink.ensure_link(index, 1450, true).await.unwrap();
+        netlink.ensure_link(index, Mtu::Exactly(1450), true).await.unwrap();
         ip("link set flannel.7 address 0e:11:22:33:44:55");
         let (same, changes) = netlink.ensure_vxlan(&wanted).await.unwrap();
         assert_eq!(changes.to_string(), "set MAC of flannel.7 to 0a:00:00:00:00:07");
@@ -65,14 +65,14 @@ fn link_address_and_learning_change_in_place() {
         let netlink = Netlink::new().unwrap();
         let first = wanted(&netlink).await;
         let (index, _) = netlink.ensure_vxlan(&first).await.unwrap();
-        netlink.ensure_link(index, 1450, true).await.unwrap();
+        netlink.ensure_link(index, Mtu::Exactly(1450), true).await.unwrap();
         ip("link add d1 type bridge");
         ip("addr add 10.1.1.0/32 dev flannel.7");
         ip("route add 10.1.7.0/24 via 10.1.7.0 dev flannel.7 onlink");
         ip("neigh add 10.1.7.0 lladdr 0a:00:00:00:00:09 dev flannel.7 nud permanent");
         let peer: Mac = "0a:00:00:00:00:09".parse().unwrap();
-        let fdb = [(peer, "192.0.2.9".parse().unwrap())].into();
-        netlink.ensure_fdb(index, &fdb, Stale::Remove).await.unwrap();
+        let host = "192.0.2.9".parse().unwrap();
+        netlink.set_fdb(index, peer, host).await.unwrap();
         let tables = || ip_shows("neigh show dev flannel.7") + &ip_shows("route show dev flannel.7");
         let before = tables();
         assert!(before.contains("PERMANENT") && before.contains("10.1.7.0/24"), "{before}");
@@ -97,8 +97,8 @@ fn link_address_and_learning_change_in_place() {
             assert!(shown.contains(text) && !shown.contains("nolearning"), "{text} in {shown}");
         }
         assert_eq!(tables(), before);
-        let outcome = netlink.ensure_fdb(index, &fdb, Stale::Remove).await.unwrap();
-        assert!(outcome.changes.is_empty() && outcome.failures.is_empty(), "{outcome:?}");
+        let found = netlink.survey_fdb(index, |mac| (mac == peer).then_some(host), |_| true).await.unwrap();
+        assert!(found.right.contains(&peer) && found.stale.is_empty(), "{found:?}");
     });
 }
 
@@ -110,14 +110,15 @@ fn a_new_mac_takes_the_arp_entries_along() {
         let netlink = Netlink::new().unwrap();
         let wanted = wanted(&netlink).await;
         let (index, _) = netlink.ensure_vxlan(&wanted).await.unwrap();
-        netlink.ensure_link(index, 1450, true).await.unwrap();
-        let arp = [("10.1.7.0".parse().unwrap(), "0a:00:00:00:00:09".parse().unwrap())].into();
-        netlink.ensure_neighbours(index, &arp, Stale::Remove).await.unwrap();
+        netlink.ensure_link(index, Mtu::Exactly(1450), true).await.unwrap();
+        let (base, peer) = ("10.1.7.0".parse().unwrap(), "0a:00:00:00:00:09".parse().unwrap());
+        netlink.set_neighbour(index, base, peer).await.unwrap();
         ip("link set flannel.7 address 0e:11:22:33:44:55");
         netlink.ensure_vxlan(&wanted).await.unwrap();
         assert!(!ip_shows("neigh show dev flannel.7").contains("PERMANENT"));
-        netlink.ensure_neighbours(index, &arp, Stale::Remove).await.unwrap();
-        assert!(ip_shows("neigh show dev flannel.7").contains("0a:00:00:00:00:09 PERMANENT"));
+        let network = "10.1.0.0/16".parse().unwrap();
+        let found = netlink.survey_neighbours(index, network, |_| Some(peer)).await.unwrap();
+        assert!(found.right.is_empty(), "{found:?}");
     });
 }
 
