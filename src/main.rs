@@ -6,8 +6,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let (settings, remarks) = match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
-        Parsed::Run { settings, remarks } => (*settings, remarks),
+    let (settings, remarks, mut reread) = match cli::parse(std::env::args_os(), |name| std::env::var_os(name))
+    {
+        Parsed::Run { settings, remarks, reread } => (*settings, remarks, reread),
         Parsed::Exit { code: 0, stderr } => {
             // If stderr is closed, the exit code alone tells what happened.
             let _ = std::io::stderr().write_all(stderr.as_bytes());
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     for remark in remarks {
         tracing::warn!("{remark}");
     }
-    match daemon::run(settings) {
+    match daemon::run(settings, Box::new(move || reread.again())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

@@ -349,3 +349,33 @@ fn the_settings_of_rhel_are_read() {
         assert_eq!(version, format!("v{}\n", env!("CARGO_PKG_VERSION")), "{words}");
     }
 }
+
+#[test]
+fn a_reload_takes_over_what_the_settings_file_says_now() {
+    let Some(host) = Host::start(r#"{"Type":"udp"}"#, "FLANNELD_V=0\nFLANNELD_PEER_FILTER=strict\n") else {
+        return;
+    };
+    let machine = &host.machine;
+    machine.run("systemctl start flanneld");
+    let pid = host.pid();
+    assert_eq!(machine.journal("-p debug").matches("the peer filter is").count(), 0);
+    // The unit has handed the file's old values over as the environment, which usually wins.
+    let settings = format!("{SETTINGS}FLANNELD_V=1\nFLANNELD_PEER_FILTER=inner\nFLANNELD_BATCH=8\n");
+    machine.write("/etc/default/flanneld", &settings);
+    machine.run("systemctl reload flanneld");
+    eventually(secs(5), "the reload", || {
+        machine.journal("").contains("the peer filter is inner").then_some(())
+    });
+    let warnings = machine.journal("-p warning");
+    assert!(
+        warnings.contains("FLANNELD_BATCH in /etc/default/flanneld has changed and takes effect"),
+        "{warnings}"
+    );
+    machine.write("/etc/default/flanneld", "FLANNELD_V=2\nFLANNEL");
+    machine.run("systemctl reload flanneld");
+    eventually(secs(5), "the refusal", || {
+        machine.journal("-p err").contains("the old settings stay").then_some(())
+    });
+    assert_eq!(host.pid(), pid, "it is the same process");
+    assert_eq!(machine.show("flanneld", "ActiveState"), "active");
+}

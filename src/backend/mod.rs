@@ -42,7 +42,7 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use udp::EngineSettings;
+use udp::{EngineSettings, PeerFilter};
 
 /// Why a backend cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +242,9 @@ pub trait Network: fmt::Debug {
     fn is_pending(&self) -> bool {
         false
     }
+
+    /// Changes which packets from the network are let in, where this network looks at packets itself.
+    fn set_peer_filter(&mut self, _filter: PeerFilter, _netlink: &Netlink) {}
 
     /// Whether a change of the kernel's tables could concern this network.
     fn concerns(&self, _change: &netlink::Change) -> bool {

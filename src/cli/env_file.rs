@@ -1,4 +1,5 @@
-//! `--env-file`: variables of flags in files of the form of systemd's `EnvironmentFile=`, read at the start.
+//! `--env-file`: variables of flags in files of the form of systemd's `EnvironmentFile=`, read at the start and again
+//! on SIGHUP.
 //!
 //! The form is that of systemd.exec(5): `NAME=VALUE` lines, comments that begin with `#` or `;`, values that may be
 //! quoted, and a backslash at a line's end. Unlike systemd, which skips what it does not understand, this file refuses

@@ -165,7 +165,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "etcd-timeout", Time(TIMEOUT_RANGE.0, TIMEOUT_RANGE.1), "5s", "Deadline of a call to etcd"),
     flag(Ours, "lease-ttl", Time(SHORTEST_LEASE, LONGEST_LEASE), "24h", "How long a lease lives without renewal, in seconds or as 24h, 90m"),
     flag(Ours, "state-dir", Text, "", "Directory of what must outlive this process: by it a start without etcd is possible; empty: none"),
-    flag(Ours, "env-file", List, "", "File with variables of flags; -FILE: it may be missing; may be repeated"),
+    flag(Ours, "env-file", List, "", "File with variables of flags, read again on SIGHUP; -FILE: it may be missing; may be repeated"),
     flag(Ours, "cleanup-on-exit", Bool, "false", "Remove rules and blackhole route at the end; else they stay, as flannel's do"),
     flag(Ours, "port-guard", Bool, "true", "Drop what containers send to the overlay's port of a host; else one can forge packets of this host"),
     flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),

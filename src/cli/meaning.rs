@@ -10,7 +10,7 @@ use crate::{etcd, iface, masq};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use regex::Regex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,6 +31,12 @@ impl<'a> Given<'a> {
     fn value(&self, flag: &str) -> Option<&Value> {
         debug_assert!(find(flag).is_some(), "-{flag} is not in the table");
         self.matches.try_get_one(flag).ok().flatten()
+    }
+
+    /// Every value of every flag, defaults included.
+    pub(super) fn values(&self) -> BTreeMap<&'static str, Vec<Value>> {
+        let values = |flag: &Flag| self.matches.try_get_many::<Value>(flag.name).ok().flatten();
+        FLAGS.iter().map(|flag| (flag.name, values(flag).into_iter().flatten().cloned().collect())).collect()
     }
 
     fn is_explicit(&self, flag: &str) -> bool {

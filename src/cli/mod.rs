@@ -4,7 +4,7 @@
 //! (`-flag=value`, `--flag value`, bare booleans) to the one form `--flag=value`; the environment
 //! supplies `FLANNELD_*` for flags that were not typed, and `env_file` those that are not there either;
 //! clap, fed from the table in `flags`, checks names and values; `meaning` turns the values into the
-//! daemon's [`Settings`].
+//! daemon's [`Settings`]. On SIGHUP `reread` does all of this once more.
 //!
 //! Exit codes follow flannel: 2 for what Go's `flag` package would refuse (unknown flag, bad value, a
 //! word that is no flag) and for flags that are not served; 1 for values that are well formed and cannot work
@@ -21,6 +21,7 @@ mod env_file;
 mod flags;
 mod go_syntax;
 mod meaning;
+mod reread;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -29,9 +30,11 @@ use crate::daemon::Settings;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use env_file::EnvFiles;
 use flags::FLAGS;
+pub use reread::Reread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::OsString;
+use value::Value;
 
 /// The version that `-version` prints.
 const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -45,6 +48,8 @@ pub enum Parsed {
         settings: Box<Settings>,
         /// What the log should say: flags that were taken and have no effect.
         remarks: Vec<String>,
+        /// The way to read all of it again.
+        reread: Reread,
     },
     /// Print a text and end.
     Exit {
@@ -89,7 +94,10 @@ pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<
     let environment: Environment =
         with_variable.filter_map(|flag| Some((flag.name, env(&variable(flag.name))?))).collect();
     match parse_words(&words, &environment) {
-        Ok(Outcome::Run { settings, remarks }) => Parsed::Run { settings, remarks },
+        Ok(Outcome::Run(run)) => {
+            let reread = Reread::new(words, environment, &run);
+            Parsed::Run { settings: run.settings, remarks: run.remarks, reread }
+        }
         Ok(Outcome::Help) => Parsed::Exit { code: 0, stderr: usage(&program) },
         Ok(Outcome::Version) => Parsed::Exit { code: 0, stderr: format!("{VERSION}\n") },
         Err(Refusal { code, line }) => Parsed::Exit { code, stderr: format!("{program}: {line}\n") },
@@ -97,9 +105,19 @@ pub fn parse(args: impl Iterator<Item = OsString>, env: impl Fn(&str) -> Option<
 }
 
 enum Outcome {
-    Run { settings: Box<Settings>, remarks: Vec<String> },
+    Run(Run),
     Help,
     Version,
+}
+
+/// What was typed, and what the environment and the files add.
+struct Run {
+    settings: Box<Settings>,
+    remarks: Vec<String>,
+    /// Every value of every flag, by which a later reading is compared.
+    values: BTreeMap<&'static str, Vec<Value>>,
+    origins: Origins,
+    files: EnvFiles,
 }
 
 fn parse_words(args: &[OsString], environment: &Environment) -> Result<Outcome, Refusal> {
@@ -129,7 +147,8 @@ fn parse_words(args: &[OsString], environment: &Environment) -> Result<Outcome, 
     let given = meaning::Given::new(&matches, &origins);
     let settings = Box::new(meaning::settings(&given)?);
     let remarks = meaning::remarks(&given).into_iter().chain(files.remarks.iter().cloned()).collect();
-    Ok(Outcome::Run { settings, remarks })
+    let values = given.values();
+    Ok(Outcome::Run(Run { settings, remarks, values, origins, files }))
 }
 
 /// Reads the files that the command line names, or else the environment.

@@ -4,6 +4,7 @@ use super::changes::Changes;
 use super::kept::{self, Begin};
 use super::notify::Notifier;
 use super::orders::Orders;
+use super::reload::take_over;
 use super::rules::HostRules;
 use super::running::{Parts, Running};
 use super::{DaemonError, Settings};
@@ -72,25 +73,25 @@ impl Control {
     /// # Errors
     /// The [`DaemonError`] for which it cannot go on.
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
-        let Control { settings, name, notifier, netlink, changes, external, source, state, seed } = self;
+        let Control { mut settings, name, notifier, netlink, changes, external, source, state, seed } = self;
         notifier.status("waiting for the network config in etcd");
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
         let mut asked = pin!(source.config(seed));
         let begin = tokio::select! {
             begin = kept::begin(&mut asked, kept) => begin,
-            name = orders.wait(&name, notifier) => {
+            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings)) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
         };
         let Begin { config, text, kept, doubted } = begin;
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
-        let setup =
-            Setup { config: &config, external: &external, engine: &settings.engine, netlink: &netlink };
+        let engine = settings.engine.clone();
+        let setup = Setup { config: &config, external: &external, engine: &engine, netlink: &netlink };
         let backend = tokio::select! {
             backend = backend::from_config(setup) => backend?,
-            name = orders.wait(&name, notifier) => {
+            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings)) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());
             }

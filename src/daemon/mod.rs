@@ -17,13 +17,14 @@ mod notify;
 mod orders;
 mod place;
 mod publish;
+mod reload;
 mod rules;
 mod running;
 pub mod settings;
 mod signals;
 
 pub use place::PlaceError;
-pub use settings::{Networks, Settings, StatusAddress};
+pub use settings::{Networks, Reloaded, Reread, Settings, StatusAddress};
 
 use control::Control;
 use orders::Orders;
@@ -86,18 +87,20 @@ pub enum DaemonError {
 /// within a second, or ten with `--cleanup-on-exit`. A stop that hangs ends the process in `signals`, and this function
 /// then never returns.
 ///
+/// On SIGHUP it takes over what `reread` says has changed.
+///
 /// # Errors
 /// The [`DaemonError`] for which it cannot go on.
-pub fn run(settings: Settings) -> Result<(), DaemonError> {
+pub fn run(settings: Settings, reread: Reread) -> Result<(), DaemonError> {
     let signals = signals::catch(settings.masq.cleanup_on_exit)?;
     let thread = std::thread::Builder::new()
         .name("fl-ctl".to_owned())
-        .spawn(move || control_thread(settings, signals))
+        .spawn(move || control_thread(settings, signals, reread))
         .map_err(|error| DaemonError::System("start the control thread", error))?;
     thread.join().unwrap_or(Err(DaemonError::Panicked))
 }
 
-fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonError> {
+fn control_thread(settings: Settings, signals: Signals, reread: Reread) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -110,7 +113,7 @@ fn control_thread(settings: Settings, signals: Signals) -> Result<(), DaemonErro
             Some(address) => Some(serve_status(address).await?),
             None => None,
         };
-        let mut orders = Orders::of_process(signals, asks);
+        let mut orders = Orders::of_process(signals, asks, reread);
         match settings.networks.clone() {
             Some(several) => networks::run(settings, several, orders).await,
             None => one_network(settings, &mut orders).await,

@@ -10,6 +10,7 @@ use super::DaemonError;
 use super::control::Control;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
+use super::reload::take_over;
 use super::settings::{Networks, Settings};
 use super::signals::{CLEANUP_LIMIT, STOP_LIMIT};
 use crate::etcd::{self, Store};
@@ -25,7 +26,10 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use rand::rngs::{StdRng, SysRng};
 use rand::{SeedableRng, TryRng};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -61,6 +65,7 @@ pub(super) async fn run(
     settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     iface::choose(&Netlink::new()?, &settings.iface).await?;
     let store = etcd::connect(&settings.etcd)?;
+    let settings = Rc::new(RefCell::new(settings));
     let mut supervisor = Supervisor { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
     let mut listing = Listing::new(&store)?;
     let stopped_by = loop {
@@ -69,6 +74,7 @@ pub(super) async fn run(
             order = orders.next() => match order {
                 Order::Stop(name) => break name,
                 Order::Report => supervisor.each(|| Order::Report),
+                Order::Reload(new) => supervisor.reload(&new),
                 Order::Ask(ask) => supervisor.answer(ask),
                 Order::Watchdog => supervisor.watchdog(),
             },
@@ -131,7 +137,8 @@ impl<'a> Listing<'a> {
 
 /// The networks that run, and which of the wanted ones are missing.
 struct Supervisor {
-    settings: Settings,
+    /// The settings of all networks, as the last SIGHUP left them.
+    settings: Rc<RefCell<Settings>>,
     networks: Networks,
     tasks: BTreeMap<String, Task>,
     /// The wanted names that the store did not have when this was last logged.
@@ -181,16 +188,21 @@ impl Supervisor {
     }
 
     fn patience(&self) -> Duration {
-        if self.settings.masq.cleanup_on_exit { CLEANUP_PATIENCE } else { STOP_PATIENCE }
+        if self.settings.borrow().masq.cleanup_on_exit { CLEANUP_PATIENCE } else { STOP_PATIENCE }
+    }
+
+    /// Hands new settings over to the networks and to those that start later.
+    fn reload(&self, new: &Rc<Settings>) {
+        take_over(new, &mut self.settings.borrow_mut());
+        self.each(|| Order::Reload(Rc::clone(new)));
     }
 
     fn start(&self, name: &str) -> Task {
-        let mut settings = self.settings.clone();
-        settings.etcd.prefix = format!("{}/{name}", settings.etcd.prefix);
-        settings.subnet_file = self.networks.dir.join(format!("{name}.env"));
+        let settings = Rc::clone(&self.settings);
+        let place = self.networks.dir.join(format!("{name}.env"));
         let (orders, inbox) = mpsc::unbounded_channel();
         let span = info_span!("network", name);
-        let network = keep_up(settings, name.to_owned(), Orders::Networks(inbox)).instrument(span);
+        let network = keep_up(settings, name.to_owned(), place, Orders::Networks(inbox)).instrument(span);
         Task { orders, handle: tokio::task::spawn_local(network) }
     }
 
@@ -247,11 +259,15 @@ impl Task {
 }
 
 /// Runs one network, again and again, until it is asked to stop.
-async fn keep_up(settings: Settings, name: String, mut orders: Orders) {
+async fn keep_up(shared: Rc<RefCell<Settings>>, name: String, subnet_file: PathBuf, mut orders: Orders) {
     let mut backoff = Backoff::new(LONGEST_PAUSE.1);
     loop {
         let started = Instant::now();
-        let result = match Control::start(settings.clone(), &name).await {
+        // What SIGHUP has changed meanwhile is in them.
+        let mut settings = shared.borrow().clone();
+        settings.etcd.prefix = format!("{}/{name}", settings.etcd.prefix);
+        settings.subnet_file.clone_from(&subnet_file);
+        let result = match Control::start(settings, &name).await {
             Ok(control) => control.run(&mut orders).await,
             Err(error) => Err(error),
         };
@@ -262,7 +278,7 @@ async fn keep_up(settings: Settings, name: String, mut orders: Orders) {
         let pause = rng().map_or(LONGEST_PAUSE.1, |mut rng| backoff.next(&mut rng));
         error!("{error}; trying again");
         tokio::select! {
-            _ = orders.wait(&name, Notifier::CLOSED) => return,
+            _ = orders.wait(&name, Notifier::CLOSED, |_| {}) => return,
             () = sleep(pause) => {}
         }
     }

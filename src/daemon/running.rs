@@ -7,6 +7,7 @@ use super::external::Watch;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::publish::SubnetFile;
+use super::reload::take_over;
 use super::rules::{Due, HostRules};
 use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
@@ -154,6 +155,7 @@ impl Running {
                 order = orders.next() => match order {
                     Order::Stop(name) => break End::Signal(name),
                     Order::Report => self.report().await,
+                    Order::Reload(settings) => self.reload(&settings),
                     Order::Ask(ask) => ask.answer(vec![self.state().await]),
                     Order::Watchdog => self.watchdog(),
                 },
@@ -241,10 +243,21 @@ impl Running {
         self.registering = Some(registering.boxed_local());
     }
 
+    /// Takes over what may change while the network runs.
+    fn reload(&mut self, new: &Settings) {
+        take_over(new, &mut self.settings);
+        if let Some((_, network)) = &mut self.network {
+            network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
+        }
+        self.hurry();
+    }
+
     /// Takes over the network that makes `subnet` work, and tells containers of it.
-    async fn begin(&mut self, subnet: Ipv4Net, network: Box<dyn Network>) {
+    async fn begin(&mut self, subnet: Ipv4Net, mut network: Box<dyn Network>) {
         debug_assert!(self.registering.is_none(), "the network was taken from its slot");
         debug_assert!(self.network.is_none(), "a network goes before the next one is made");
+        // The filter may have changed since the backend was made.
+        network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
         self.network = Some((subnet, network));
         self.rules.set(subnet.trunc(), &self.netlink).await;
         self.hurry();

@@ -66,3 +66,19 @@ pub struct Log {
     /// The verbosity of `-v`: 0 is the default, 1 and more add debug messages.
     pub v: u8,
 }
+
+/// The settings as they were read again on SIGHUP.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// All settings as they are now.
+    pub settings: Settings,
+    /// The names of the changed flags that a running daemon takes over, as the operator wrote them.
+    pub applied: Vec<String>,
+    /// The names of the changed flags and variables that need a restart.
+    pub stale: Vec<String>,
+    /// What the log should say about the files.
+    pub remarks: Vec<String>,
+}
+
+/// Reads the settings again. An error is one line, and then nothing has changed.
+pub type Reread = Box<dyn FnMut() -> Result<Reloaded, String> + Send>;

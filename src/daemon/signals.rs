@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGUSR1 are caught on a thread of their own (`fl-sig`).
+//! SIGTERM, SIGINT, SIGUSR1 and SIGHUP are caught on a thread of their own (`fl-sig`).
 //!
 //! A stop must be obeyed whatever the control thread is doing: it may hang in a write to a full pipe at stderr, or
 //! wait for the kernel. So this thread passes the first stop on, and ends the process itself if the stop takes too
@@ -27,6 +27,8 @@ pub(super) struct Signals {
     pub(super) stop: Receiver<&'static str>,
     /// A message for SIGUSR1; several signals may become one.
     pub(super) report: Receiver<()>,
+    /// A message for SIGHUP; several signals may become one.
+    pub(super) reload: Receiver<()>,
 }
 
 /// Catches the signals from now on. With `cleanup` the stop may take longer.
@@ -39,18 +41,20 @@ pub(super) fn catch(cleanup: bool) -> Result<Signals, DaemonError> {
     let handlers = Handlers::new(&runtime).map_err(failed)?;
     let (stop, stops) = channel(1);
     let (report, reports) = channel(1);
+    let (reload, reloads) = channel(1);
     let limit = if cleanup { CLEANUP_LIMIT } else { STOP_LIMIT };
     std::thread::Builder::new()
         .name("fl-sig".to_owned())
-        .spawn(move || runtime.block_on(handlers.run(&stop, &report, limit)))
+        .spawn(move || runtime.block_on(handlers.run(&stop, &report, &reload, limit)))
         .map_err(failed)?;
-    Ok(Signals { stop: stops, report: reports })
+    Ok(Signals { stop: stops, report: reports, reload: reloads })
 }
 
 struct Handlers {
     terminate: Signal,
     interrupt: Signal,
     report: Signal,
+    reload: Signal,
 }
 
 impl Handlers {
@@ -60,15 +64,23 @@ impl Handlers {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             report: signal(SignalKind::user_defined1())?,
+            reload: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn run(mut self, stop: &Sender<&'static str>, report: &Sender<()>, limit: Duration) -> Infallible {
+    async fn run(
+        mut self,
+        stop: &Sender<&'static str>,
+        report: &Sender<()>,
+        reload: &Sender<()>,
+        limit: Duration,
+    ) -> Infallible {
         let name = loop {
             tokio::select! {
                 (name, _) = next_stop(&mut self.terminate, &mut self.interrupt) => break name,
                 // A message that was not read yet stands for this signal too.
                 _ = self.report.recv() => drop(report.try_send(())),
+                _ = self.reload.recv() => drop(reload.try_send(())),
             }
         };
         // This is the first and only message, so there is room.

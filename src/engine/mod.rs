@@ -131,6 +131,14 @@ impl Engine {
         self.command(&Command::Route(command))
     }
 
+    /// Changes the peer filter in every worker.
+    ///
+    /// # Errors
+    /// [`EngineError::Worker`] if a worker does not take the change.
+    pub fn set_peer_filter(&self, filter: PeerFilter) -> Result<(), EngineError> {
+        self.command(&Command::Filter(filter))
+    }
+
     fn command(&self, command: &Command) -> Result<(), EngineError> {
         for (index, worker) in self.workers.iter().enumerate() {
             if worker.commands.is_full() {

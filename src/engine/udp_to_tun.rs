@@ -20,7 +20,8 @@ use std::time::Instant;
 #[derive(Debug)]
 pub(super) struct UdpToTun {
     subnet: Ipv4Net,
-    filter: PeerFilter,
+    /// SIGHUP may change it.
+    pub(super) filter: PeerFilter,
     limit: IcmpLimit,
 }
 

@@ -5,6 +5,7 @@ use super::counters::{Count, Counters, DropReason};
 use super::moderation::Moderation;
 use super::port::{Failure, Outgoing, Port};
 use super::refusals::{Cause, Refusals};
+use super::settings::PeerFilter;
 use super::tun_to_udp::{Taken, TunToUdp};
 use super::udp_to_tun::UdpToTun;
 use crate::route::{RouteCommand, RouteTable};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub(super) enum Command {
     Route(RouteCommand),
+    Filter(PeerFilter),
     Stop,
 }
 
@@ -68,6 +70,7 @@ impl<P: Port> Worker<P> {
                     let applied = self.routes.apply(&command).is_ok();
                     self.counters.add(if applied { Count::RouteChanges } else { Count::RouteErrors }, 1);
                 }
+                Ok(Command::Filter(filter)) => self.udp_to_tun.filter = filter,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }

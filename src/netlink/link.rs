@@ -177,6 +177,11 @@ impl Netlink {
         set_to_one("ipv4", name, "accept_local")
     }
 
+    /// Takes back [`Netlink::accept_local`].
+    pub fn refuse_local(&self, name: &str) -> Changes {
+        set("ipv4", name, "accept_local", "0")
+    }
+
     /// Keeps IPv6 off a device of ours, so that it gets no link-local address and the kernel sends no router
     /// solicitations into the overlay. Returns what it changed. A kernel without IPv6, or a read-only `/proc/sys`, is no
     /// error: packets other than IPv4 are dropped later anyway.
@@ -191,10 +196,15 @@ impl Netlink {
 
 /// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to 1 if it exists and is not 1 yet.
 fn set_to_one(family: &str, name: &str, key: &str) -> Changes {
+    set(family, name, key, "1")
+}
+
+/// Sets `/proc/sys/net/<family>/conf/<name>/<key>` to `value` if it exists and is another.
+fn set(family: &str, name: &str, key: &str, value: &str) -> Changes {
     let mut changes = Changes::default();
     let path = Path::new("/proc/sys/net").join(family).join("conf").join(name).join(key);
     let Ok(present) = fs::read_to_string(&path) else { return changes };
-    if present.trim() != "1" && fs::write(&path, "1").is_ok() {
+    if present.trim() != value && fs::write(&path, value).is_ok() {
         changes.push(format!("set {key} of {name}"));
     }
     changes

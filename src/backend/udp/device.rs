@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use crate::backend::BackendError;
-use crate::engine::{Engine, Link, PeerFilter, Setup, Snapshot, UdpOffload};
+use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, Snapshot, UdpOffload};
 use crate::netlink::Netlink;
 use crate::route::RouteCommand;
 use crate::tun;
@@ -79,6 +79,18 @@ impl Device {
     /// The engine on the device.
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Changes the filter of every worker. `accept_local` is on only while a filter is, also in between.
+    pub(super) fn set_peer_filter(&self, filter: PeerFilter, netlink: &Netlink) -> Result<(), EngineError> {
+        if filter == PeerFilter::Off {
+            netlink.refuse_local(&self.name);
+        }
+        self.engine.set_peer_filter(filter)?;
+        if filter != PeerFilter::Off {
+            netlink.accept_local(&self.name);
+        }
+        Ok(())
     }
 
     /// Whether the device is still there. If it is not, the log says so.

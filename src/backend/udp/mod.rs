@@ -14,7 +14,7 @@ mod config;
 mod device;
 mod peers;
 
-pub(super) use crate::engine::{EngineError, Settings as EngineSettings};
+pub(super) use crate::engine::{EngineError, PeerFilter, Settings as EngineSettings};
 pub(super) use config::Config;
 
 use super::repairs::Repairs;
@@ -209,6 +209,22 @@ impl Network for Overlay {
             let Some(device) = self.device.as_ref().filter(|_| !self.broken) else { continue };
             if let Err(error) = device.engine().route(command) {
                 // The next pass starts a new engine with all the peers that are noted.
+                warn!("{error}");
+                self.broken = true;
+            }
+        }
+    }
+
+    fn set_peer_filter(&mut self, filter: PeerFilter, netlink: &Netlink) {
+        if self.config.engine.peer_filter == filter {
+            return;
+        }
+        // A device that is made later gets it from here.
+        self.config.engine.peer_filter = filter;
+        let Some(device) = self.device.as_ref().filter(|_| !self.broken) else { return };
+        match device.set_peer_filter(filter, netlink) {
+            Ok(()) => info!("{}: the peer filter is {filter} now", device.name()),
+            Err(error) => {
                 warn!("{error}");
                 self.broken = true;
             }
