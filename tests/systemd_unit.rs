@@ -379,3 +379,45 @@ fn a_reload_takes_over_what_the_settings_file_says_now() {
     assert_eq!(host.pid(), pid, "it is the same process");
     assert_eq!(machine.show("flanneld", "ActiveState"), "active");
 }
+
+#[test]
+fn a_purge_removes_what_is_ours_and_nothing_else() {
+    let Some(host) =
+        Host::start(r#"{"Type":"vxlan"}"#, "FLANNELD_IP_MASQ=true\nFLANNELD_IP_BLACKHOLE_ROUTE=true\n")
+    else {
+        return;
+    };
+    let (machine, lab) = (&host.machine, &host.lab);
+    // What belongs to others stands in the same tables.
+    machine.run(
+        "iptables -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE && iptables -A FORWARD -d 192.0.2.0/24 -j ACCEPT && \
+         nft add table ip others && ip route add blackhole 192.0.2.0/24 && \
+         ip link add vxlan9 type vxlan id 9 dstport 4790 && iptables-legacy -A FORWARD -d 192.0.2.0/24 -j ACCEPT",
+    );
+    // An empty table of iptables' is no rule of anybody's.
+    let state = "iptables-save | grep '^-'; nft list tables ip | grep -Ev ' (nat|filter|mangle|raw)$' | sort; ip -4 route show table main | sort; \
+                 ip -br link | cut -d' ' -f1 | sort; iptables-legacy-save | grep '^-'";
+    let before = machine.run(state);
+    machine.run("systemctl start flanneld");
+    let mut second = lab.daemon(2, &["--etcd-api=v3"]);
+    second.subnet();
+    eventually(secs(5), "a peer's route", || machine.run("ip route").contains("dev flannel.1").then_some(()));
+    // A subnet that the host had once, and what an older network left in both flavours.
+    machine.run(
+        "ip route add blackhole 10.10.250.0/24 proto 78 && nft add table ip flannel-ipv4 && \
+         iptables-legacy -t nat -N FLANNEL-POSTRTG && iptables-legacy -t nat -A POSTROUTING -m comment \
+         --comment 'flanneld masq' -j FLANNEL-POSTRTG && iptables-legacy -t nat -A FLANNEL-POSTRTG -j RETURN",
+    );
+    machine.run("dpkg -r flanneld 2>&1");
+    let kept = machine.run(state);
+    assert!(
+        kept.contains("FLANNEL-FWD") && kept.contains("flannel.1"),
+        "a removal leaves containers their way: {kept}"
+    );
+    assert!(machine.read("/run/flannel/subnet.env").is_some());
+    machine.run("dpkg -P flanneld 2>&1");
+    assert_eq!(machine.run(state), before);
+    for left in ["/run/flannel/subnet.env", "/etc/default/flanneld", "/var/lib/flanneld"] {
+        assert!(!machine.try_run(&format!("test -e {left}")).status.success(), "{left} is left");
+    }
+}
