@@ -54,6 +54,28 @@ fn server(answer: String) -> String {
     url
 }
 
+/// A server that answers every read and swallows every write.
+fn deaf_to_writes() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let body = r#"{"action":"get","node":{"key":"/n/config","value":"x","modifiedIndex":1}}"#;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().take(50).flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                    if bytes[..count].starts_with(b"GET") && stream.write_all(answer.as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
 #[test]
 fn another_endpoint_is_asked() {
     let etcd = Etcd::start();
@@ -116,7 +138,7 @@ fn a_write_that_never_left_goes_elsewhere() {
             store(&settings).delete(&made).await.unwrap();
         }
         // A write that may have arrived does not go there: it could find its own key and fail.
-        let mut settings = support::settings(vec![server(String::new()), etcd.url()], Api::V2, "/n");
+        let mut settings = support::settings(vec![deaf_to_writes(), etcd.url()], Api::V2, "/n");
         settings.timeout = Duration::from_millis(500);
         let store = store(&settings);
         let lost = store.create(key("10.1.6.0-24"), &attrs(1), DAY).await;

@@ -9,6 +9,7 @@ use crate::lease::{self, OnLost};
 use crate::{etcd, iface, masq};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use percent_encoding::percent_decode_str;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -215,8 +216,9 @@ fn etcd_settings(given: &Given<'_>) -> Result<etcd::Settings, Refusal> {
         return Err(given.setting(present, format!("needs -{missing} too")));
     }
     let scheme = if ca_file.is_some() || cert_file.is_some() { "https" } else { "http" };
+    let (endpoints, url_user) = endpoints(given, scheme)?;
     Ok(etcd::Settings {
-        endpoints: endpoints(given, scheme)?,
+        endpoints,
         prefix: prefix(given)?,
         api: match given.text("etcd-api") {
             "v2" => etcd::Api::V2,
@@ -226,31 +228,51 @@ fn etcd_settings(given: &Given<'_>) -> Result<etcd::Settings, Refusal> {
         ca_file,
         cert_file,
         key_file,
-        credentials: credentials(given)?,
+        // As in flannel, the flags outweigh the URL.
+        credentials: credentials(given)?.or(url_user),
         timeout: given.duration("etcd-timeout", Duration::from_secs(5)),
     })
 }
 
-/// The endpoints as URLs. Later flannels take `host:port` without a scheme too. No error quotes a user or password.
-fn endpoints(given: &Given<'_>, default_scheme: &str) -> Result<Vec<String>, Refusal> {
+/// The endpoints as URLs, and the user that they name. Later flannels take `host:port` without a scheme too. No error
+/// quotes an endpoint that may hold a password.
+fn endpoints(
+    given: &Given<'_>,
+    default_scheme: &str,
+) -> Result<(Vec<String>, Option<etcd::Credentials>), Refusal> {
     let flag = "etcd-endpoints";
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut users) = (Vec::new(), Vec::new());
     for text in given.text(flag).split(',').map(str::trim).filter(|text| !text.is_empty()) {
-        if text.contains('@') {
-            let reason =
-                "user and password belong into -etcd-username and -etcd-password-file, not into the URL";
-            return Err(given.setting(flag, reason));
+        let (scheme, rest) = text.split_once("://").unwrap_or((default_scheme, text));
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, authority),
+        };
+        if !matches!(scheme, "http" | "https") || host.is_empty() || path.contains('@') {
+            let shown = if text.contains('@') { "an endpoint".to_owned() } else { format!("{text:?}") };
+            return Err(given.setting(flag, format!("{shown} is no http:// or https:// URL")));
         }
-        let (scheme, host) = text.split_once("://").unwrap_or((default_scheme, text));
-        if !matches!(scheme, "http" | "https") || host.trim_matches('/').is_empty() {
-            return Err(given.setting(flag, format!("{text:?} is no http:// or https:// URL")));
+        if let Some(user) = user.map(url_user) {
+            users.push(user.ok_or_else(|| given.setting(flag, "an endpoint names no user before its @"))?);
         }
-        endpoints.push(format!("{scheme}://{host}"));
+        endpoints.push(format!("{scheme}://{host}{path}"));
     }
     if endpoints.is_empty() {
         return Err(given.setting(flag, "no endpoint named"));
     }
-    Ok(endpoints)
+    if users.iter().any(|user| *user != users[0]) {
+        return Err(given.setting(flag, "the endpoints name different users: give one with -etcd-username"));
+    }
+    Ok((endpoints, users.pop()))
+}
+
+/// The `user:password` of a URL, whose odd characters are escaped.
+fn url_user(text: &str) -> Option<etcd::Credentials> {
+    let decoded = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+    let (username, password) = text.split_once(':').unwrap_or((text, ""));
+    let (username, password) = (decoded(username)?, decoded(password)?);
+    (!username.is_empty()).then_some(etcd::Credentials { username, password })
 }
 
 /// The prefix as typed: etcd v3 has keys of bytes, and flannel adds no slash. [`crate::store::keyspace`] joins the keys.

@@ -1,10 +1,12 @@
 //! The command line as a table, and the rules of its syntax.
 
+mod store;
+
 use super::flags::{FLAGS, Kind, Standing};
 use super::*;
 use crate::daemon::settings as engine;
 use crate::lease::OnLost;
-use crate::{etcd, masq};
+use crate::masq;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
@@ -358,36 +360,22 @@ fn passwords_are_exact_and_never_shown() {
         assert_eq!(options.etcd.credentials.unwrap().password, " hunter2 ");
     }
     assert!(run(&["-etcd-password="], &[]).unwrap().etcd.credentials.is_none());
-    let lines: [&[&str]; 4] = [
+    let url = "-etcd-endpoints=http://u:hunter2@192.0.2.1:2379";
+    let lines: [&[&str]; 7] = [
         &["-etcd-password=hunter2"],
+        &[url, "-v=x"],
+        &["-etcd-endpoints=ftp://u:hunter2@192.0.2.1"],
+        &["-etcd-endpoints=http://:hunter2@192.0.2.1"],
+        &["-etcd-endpoints=http://u:hun/ter2@192.0.2.1"],
         &[user, "-etcd-password=hunter2", "-etcd-password-file", path],
-        &["-etcd-endpoints=http://u:hunter2@192.0.2.1:2379"],
         &[user, "-etcd-password=hunter2", "-v=x"],
     ];
     for words in lines {
         let (_, text) = refused(words, &[]);
-        assert!(!text.contains("hunter2"), "{text}");
+        assert!(!text.contains("hunter2") && !text.contains("ter2@"), "{text}");
     }
     let (_, help) = run(&["-etcd-password=hunter2", "-help"], &[]).expect_err("usage");
     assert!(!help.contains("hunter2"));
-}
-
-#[test]
-fn endpoints_and_prefix_are_put_in_form() {
-    let options = run(&["-etcd-endpoints= https://a:1 ,b:2,", "-etcd-prefix=a//b/"], &[]).unwrap();
-    assert_eq!(options.etcd.endpoints, ["https://a:1", "http://b:2"]);
-    assert_eq!(options.etcd.prefix, "a//b/", "the prefix stays as typed: v3 keys are bytes");
-    assert_eq!(run(&["-etcd-prefix=/"], &[]).unwrap().etcd.prefix, "/");
-    assert_eq!(refused(&["-etcd-prefix="], &[]).0, 1);
-    let secure = run(&["-etcd-endpoints=a:1", "-etcd-cafile=/proc/version"], &[]).unwrap();
-    assert_eq!(secure.etcd.endpoints, ["https://a:1"]);
-    assert_eq!(refused(&["-etcd-endpoints="], &[]).0, 1);
-    assert_eq!(refused(&["-etcd-endpoints=http://"], &[]).0, 1);
-    assert_eq!(refused(&["-etcd-certfile=/proc/version"], &[]).0, 1);
-    assert_eq!(refused(&["-etcd-keyfile=/proc/version"], &[]).0, 1);
-    let default = run(&[], &[]).unwrap().etcd;
-    assert_eq!(default.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
-    assert_eq!((default.prefix.as_str(), default.api), ("/coreos.com/network", etcd::Api::Auto));
 }
 
 #[test]

@@ -39,7 +39,8 @@ pub fn connect(settings: &Settings) -> Result<Store, Error> {
 /// since the other nodes are there; if both or neither hold leases, it is v3.
 ///
 /// Until an API is taken, every call asks again. v2 is taken only when v3 has said for certain that it holds no config,
-/// or when the server is older than etcd 3: two nodes that guess differently would not see each other's leases. When v3
+/// or when the server is older than etcd 3 or speaks no HTTP/2, as behind a proxy for HTTP/1.1: two nodes that guess
+/// differently would not see each other's leases. When v3
 /// holds no config and v2 refuses to tell, that is an error; it does not mean that there is no config.
 #[derive(Debug)]
 pub struct Auto {
@@ -88,7 +89,7 @@ impl Auto {
                 Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
             },
             Err(error @ Error::Unavailable(_)) => {
-                if !self.is_before_v3().await {
+                if !self.has_no_v3().await {
                     return Err(error);
                 }
                 self.v2.config().await?;
@@ -101,9 +102,17 @@ impl Auto {
         Ok(api)
     }
 
-    /// Whether the server says that it is older than etcd 3. Then v3 does not answer because it does not exist.
-    async fn is_before_v3(&self) -> bool {
-        self.v2.server_major().await.is_ok_and(|major| major < 3)
+    /// Whether v3 does not answer because it does not exist: what answers speaks no HTTP/2, or says that it is older
+    /// than etcd 3, or hangs up on HTTP/2 both before and after it has answered in HTTP/1.1.
+    async fn has_no_v3(&self) -> bool {
+        let hung_up = self.v3.hung_up();
+        if self.v3.has_no_http2() || self.v2.server_major().await.is_ok_and(|major| major < 3) {
+            return true;
+        }
+        hung_up
+            && self.v2.has_config().await.is_ok()
+            && matches!(self.v3.config().await, Err(Error::Unavailable(_)))
+            && self.v3.hung_up()
     }
 
     /// The choice when v3 holds a config. If v2 holds one too, the other nodes are where the leases are.
@@ -128,7 +137,7 @@ impl Auto {
         let mut names = match self.v3.networks().await {
             Ok(names) => names,
             Err(error @ Error::Unavailable(_)) => {
-                if !self.is_before_v3().await {
+                if !self.has_no_v3().await {
                     return Err(error);
                 }
                 Vec::new()

@@ -2,10 +2,14 @@
 
 use super::Settings;
 use super::refusal::is_refusal;
+pub(super) use super::sites::Failure;
+use super::sites::{self, Endpoint, Failures, Site};
 use crate::log::quote;
 use crate::store::Error;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// The longest time for which a watch may be silent.
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
@@ -15,30 +19,54 @@ const PATIENCE: u32 = 6;
 pub(super) const DEFAULT_PATIENCE: u64 = Settings::TIMEOUT.as_secs() * PATIENCE as u64;
 const _: () = assert!(DEFAULT_PATIENCE <= MOST_PATIENCE.as_secs());
 
-/// The endpoints of one store. Calls stay with the endpoint that answered last.
-#[derive(Debug)]
-pub(super) struct Endpoints {
-    urls: Vec<String>,
-    current: Cell<usize>,
+/// What a store needs to use a site.
+pub(super) trait Opener {
+    /// A connection, or what makes connections to one site.
+    type Made: Clone;
+    /// Connects and makes the site show by an answer that it serves. This is tried at several sites at once, so it
+    /// is cheap for the server, and it changes nothing.
+    async fn open(&self, site: &Site) -> Result<Self::Made, Failure>;
+    /// Makes the connection that was opened first fit for calls.
+    async fn enter(&self, made: &Self::Made) -> Result<(), Failure>;
+}
+
+/// The endpoints of one store. Calls stay with the site that answered last.
+pub(super) struct Endpoints<O: Opener> {
+    opener: O,
+    endpoints: Vec<Rc<Endpoint>>,
+    /// The site in use; `None` until a call has found one that answers.
+    live: RefCell<Option<Live<O::Made>>>,
+    /// The site that failed last. The one after it is tried first.
+    failed: RefCell<Option<Site>>,
     generation: Cell<u64>,
+    /// Held while sites are tried, so that calls that begin together open one connection.
+    opening: Mutex<()>,
     timeout: Duration,
 }
 
-/// How an attempt at one endpoint failed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The endpoint did not answer. Another one may serve the call, unless the call was a write that may have
-    /// happened.
-    Unreached(Error),
-    /// The endpoint answered, and every other one would give the same answer.
-    Answered(Error),
+impl<O: Opener> std::fmt::Debug for Endpoints<O> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (endpoints, generation) = (&self.endpoints, &self.generation);
+        let mut form = f.debug_struct("Endpoints");
+        form.field("endpoints", endpoints).field("generation", generation).finish_non_exhaustive()
+    }
 }
 
-/// One attempt at one endpoint.
+/// A site that has answered.
+#[derive(Clone)]
+struct Live<M> {
+    site: Site,
+    made: M,
+    generation: u64,
+}
+
+/// One attempt at one site.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     /// The URL of the endpoint.
     pub(super) url: &'a str,
+    /// The generation in which the attempt is made.
+    pub(super) generation: u64,
     /// True from the moment before a write is sent. From then on the write may have happened, even without an answer.
     writing: Cell<bool>,
 }
@@ -55,26 +83,33 @@ impl Attempt<'_> {
     }
 }
 
-impl Endpoints {
+impl<O: Opener> Endpoints<O> {
     /// Takes the endpoints of the settings. A bare `host:port` is taken as `http`.
     ///
     /// # Errors
     /// The list is empty, or a URL is not `http://host:port` or `https://host:port`.
-    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
-        let urls: Vec<String> = settings
+    pub(super) fn new(settings: &Settings, opener: O) -> Result<Self, Error> {
+        let endpoints: Vec<Rc<Endpoint>> = settings
             .endpoints
             .iter()
             .map(|endpoint| endpoint.trim())
             .filter(|endpoint| !endpoint.is_empty())
-            .map(normalised)
+            .map(|endpoint| parsed(endpoint).map(Rc::new))
             .collect::<Result<_, _>>()?;
-        if urls.is_empty() {
+        if endpoints.is_empty() {
             return Err(Error::Invalid("no etcd endpoint is given".to_owned()));
         }
-        Ok(Self { urls, current: Cell::new(0), generation: Cell::new(0), timeout: settings.timeout })
+        let (live, failed, opening) = (RefCell::new(None), RefCell::new(None), Mutex::new(()));
+        let (generation, timeout) = (Cell::new(0), settings.timeout);
+        Ok(Self { opener, endpoints, live, failed, generation, opening, timeout })
     }
 
-    /// The deadline of a request at each endpoint.
+    /// What opens the sites.
+    pub(super) fn opener(&self) -> &O {
+        &self.opener
+    }
+
+    /// The deadline of a request at each site.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -83,50 +118,105 @@ impl Endpoints {
     /// deadline, and a minute at most. The limit holds even when a slow store needs a long deadline, because a watch
     /// that has died unnoticed hides every peer that joins in the meantime.
     pub(super) fn patience(&self) -> Duration {
-        self.timeout.saturating_mul(PATIENCE).min(MOST_PATIENCE)
+        patience(self.timeout)
     }
 
-    /// A number that changes whenever an endpoint has failed. A connection of an older generation must not be used any
-    /// more, so that the next connection reads certificates and keys again.
+    /// A number that changes whenever the site in use has failed. What was made in an older generation must not be
+    /// used any more, so that certificates and keys are read again.
     pub(super) fn generation(&self) -> u64 {
         self.generation.get()
     }
 
-    /// Notes that something is wrong with the current endpoint: the next call starts at the endpoint after it.
-    pub(super) fn turn(&self) {
-        self.current.set((self.current.get() + 1) % self.urls.len());
-        self.generation.set(self.generation.get().wrapping_add(1));
-        debug_assert!(self.current.get() < self.urls.len());
+    /// Notes that what was made in this generation has failed: the next call opens another site if there is one. A
+    /// failure that is told late, when another site is in use already, changes nothing.
+    pub(super) fn fail(&self, generation: u64) {
+        if generation != self.generation.get() {
+            return;
+        }
+        self.generation.set(generation.wrapping_add(1));
+        if let Some(live) = self.live.take() {
+            self.failed.replace(Some(live.site));
+        }
     }
 
-    /// Tries one endpoint after the other until one answers. Each is tried once, within the deadline.
+    /// Makes a call at the first site that answers. Each site is tried once, within the deadline.
     pub(super) async fn ask<T>(
         &self,
-        call: impl AsyncFn(&Attempt<'_>) -> Result<T, Failure>,
+        call: impl AsyncFn(&O::Made, &Attempt<'_>) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let mut failures = Vec::with_capacity(self.urls.len());
-        for _ in 0..self.urls.len() {
-            let url = &self.urls[self.current.get()];
-            let attempt = Attempt { url, writing: Cell::new(false) };
-            let error = match tokio::time::timeout(self.timeout, call(&attempt)).await {
+        self.ask_for(self.timeout, call).await
+    }
+
+    /// Makes a call as [`Endpoints::ask`] does, with another deadline for the answer to the call.
+    pub(super) async fn ask_for<T>(
+        &self,
+        deadline: Duration,
+        call: impl AsyncFn(&O::Made, &Attempt<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let (mut failures, mut tried) = (Failures::new(), Vec::new());
+        loop {
+            let live = self.live(&tried, &mut failures).await?;
+            let attempt = Attempt {
+                url: &live.site.endpoint.url,
+                generation: live.generation,
+                writing: Cell::new(false),
+            };
+            let error = match tokio::time::timeout(deadline, call(&live.made, &attempt)).await {
                 Ok(Ok(value)) => return Ok(value),
+                Ok(Err(Failure::Answered(error))) => return Err(error),
+                Ok(Err(Failure::Unreached(error))) => error,
+                Err(_) => Error::Unavailable(format!("no answer within {deadline:?}")),
+            };
+            tracing::debug!(endpoint = %live.site, %error, "etcd endpoint failed");
+            failures.push((live.site.to_string(), error));
+            self.fail(live.generation);
+            if attempt.writing.get() {
+                return Err(combined(&failures));
+            }
+            tried.push(live.site);
+        }
+    }
+
+    /// The site in use, or the first other than those in `tried` that answers.
+    async fn live(&self, tried: &[Site], failures: &mut Failures) -> Result<Live<O::Made>, Error> {
+        let present = || self.live.borrow().clone().filter(|live| !tried.contains(&live.site));
+        if let Some(live) = present() {
+            return Ok(live);
+        }
+        let _turn = self.opening.lock().await;
+        if let Some(live) = present() {
+            return Ok(live);
+        }
+        let mut tried = tried.to_vec();
+        loop {
+            let failed = self.failed.borrow().clone();
+            let open = async |site: &Site| self.opener.open(site).await;
+            let (site, made) =
+                sites::race(&self.endpoints, &tried, failed.as_ref(), self.timeout, failures, open)
+                    .await
+                    .map_err(|answer| answer.unwrap_or_else(|| combined(failures)))?;
+            let error = match tokio::time::timeout(self.timeout, self.opener.enter(&made)).await {
+                Ok(Ok(())) => {
+                    let live = Live { site, made, generation: self.generation.get() };
+                    self.live.replace(Some(live.clone()));
+                    return Ok(live);
+                }
                 Ok(Err(Failure::Answered(error))) => return Err(error),
                 Ok(Err(Failure::Unreached(error))) => error,
                 Err(_) => Error::Unavailable(format!("no answer within {:?}", self.timeout)),
             };
-            self.turn();
-            tracing::debug!(endpoint = %url, %error, "etcd endpoint failed");
-            failures.push((url, error));
-            if attempt.writing.get() {
-                break;
-            }
+            failures.push((site.to_string(), error));
+            tried.push(site);
         }
-        Err(combined(&failures))
     }
 }
 
+fn patience(timeout: Duration) -> Duration {
+    timeout.saturating_mul(PATIENCE).min(MOST_PATIENCE)
+}
+
 /// One error that holds the error of every endpoint. A refusal outweighs silence, because the operator can mend it.
-fn combined(failures: &[(&String, Error)]) -> Error {
+fn combined(failures: &[(String, Error)]) -> Error {
     debug_assert!(!failures.is_empty(), "there is at least one endpoint, and each that was asked failed");
     let reason = |error: &Error| match error {
         Error::Unavailable(reason) | Error::Denied(reason) | Error::Invalid(reason) => reason.clone(),
@@ -144,19 +234,23 @@ fn combined(failures: &[(&String, Error)]) -> Error {
     }
 }
 
-/// The URL of an endpoint with its scheme and without a trailing slash.
-fn normalised(endpoint: &str) -> Result<String, Error> {
+/// An endpoint of the settings.
+fn parsed(endpoint: &str) -> Result<Endpoint, Error> {
     let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let url = reqwest::Url::parse(&full)
-        .map_err(|error| Error::Invalid(format!("etcd endpoint {endpoint:?}: {error}")))?;
+    let Ok(url) = reqwest::Url::parse(&full) else {
+        // The message does not repeat the endpoint: what cannot be read may hold a password.
+        return Err(Error::Invalid("an etcd endpoint is no URL".to_owned()));
+    };
     if !url.username().is_empty() || url.password().is_some() {
-        // The message does not repeat the endpoint, since it holds a password.
         return Err(Error::Invalid("an etcd endpoint must not hold a user or a password".to_owned()));
     }
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+    let (Some(host), Some(port), "http" | "https") =
+        (url.host_str(), url.port_or_known_default(), url.scheme())
+    else {
         return Err(Error::Invalid(format!("etcd endpoint {endpoint:?} is not http://host:port")));
-    }
-    Ok(full.trim_end_matches('/').to_owned())
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Endpoint { url: full.trim_end_matches('/').to_owned(), host, port })
 }
 
 /// The size of the largest answer that is read, in bytes. Some 10^5 leases fit.
@@ -204,30 +298,31 @@ mod tests {
 
     #[test]
     fn endpoints_are_checked() {
-        assert_eq!(normalised("10.0.0.1:2379").as_deref(), Ok("http://10.0.0.1:2379"));
-        assert_eq!(normalised("https://[::1]:2379/").as_deref(), Ok("https://[::1]:2379"));
+        let place = |text| parsed(text).map(|e| (e.url, e.host, e.port));
+        let wanted = |url: &str, host: &str, port| Ok((url.to_owned(), host.to_owned(), port));
+        assert_eq!(place("10.0.0.1:2379"), wanted("http://10.0.0.1:2379", "10.0.0.1", 2379));
+        assert_eq!(place("https://[::1]:2379/"), wanted("https://[::1]:2379", "::1", 2379));
+        assert_eq!(place("https://front/etcd/"), wanted("https://front/etcd", "front", 443));
         for bad in ["ftp://a:1", "unix:///x", "http://"] {
-            assert!(matches!(normalised(bad), Err(Error::Invalid(_))), "{bad}");
+            assert!(matches!(parsed(bad), Err(Error::Invalid(_))), "{bad}");
         }
-        let Err(Error::Invalid(text)) = normalised("http://me:secret@host:1") else { panic!("taken") };
-        assert!(!text.contains("secret"));
+        for bad in ["http://me:secret@host:1", "http://me:secret@ho st:1"] {
+            let Err(Error::Invalid(text)) = parsed(bad) else { panic!("taken") };
+            assert!(!text.contains("secret"));
+        }
     }
 
     #[test]
     fn patience_grows_with_the_deadline_to_a_minute() {
-        let patience = |timeout| {
-            let urls = vec!["http://a:1".to_owned()];
-            let (current, generation) = (Cell::new(0), Cell::new(0));
-            Endpoints { urls, current, generation, timeout: Duration::from_secs(timeout) }.patience()
-        };
-        assert_eq!([1, 5, 10, 300].map(|timeout| patience(timeout).as_secs()), [6, 30, 60, 60]);
-        assert_eq!(patience(u64::MAX).as_secs(), 60);
+        let seconds = |timeout| patience(Duration::from_secs(timeout)).as_secs();
+        assert_eq!([1, 5, 10, 300].map(seconds), [6, 30, 60, 60]);
+        assert_eq!(seconds(u64::MAX), 60);
     }
 
     #[test]
     fn a_refusal_outweighs_silence() {
         let (a, b) = ("http://a".to_owned(), "http://b".to_owned());
-        let failures = [(&a, Error::Denied("no".to_owned())), (&b, Error::Unavailable("slow".to_owned()))];
+        let failures = [(a, Error::Denied("no".to_owned())), (b, Error::Unavailable("slow".to_owned()))];
         assert_eq!(combined(&failures), Error::Denied("http://a: no; http://b: slow".to_owned()));
         assert_eq!(combined(&failures[1..]), Error::Unavailable("http://b: slow".to_owned()));
     }

@@ -5,7 +5,8 @@
 //! [`V2`] (the keys API) and [`V3`] (gRPC) keep the contract of [`crate::store`]; [`Auto`] takes the one that holds
 //! the config, and [`connect`] makes the [`Store`] that the settings ask for.
 //!
-//! - **Deadlines.** Every request has a deadline at each endpoint, and when one endpoint is silent, the next is asked.
+//! - **Deadlines.** Every request has a deadline at each endpoint. Until one has answered, each address of each endpoint
+//!   is tried, one beside the other (`sites`); then calls stay there until it fails.
 //!   A write whose answer was lost is *not* repeated elsewhere: it ends in [`Error::Unavailable`], and a new list tells
 //!   whether the write happened.
 //! - **No answer is trusted.** Its size is limited, and its text is quoted before it is logged.
@@ -13,6 +14,7 @@
 mod auto;
 mod endpoints;
 mod refusal;
+mod sites;
 mod tls;
 mod v2;
 mod v3;
@@ -39,7 +41,7 @@ pub enum Api {
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The endpoints, which are tried in turn: `http://host:port`, `https://host:port`, or `host:port` for `http`.
+    /// The endpoints, which are tried in this order: `http://host:port`, `https://host:port`, or `host:port` for `http`.
     pub endpoints: Vec<String>,
     /// The prefix of all keys, as [`crate::store::keyspace::Keyspace`] takes it.
     pub prefix: String,

@@ -2,6 +2,7 @@
 
 use super::Settings;
 use super::endpoints::{DEFAULT_PATIENCE, Failure, chain, unreached};
+use super::sites::Site;
 use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
 use rustls::pki_types::CertificateDer;
@@ -57,13 +58,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))
 }
 
-/// Makes an HTTP client. It uses no proxy: the store of a control plane is near, and gRPC uses none either.
-pub(super) fn http_client(settings: &Settings) -> Result<Client, Error> {
+/// Makes an HTTP client for one site. It uses no proxy: the store of a control plane is near, and gRPC uses none either.
+pub(super) fn http_client(settings: &Settings, site: &Site) -> Result<Client, Error> {
     // This fails if a provider is installed already, and then that one serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (first, spacing, count) = KEEP_ALIVE;
     let mut builder = Client::builder()
         .no_proxy()
+        .resolve(&site.endpoint.host, site.address)
         .connect_timeout(settings.timeout / 2)
         .tcp_keepalive(first)
         .tcp_keepalive_interval(spacing)

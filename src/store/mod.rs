@@ -116,9 +116,9 @@ pub enum Error {
 
 /// A store as flannel's contract needs it. Every write is conditional.
 ///
-/// One task calls it, on a current-thread runtime, so there are no `Send` bounds. Every call asks each endpoint of the
-/// store at most once, and so ends within the deadline of a request times the number of endpoints. There are two
-/// exceptions: [`Registry::networks`] makes at least one such round for each child of the prefix, and a store that has
+/// One task calls it, on a current-thread runtime, so there are no `Send` bounds. Every call asks each address of each
+/// endpoint at most once, and so ends within the deadline of a request times the number of addresses, and usually much
+/// earlier, because addresses are tried beside each other. There are two exceptions: [`Registry::networks`] makes at least one such round for each child of the prefix, and a store that has
 /// still to choose its API makes at most four other calls first. When the store is silent, these end after two rounds
 /// at most; only a store that answers slowly takes longer.
 #[allow(async_fn_in_trait)]

@@ -15,6 +15,7 @@
 pub mod capture;
 pub mod daemon;
 pub mod docker;
+pub mod front;
 pub mod ipv4;
 pub mod pair;
 pub mod process;

@@ -31,13 +31,14 @@ pub fn entry() {
         "udp_send" => udp_flows(argv[1], &argv[2..], connected, udp_send),
         "udp_socket" => udp_socket(argv[1]),
         "raw_ip" => raw_ip(),
+        "front" => super::front::run(&argv[1..]),
         "pulse_sink" => pulse_sink(argv[1]),
         "pulse_send" => pulse_send(argv[1], Duration::from_micros(number(2) as u64)),
         other => panic!("no tool named {other}"),
     }
 }
 
-fn say(line: impl Display) {
+pub fn say(line: impl Display) {
     let mut out = stdout().lock();
     writeln!(out, "=> {line}").unwrap();
     out.flush().unwrap();

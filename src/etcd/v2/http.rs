@@ -2,11 +2,12 @@
 
 use super::answer::{self, Answer, Fault, Unusable};
 use crate::etcd::Settings;
-use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, unreached};
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
+use crate::etcd::sites::Site;
 use crate::etcd::tls;
 use crate::store::{Error, Revision};
-use reqwest::{Client, Method, Response, Url};
-use std::cell::RefCell;
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use std::cell::Cell;
 use std::time::Duration;
 
 /// One request to the keys API.
@@ -56,29 +57,53 @@ impl Request {
     }
 }
 
-/// The endpoints and the client that talks to them.
-pub(super) struct Http {
+/// Opens HTTP clients, each for one site.
+#[derive(Debug)]
+struct Clients {
     settings: Settings,
-    endpoints: Endpoints,
-    /// The client and the generation of endpoints that it was made in.
-    client: RefCell<Option<(u64, Client)>>,
+    /// A key that shows whether a site serves: a linearizable read of it needs a leader.
+    probe: String,
 }
 
-impl std::fmt::Debug for Http {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Http").field("endpoints", &self.endpoints).finish_non_exhaustive()
+impl Opener for Clients {
+    type Made = Client;
+
+    async fn open(&self, site: &Site) -> Result<Client, Failure> {
+        let client = tls::http_client(&self.settings, site).map_err(Failure::Unreached)?;
+        let probe = Request::get(self.probe.clone(), false);
+        let response = request(&client, &site.endpoint.url, &self.settings, &probe)?;
+        match whole(response.send().await.map_err(tls::failure)?).await {
+            Err(failure @ Failure::Unreached(_)) => Err(failure),
+            // A refusal is an answer too.
+            Ok(_) | Err(Failure::Answered(_)) => Ok(client),
+        }
     }
+
+    async fn enter(&self, _: &Client) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The endpoints and the clients that talk to them.
+#[derive(Debug)]
+pub(super) struct Http {
+    endpoints: Endpoints<Clients>,
 }
 
 impl Http {
-    pub(super) fn new(settings: Settings) -> Result<Self, Error> {
-        let endpoints = Endpoints::new(&settings)?;
-        Ok(Self { settings, endpoints, client: RefCell::new(None) })
+    pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
+        let endpoints = Endpoints::new(&settings.clone(), Clients { settings, probe })?;
+        Ok(Self { endpoints })
     }
 
-    /// Notes that the connection is dead: the next request starts at another endpoint if there is one.
-    pub(super) fn turn(&self) {
-        self.endpoints.turn();
+    /// Notes that what was opened in this generation is dead: the next request starts at another site if there is one.
+    pub(super) fn fail(&self, generation: u64) {
+        self.endpoints.fail(generation);
+    }
+
+    /// A number that changes whenever the site in use has failed.
+    pub(super) fn generation(&self) -> u64 {
+        self.endpoints.generation()
     }
 
     /// The deadline of a request.
@@ -91,21 +116,29 @@ impl Http {
         self.endpoints.patience()
     }
 
-    /// Sends a request to the first endpoint that answers. `None`: the server has no keys API.
+    /// Sends a request to the first site that answers. `None`: the server has no keys API.
     pub(super) async fn ask(&self, request: &Request) -> Result<Option<Answer>, Error> {
-        self.endpoints.ask(async |attempt| whole(self.start(request, attempt).await?).await).await
+        self.endpoints
+            .ask(async |client, attempt| whole(self.start(client, request, attempt).await?).await)
+            .await
     }
 
-    /// Sends a request to the first endpoint that answers, which must have the keys API.
+    /// Sends a request to the first site that answers, which must have the keys API.
     pub(super) async fn send(&self, request: &Request) -> Result<Answer, Error> {
         self.ask(request).await?.ok_or_else(|| Unusable::NoKeysApi.into())
     }
 
-    /// Starts a long poll. Its body comes later; a refusal comes at once.
-    pub(super) async fn poll(&self, request: &Request) -> Result<Result<Response, Fault>, Error> {
+    /// Sends a long poll and waits for the head of its answer, which a proxy may withhold until there is an event. The
+    /// body comes later; a refusal comes instead of it. `sent` learns the generation as soon as the poll is on its way.
+    pub(super) async fn poll(
+        &self,
+        request: &Request,
+        sent: &Cell<Option<u64>>,
+    ) -> Result<Result<Response, Fault>, Error> {
         self.endpoints
-            .ask(async |attempt| {
-                let response = self.start(request, attempt).await?;
+            .ask_for(self.patience() + self.timeout(), async |client, attempt| {
+                sent.set(Some(attempt.generation));
+                let response = self.start(client, request, attempt).await?;
                 if response.status().is_success() {
                     return Ok(Ok(response));
                 }
@@ -118,6 +151,16 @@ impl Http {
             .await
     }
 
+    /// The index of the store, by a read that needs the quorum.
+    pub(super) async fn quorum_index(&self, key: String) -> Result<Revision, Error> {
+        match self.send(&Request::get(key, false)).await? {
+            Answer::Done { index: Some(index), .. } => Ok(index),
+            Answer::Done { .. } => Err(Error::Invalid("an answer without X-Etcd-Index".to_owned())),
+            Answer::Failed(Fault { code: answer::fault::NO_KEY, index, .. }) => Ok(index),
+            Answer::Failed(fault) => Err(fault.into()),
+        }
+    }
+
     /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         #[derive(serde::Deserialize)]
@@ -126,8 +169,8 @@ impl Http {
         }
         let body = self
             .endpoints
-            .ask(async |attempt| {
-                let request = self.client()?.get(format!("{}/version", attempt.url));
+            .ask(async |client, attempt| {
+                let request = client.get(format!("{}/version", attempt.url));
                 let response = request.send().await.map_err(tls::failure)?;
                 body(response).await
             })
@@ -139,16 +182,14 @@ impl Http {
     }
 
     /// Sends a request and waits for the head of the answer.
-    async fn start(&self, request: &Request, attempt: &Attempt<'_>) -> Result<Response, Failure> {
-        let url = url(attempt.url, &request.key).map_err(Failure::Answered)?;
-        let mut http = self.client()?.request(request.method.clone(), url).query(&request.query);
-        if !request.form.is_empty() {
-            http = http.form(&request.form);
-        }
-        if let Some(user) = &self.settings.credentials {
-            http = http.basic_auth(&user.username, Some(&user.password));
-        }
-        if request.method != Method::GET {
+    async fn start(
+        &self,
+        client: &Client,
+        wanted: &Request,
+        attempt: &Attempt<'_>,
+    ) -> Result<Response, Failure> {
+        let http = request(client, attempt.url, &self.endpoints.opener().settings, wanted)?;
+        if wanted.method != Method::GET {
             attempt.write_leaves();
         }
         http.send().await.map_err(|error| {
@@ -158,19 +199,24 @@ impl Http {
             tls::failure(error)
         })
     }
+}
 
-    /// The client. If an endpoint has failed since it was made, a new one takes its place.
-    fn client(&self) -> Result<Client, Failure> {
-        let generation = self.endpoints.generation();
-        if let Some((made, client)) = &*self.client.borrow()
-            && *made == generation
-        {
-            return Ok(client.clone());
-        }
-        let client = tls::http_client(&self.settings).map_err(Failure::Unreached)?;
-        *self.client.borrow_mut() = Some((generation, client.clone()));
-        Ok(client)
+/// The request of HTTP that asks this endpoint for what is wanted.
+fn request(
+    client: &Client,
+    endpoint: &str,
+    settings: &Settings,
+    wanted: &Request,
+) -> Result<RequestBuilder, Failure> {
+    let url = url(endpoint, &wanted.key).map_err(Failure::Answered)?;
+    let mut http = client.request(wanted.method.clone(), url).query(&wanted.query);
+    if !wanted.form.is_empty() {
+        http = http.form(&wanted.form);
     }
+    if let Some(user) = &settings.credentials {
+        http = http.basic_auth(&user.username, Some(&user.password));
+    }
+    Ok(http)
 }
 
 /// The URL `<endpoint>/v2/keys<key>`. Characters that a URL cannot hold are escaped.

@@ -41,8 +41,9 @@ impl V2 {
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
     pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
-        let http = Rc::new(Http::new(settings.clone())?);
-        Ok(Self { http, keys: Keyspace::in_tree(&settings.prefix) })
+        let keys = Keyspace::in_tree(&settings.prefix);
+        let http = Rc::new(Http::new(settings.clone(), keys.config())?);
+        Ok(Self { http, keys })
     }
 
     /// The major version of the server, as `/version` tells it.

@@ -1,27 +1,25 @@
 //! The gRPC connection, of which there is one at a time: connecting, authenticating, and telling errors apart.
 //!
-//! `etcd-client` can hold several endpoints, but it balances over them blindly, and its own token refresh does not know
-//! "revision of auth store is old". So each client gets one endpoint, and a failure replaces the whole client: the
-//! certificates are read again and the user is authenticated again.
+//! `etcd-client` can hold several endpoints, but it balances over them blindly: while one of them is closed, a quarter
+//! of the calls fail (`findings/etcd_client_closed_endpoint.sh`). Its own token refresh does not know "revision of auth
+//! store is old". So each client gets one site, and a failure replaces the whole client: the certificates are read
+//! again and the user is authenticated again.
 
+use super::channel::{self, Closed, Opened};
+use super::pings::Pings;
 use crate::etcd::Settings;
-use crate::etcd::endpoints::{Attempt, DEFAULT_PATIENCE, Endpoints, Failure, causes, chain, unreached};
-use crate::etcd::tls::{self, Pem};
+use crate::etcd::endpoints::{Attempt, Endpoints, Failure, Opener, causes, chain, unreached};
+use crate::etcd::sites::Site;
+use crate::etcd::tls;
 use crate::log::quote;
 use crate::store::Error;
 use etcd_client::{
-    Certificate, Client, ConnectOptions, Error as ClientError, GetOptions, Identity, LeaseTimeToLiveOptions,
-    TlsOptions,
+    Channel, Client, ConnectOptions, Error as ClientError, GetOptions, LeaseTimeToLiveOptions,
 };
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::error::Error as _;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-/// An HTTP/2 ping is sent after this much silence on the connection.
-const PING_AFTER: Duration = Duration::from_secs(10);
-/// The connection is dead if no answer to a ping comes within this time.
-const PING_ANSWER: Duration = Duration::from_secs(5);
-const _: () = assert!(PING_AFTER.as_secs() + PING_ANSWER.as_secs() < DEFAULT_PATIENCE);
 
 /// gRPC status codes (grpc.io, "Status codes and their use in gRPC").
 mod code {
@@ -34,26 +32,106 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// The connection to the store, made when it is needed.
-pub(super) struct Connection {
+/// Opens clients, each for one site.
+struct Clients {
     settings: Settings,
-    /// A key that we may read. Reading it shows whether a new connection works.
+    /// A key that we may read. Reading it shows whether a site serves.
     probe: String,
-    endpoints: Endpoints,
-    /// The client and the generation of endpoints that it was made in.
-    client: RefCell<Option<(u64, Client)>>,
+    pings: Pings,
+    /// Whether a server of this store has ever spoken HTTP/2.
+    speaks_http2: Cell<bool>,
+    /// Whether a server has shown that it does not speak HTTP/2.
+    lacks_http2: Cell<bool>,
+    /// Whether a server has closed a connection without a word since [`Connection::hung_up`] was asked.
+    hung_up: Cell<bool>,
 }
 
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("endpoints", &self.endpoints).finish_non_exhaustive()
+impl Opener for Clients {
+    type Made = Client;
+
+    /// Connects, and reads a key without a user: a server that serves answers or refuses. An authentication is dear to
+    /// etcd, so only the site that wins is asked for one.
+    async fn open(&self, site: &Site) -> Result<Client, Failure> {
+        let Opened { channel, signs } = match channel::open(site, &self.settings, &self.pings).await {
+            Ok(opened) => opened,
+            Err(Closed { failure, is_http1 }) => {
+                self.lacks_http2.set(self.lacks_http2.get() || is_http1);
+                return Err(failure);
+            }
+        };
+        let options = ConnectOptions::new().with_require_leader(true);
+        let mut client =
+            Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(failure)?;
+        let keys_only = GetOptions::new().with_keys_only();
+        if let Err(error) = client.get(self.probe.clone(), Some(keys_only)).await
+            && let Failure::Unreached(error) = failure(error)
+        {
+            self.hung_up.set(self.hung_up.get() || !signs.spoke.load(Ordering::Relaxed));
+            if signs.is_http1.load(Ordering::Relaxed) {
+                self.lacks_http2.set(true);
+                return Err(unreached(channel::without_http2(), None));
+            }
+            return Err(self.reason(site).await.unwrap_or(Failure::Unreached(error)));
+        }
+        self.speaks_http2.set(true);
+        Ok(client)
     }
+
+    async fn enter(&self, client: &Client) -> Result<(), Failure> {
+        let Some(credentials) = &self.settings.credentials else { return Ok(()) };
+        let user = (credentials.username.clone(), credentials.password.clone());
+        match client.clone().update_user(Some(user)).await {
+            // As in etcd's own client, naming a user is no error where authentication is off.
+            Err(error) if error.to_string().contains("authentication is not enabled") => Ok(()),
+            other => other.map_err(failure),
+        }
+    }
+}
+
+impl Clients {
+    /// Asks why a server has closed a TLS connection. hyper often keeps the alert from a gRPC call, but hands it to a
+    /// plain HTTP request. `None` if such a request succeeds or cannot be made.
+    async fn reason(&self, site: &Site) -> Option<Failure> {
+        let url = &site.endpoint.url;
+        if !url.starts_with("https://") {
+            return None;
+        }
+        let client = tls::http_client(&self.settings, site).ok()?;
+        let error = client.get(format!("{url}/version")).send().await.err()?;
+        Some(tls::failure(error))
+    }
+}
+
+/// The connection to the store, made when it is needed.
+#[derive(Debug)]
+pub(super) struct Connection {
+    endpoints: Endpoints<Clients>,
 }
 
 impl Connection {
     pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
-        let endpoints = Endpoints::new(&settings)?;
-        Ok(Self { settings, probe, endpoints, client: RefCell::new(None) })
+        let opener = Clients {
+            settings: settings.clone(),
+            probe,
+            pings: Pings::default(),
+            speaks_http2: Cell::new(false),
+            lacks_http2: Cell::new(false),
+            hung_up: Cell::new(false),
+        };
+        Ok(Self { endpoints: Endpoints::new(&settings, opener)? })
+    }
+
+    /// Whether servers have answered, and none of them in HTTP/2.
+    pub(super) fn has_no_http2(&self) -> bool {
+        let clients = self.endpoints.opener();
+        clients.lacks_http2.get() && !clients.speaks_http2.get()
+    }
+
+    /// Whether a server has closed a connection upon the first bytes of HTTP/2, without a word, since this was asked
+    /// last. A server for HTTP/1.1 may do that, and so may a server that is about to stop.
+    pub(super) fn hung_up(&self) -> bool {
+        let clients = self.endpoints.opener();
+        clients.hung_up.take() && !clients.speaks_http2.get()
     }
 
     /// The deadline of a request at each endpoint.
@@ -66,25 +144,25 @@ impl Connection {
         self.endpoints.patience()
     }
 
-    /// Notes that the connection is dead: the next call makes a new one, at another endpoint if there is one.
-    pub(super) fn turn(&self) {
-        self.endpoints.turn();
+    /// Notes that what was made in this generation is dead: the next call makes a new connection, at another site if
+    /// there is one.
+    pub(super) fn fail(&self, generation: u64) {
+        self.endpoints.fail(generation);
     }
 
-    /// Makes a call at the first endpoint that answers. If the token is refused, it is replaced once and the call is
+    /// Makes a call at the first site that answers. If the token is refused, it is replaced once and the call is
     /// repeated. This is safe for writes too, because etcd refuses a token before it writes.
     pub(super) async fn call<T>(
         &self,
         call: impl AsyncFn(&mut Client, &Attempt<'_>) -> Result<T, ClientError>,
     ) -> Result<T, Error> {
         self.endpoints
-            .ask(async |attempt| {
-                let mut client = self.client(attempt.url).await?;
+            .ask(async |client, attempt| {
+                let mut client = client.clone();
                 match call(&mut client, attempt).await {
                     Err(error) if is_stale_token(&error) => {
                         attempt.write_undone();
-                        self.client.borrow_mut().take();
-                        let mut client = self.client(attempt.url).await?;
+                        self.endpoints.opener().enter(&client).await?;
                         call(&mut client, attempt).await
                     }
                     other => other,
@@ -105,77 +183,6 @@ impl Connection {
             Ok(())
         })
         .await
-    }
-
-    /// The client at this endpoint. If there is none of this generation, a new one is made.
-    async fn client(&self, url: &str) -> Result<Client, Failure> {
-        let generation = self.endpoints.generation();
-        let present = self.client.borrow().clone();
-        if let Some((made, client)) = present
-            && made == generation
-        {
-            return Ok(client);
-        }
-        let mut client = connect(url, &self.settings).await?;
-        // The client connects with its first request. This one may be repeated, which a write may not.
-        let options = GetOptions::new().with_keys_only();
-        if let Err(error) = client.get(self.probe.clone(), Some(options)).await
-            && let Failure::Unreached(error) = failure(error)
-        {
-            return Err(self.reason(url).await.unwrap_or(Failure::Unreached(error)));
-        }
-        *self.client.borrow_mut() = Some((generation, client.clone()));
-        Ok(client)
-    }
-}
-
-impl Connection {
-    /// Asks why a server has closed a TLS connection. hyper often keeps the alert from a gRPC call, but hands it to a
-    /// plain HTTP request. `None` if such a request succeeds or cannot be made.
-    async fn reason(&self, url: &str) -> Option<Failure> {
-        if !url.starts_with("https://") {
-            return None;
-        }
-        let client = tls::http_client(&self.settings).ok()?;
-        let error = client.get(format!("{url}/version")).send().await.err()?;
-        Some(tls::failure(error))
-    }
-}
-
-/// Makes a client for this endpoint and authenticates the user, if the settings name one.
-async fn connect(url: &str, settings: &Settings) -> Result<Client, Failure> {
-    let mut options = ConnectOptions::new()
-        .with_connect_timeout(settings.timeout / 2)
-        .with_keep_alive(PING_AFTER, PING_ANSWER)
-        // etcd treats pings without an open stream as abuse, and closes the connection after the third.
-        .with_keep_alive_while_idle(false)
-        .with_require_leader(true);
-    if url.starts_with("https://") {
-        let pem = Pem::read(settings).map_err(Failure::Unreached)?;
-        pem.check()?;
-        options = options.with_tls(tls_options(pem));
-    }
-    let Some(credentials) = &settings.credentials else {
-        return Client::connect([url], Some(options)).await.map_err(failure);
-    };
-    let with_user = options.clone().with_user(&credentials.username, &credentials.password);
-    match Client::connect([url], Some(with_user)).await {
-        // As in etcd's own client, naming a user is no error where authentication is off.
-        Err(error) if error.to_string().contains("authentication is not enabled") => {
-            Client::connect([url], Some(options)).await.map_err(failure)
-        }
-        other => other.map_err(failure),
-    }
-}
-
-fn tls_options(pem: Pem) -> TlsOptions {
-    let options = match pem.ca {
-        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
-        None => TlsOptions::new().with_native_roots(),
-    };
-    match pem.identity {
-        Some((cert, key)) => options.identity(Identity::from_pem(cert, key)),
-        None => options,
     }
 }
 

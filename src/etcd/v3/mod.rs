@@ -12,8 +12,10 @@
 //!
 //! Loose etcd leases, which hold no key any more, do not pile up: `loose.rs` revokes them.
 
+mod channel;
 mod connection;
 mod loose;
+mod pings;
 mod watch;
 
 pub use watch::V3Watch;
@@ -47,6 +49,16 @@ impl V3 {
         let keys = Keyspace::new(&settings.prefix);
         let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
         Ok(Self { connection, keys, loose: LooseLeases::default() })
+    }
+
+    /// Whether servers have answered, and none of them in HTTP/2. Then there is no v3 API.
+    pub(super) fn has_no_http2(&self) -> bool {
+        self.connection.has_no_http2()
+    }
+
+    /// Whether a server has hung up since this was asked last; see [`Connection::hung_up`].
+    pub(super) fn hung_up(&self) -> bool {
+        self.connection.hung_up()
     }
 
     /// Puts the value if all of `compares` hold, with a new lease if there is a TTL. `None` if they do not hold.

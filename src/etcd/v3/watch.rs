@@ -23,6 +23,8 @@ pub struct V3Watch {
     stream: WatchStream,
     /// The revision that is known already.
     known: Revision,
+    /// The generation of the connection that carries the watch.
+    generation: u64,
     /// The time at which silence is acted on.
     deadline: Instant,
     /// Whether a progress request waits for its answer.
@@ -43,12 +45,15 @@ impl V3Watch {
         let directory = format!("{}/", keys.leases());
         // etcd takes 0 for "from now on".
         let from = super::signed(revision.max(1));
-        let stream = connection.call(async |client, _| start(client, &directory, from).await).await??;
+        let (generation, stream) = connection
+            .call(async |client, attempt| Ok((attempt.generation, start(client, &directory, from).await?)))
+            .await?;
         Ok(Self {
             connection,
             keys,
-            stream,
+            stream: stream?,
             known: revision,
+            generation,
             deadline: Instant::now(),
             asked: false,
             answers: false,
@@ -110,7 +115,7 @@ impl Watch for V3Watch {
                 Ok(changes) => return Ok(changes),
                 Err(error) => {
                     if matches!(error, Error::Unavailable(_)) {
-                        self.connection.turn();
+                        self.connection.fail(self.generation);
                     }
                     self.over = Some(error.clone());
                     return Err(error);
@@ -136,13 +141,14 @@ async fn start(
     if first.compact_revision() != 0 {
         return Ok(Err(Error::Compacted));
     }
+    // A token that has expired, or a lack of permission, is told by a watch that is created and cancelled at once.
+    if first.canceled() {
+        return Err(ClientError::WatchError(first.cancel_reason().to_owned()));
+    }
     // etcd accepts a revision that it has not reached yet, and then is silent until it reaches it. After a restore from
     // an older state that would hide every change until then.
     if first.header().is_some_and(|header| header.revision() < from) {
         return Ok(Err(Error::Compacted));
-    }
-    if first.canceled() {
-        return Err(ClientError::WatchError(first.cancel_reason().to_owned()));
     }
     Ok(Ok(stream))
 }
