@@ -1,6 +1,7 @@
 //! One network from its start to the control loop: interface, store, config, backend.
 
 use super::changes::Changes;
+use super::detours;
 use super::kept::{self, Begin};
 use super::notify::Notifier;
 use super::orders::Orders;
@@ -99,8 +100,10 @@ impl Control {
         let rules = HostRules::start(&settings, &config, backend.port())?;
         notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
+        let (detours, underlay) = detours::start(&netlink, &config, &external, &settings.etcd).await?;
         let mut manager =
-            Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed);
+            Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed)
+                .over(underlay);
         let clock = Rc::new(Clock::new());
         if let Some(kept) = kept {
             let patience = if doubted { Duration::ZERO } else { kept::PATIENCE };
@@ -135,6 +138,7 @@ impl Control {
             netlink,
             changes,
             external,
+            detours,
         });
         // What holds the lease is polled by the loop and ends with it; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await

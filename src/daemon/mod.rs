@@ -10,6 +10,7 @@
 
 mod changes;
 mod control;
+mod detours;
 mod external;
 mod kept;
 mod networks;
@@ -20,8 +21,10 @@ mod publish;
 mod reload;
 mod rules;
 mod running;
+mod samples;
 pub mod settings;
 mod signals;
+mod underlay;
 
 pub use place::PlaceError;
 pub use settings::{Networks, Reloaded, Reread, Settings, StatusAddress};

@@ -3,21 +3,23 @@
 //! Nothing that takes long is awaited inside a branch: while a branch runs, no lease is renewed.
 
 use super::changes::Changes;
+use super::detours::Detours;
 use super::external::Watch;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::publish::SubnetFile;
 use super::reload::take_over;
 use super::rules::{Due, HostRules};
+use super::samples;
 use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Look, Network, Progress};
 use crate::iface::External;
-use crate::lease::{Basis, Counters, Notice, Status};
+use crate::lease::{Basis, Notice, Status};
 use crate::log::{self, Complaint};
 use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
-use crate::report::{self, Lines, Sample, State, Summary, metric};
+use crate::report::{self, Lines, State, Summary};
 use crate::subnet::{Config, EnvFile};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -62,6 +64,7 @@ pub(super) struct Parts {
     pub(super) netlink: Netlink,
     pub(super) changes: Changes,
     pub(super) external: External,
+    pub(super) detours: Detours,
 }
 
 /// One network at work, and all that its control loop needs.
@@ -78,6 +81,7 @@ pub(super) struct Running {
     netlink: Rc<Netlink>,
     changes: Changes,
     external: Watch,
+    detours: Detours,
     registering: Option<Registering>,
     network: Option<(Ipv4Net, Box<dyn Network>)>,
     file: SubnetFile,
@@ -128,6 +132,7 @@ impl Running {
             netlink: Rc::new(parts.netlink),
             changes: parts.changes,
             external: Watch::new(&parts.external),
+            detours: parts.detours,
             registering: None,
             network: None,
             announced: false,
@@ -169,6 +174,9 @@ impl Running {
                 (subnet, network) = registered(&mut self.registering) => self.begin(subnet, network?).await,
                 due = self.rules.due() => self.rules_due(due).await?,
                 () = worker_ended(self.network.as_ref()) => self.maintain().await?,
+                // A detour is there before the route that would swallow its address.
+                () = sleep_until(self.detours.check_at()) => self.detours.look(&self.netlink).await,
+                () = self.detours.look_up() => {}
                 () = sleep_until(self.external.check_at()) => self.look_outside().await,
                 () = sleep_until(self.file.retry_at()) => self.publish(),
                 // A step of a few milliseconds; what else is due comes before the next one.
@@ -203,6 +211,7 @@ impl Running {
             }
             Notice::Renewed { .. } | Notice::Lapsed { .. } => self.tell_state(),
             Notice::Peers(events) => {
+                self.detours.apply(&events);
                 if let Some((_, network)) = &mut self.network {
                     network.apply(&events);
                 }
@@ -237,6 +246,7 @@ impl Running {
             return;
         }
         debug_assert!(self.registering.is_none(), "notices wait while a network is coming up");
+        self.detours.acquired(subnet.trunc());
         // The network of a lost subnet goes first: its device must be gone before the next one is made.
         self.network = None;
         let registering = register(Rc::clone(&self.backend), Rc::clone(&self.netlink), subnet);
@@ -344,6 +354,7 @@ impl Running {
 
     fn changed(&mut self, change: &Change) {
         self.external.changed(change);
+        self.detours.changed(change);
         let Some((_, network)) = &self.network else { return };
         if network.concerns(change) {
             let pause = network.repair_pause().max(SETTLE);
@@ -399,6 +410,7 @@ impl Running {
             Some((_, network)) => network.report(&self.netlink).await,
             None => None,
         };
+        let counters = status.map(|status| status.counters).unwrap_or_default();
         let left = status.and_then(|status| status.deadline).map(|at| at.saturating_sub(self.clock.now()));
         State {
             network: self.name.clone(),
@@ -411,10 +423,7 @@ impl Running {
                 held: status.is_some_and(|status| status.subnet.is_some()),
                 expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
                 from_cache: self.basis() != Basis::Store,
-                samples: samples(
-                    status.map(|status| status.counters).unwrap_or_default(),
-                    self.cache_failures.get(),
-                ),
+                samples: samples::of(counters, self.cache_failures.get(), self.detours.count()),
             },
             rules_in_place: self.rules.in_place(),
             data_path,
@@ -448,18 +457,6 @@ impl Running {
             info!("counters: {}", Summary(&self.state().await));
         }
     }
-}
-
-/// The counters of the lease and of what is kept of it, as samples of the report.
-fn samples(counters: Counters, cache_failures: u64) -> Vec<Sample> {
-    let Counters { skipped, rejected, repairs, withheld } = counters;
-    vec![
-        Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
-        Sample::new(&metric::REJECTED_LEASES, "rejected_leases", rejected),
-        Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
-        Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
-        Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
-    ]
 }
 
 /// Registers the backend, with some patience for a port that another daemon is about to let go.

@@ -1,7 +1,8 @@
 //! Who we are in the store, and whether an entry is ours. All parts of the machine ask here and nowhere else.
 
 use crate::store::Entry;
-use crate::subnet::LeaseAttrs;
+use crate::subnet::{LeaseAttrs, Underlay};
+use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
 /// What we publish, and by it what is ours. The manager alone holds it; its parts get it with each call, so that
@@ -9,12 +10,13 @@ use std::net::Ipv4Addr;
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     attrs: LeaseAttrs,
+    underlay: Underlay,
 }
 
 impl Identity {
     /// The identity of the node that publishes `attrs`.
     pub(super) fn new(attrs: LeaseAttrs) -> Self {
-        Self { attrs }
+        Self { attrs, underlay: Underlay::default() }
     }
 
     /// What we publish in the store.
@@ -30,5 +32,21 @@ impl Identity {
     /// Whether a packet to this address comes to us.
     pub(super) fn has_address(&self, address: Ipv4Addr) -> bool {
         address == self.attrs.public_ip
+    }
+
+    /// Takes note of what lies under the overlay.
+    pub(super) fn set_underlay(&mut self, underlay: Underlay) {
+        self.underlay = underlay;
+    }
+
+    /// What lies under the overlay.
+    pub(super) fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+
+    /// Why nobody may use `subnet`, for the sake of this host; `None` if all is well.
+    pub(super) fn objection(&self, subnet: Ipv4Net) -> Option<String> {
+        let own = self.underlay.taken_by(subnet)?;
+        Some(format!("it holds this host's own address {own}, which would no longer be reached"))
     }
 }

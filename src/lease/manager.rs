@@ -13,7 +13,7 @@ use super::seek::{self, Seek};
 use super::watcher::Watcher;
 use super::{Call, Counters, How, Input, Notice, Output, Reply, Settings};
 use crate::store::{Change, Entry, Error, Listing};
-use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
@@ -95,6 +95,13 @@ impl Manager {
             settings,
             out: Vec::new(),
         }
+    }
+
+    /// The same machine, which takes no subnet that this underlay forbids.
+    #[must_use]
+    pub fn over(mut self, underlay: Underlay) -> Self {
+        self.us.set_underlay(underlay);
+        self
     }
 
     /// Takes an input at time `now` (on a monotonic clock that started at any instant) and says what to do.
@@ -180,7 +187,10 @@ impl Manager {
             peers: self.watcher.len(),
             store_out: self.health.is_out(),
             basis: self.fallback.basis(),
-            counters: self.watcher.counters(),
+            counters: Counters {
+                conflicts: self.watcher.counters().conflicts + self.seek.conflicts(),
+                ..self.watcher.counters()
+            },
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Seek {
     list: Option<Listing>,
     /// How many writes in a row found the key not as listed.
     races: u32,
+    /// How many leases of ours were given up because their subnets hold an address of this host.
+    conflicts: u64,
     /// What was said about a pool without a free subnet.
     full: Complaint<Duration>,
 }
@@ -49,7 +51,15 @@ impl Seek {
     pub(super) fn new(config: Config, previous: Option<Ipv4Net>) -> Self {
         // Tools write any address of a subnet into `subnet.env`. Ours is the one before it if that can be leased.
         let previous = previous.map(|net| if config.fits(net) { net } else { net.trunc() });
-        Self { config, previous, at: Duration::ZERO, list: None, races: 0, full: Complaint::default() }
+        Self {
+            config,
+            previous,
+            at: Duration::ZERO,
+            list: None,
+            races: 0,
+            conflicts: 0,
+            full: Complaint::default(),
+        }
     }
 
     /// When the next list is due.
@@ -102,12 +112,12 @@ impl Seek {
         delays: &mut Delays,
     ) -> Option<Step> {
         let mine: Vec<&Entry> = listing.entries.iter().filter(|entry| us.owns(entry)).collect();
-        let usable = |entry: &&&Entry| self.misfit(entry.key).is_none();
+        let usable = |entry: &&&Entry| self.misfit(entry.key, us).is_none();
         let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
         let reuse = mine.iter().filter(usable).find(previous).or_else(|| mine.iter().find(usable));
         // A reservation that does not fit is the operator's, not ours to delete.
         let misfit = mine.iter().filter(|entry| entry.lease.is_some());
-        let misfit = misfit.filter_map(|entry| Some(((*entry).clone(), self.misfit(entry.key)?))).next();
+        let misfit = misfit.filter_map(|entry| Some(((*entry).clone(), self.misfit(entry.key, us)?))).next();
         let step = if let Some(entry) = reuse {
             let entry = (*entry).clone();
             if entry.lease.is_none() && entry.attrs == *us.attrs() {
@@ -116,9 +126,10 @@ impl Seek {
             }
             Step::Update(entry)
         } else if let Some((held, reason)) = misfit {
+            self.conflicts += u64::from(us.objection(held.key.subnet()).is_some());
             Step::Delete { held, reason }
         } else {
-            match self.free_subnet(&taken(&listing), delays) {
+            match self.free_subnet(&listing, us, delays) {
                 Ok(subnet) => Step::Create(SubnetKey::v4(subnet)),
                 Err(full) => return self.out_of_subnets(now, full, delays),
             }
@@ -129,11 +140,16 @@ impl Seek {
     }
 
     /// Why a lease of our PublicIP cannot be used; `None` if it can.
-    fn misfit(&self, key: SubnetKey) -> Option<String> {
+    fn misfit(&self, key: SubnetKey, us: &Identity) -> Option<String> {
         match key.ipv6 {
             Some(_) => Some("it is of a dual-stack node, which this daemon does not serve yet".to_owned()),
-            None => self.config.misfit(key.ipv4),
+            None => self.config.misfit(key.ipv4).or_else(|| us.objection(key.subnet())),
         }
+    }
+
+    /// How many leases of ours were given up because their subnets hold an address of this host.
+    pub(super) fn conflicts(&self) -> u64 {
+        self.conflicts
     }
 
     /// Whether a write is under way that rests on a list.
@@ -141,14 +157,33 @@ impl Seek {
         self.list.is_some()
     }
 
-    fn free_subnet(&self, taken: &[Ipv4Net], delays: &mut Delays) -> Result<Ipv4Net, OutOfSubnets> {
-        let is_free =
-            |subnet: Ipv4Net| self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet));
-        if let Some(subnet) = self.previous.filter(|subnet| is_free(*subnet)) {
+    /// A subnet that overlaps no lease and holds no outer address: not of this host, of another one, or of the store.
+    /// The bridge of the last run may still have the subnet of that run.
+    fn free_subnet(
+        &self,
+        listing: &Listing,
+        us: &Identity,
+        delays: &mut Delays,
+    ) -> Result<Ipv4Net, OutOfSubnets> {
+        let mut taken = taken(listing);
+        let leases = taken.len();
+        let is_free = |subnet: Ipv4Net, taken: &[Ipv4Net]| {
+            self.config.fits(subnet) && !taken.iter().any(|net| overlap(*net, subnet))
+        };
+        let network = self.config.network;
+        let peers = listing.entries.iter().map(|entry| entry.attrs.public_ip);
+        let outer = peers.chain(us.underlay().others.iter().copied()).filter(|ip| network.contains(ip));
+        taken.extend(outer.map(Ipv4Net::from));
+        let harmless = |subnet: &Ipv4Net| is_free(*subnet, &taken) && us.objection(*subnet).is_none();
+        if let Some(subnet) = self.previous.filter(harmless) {
             return Ok(subnet);
         }
-        let subnet = allocate::pick(&self.config, taken, delays.rng())?;
-        debug_assert!(is_free(subnet), "{subnet} was picked beside {taken:?}");
+        let own = us.underlay().host.iter().map(|own| own.net.addr()).filter(|ip| network.contains(ip));
+        taken.extend(own.map(Ipv4Net::from));
+        let addresses = taken.len() - leases;
+        let picked = allocate::pick(&self.config, &taken, delays.rng());
+        let subnet = picked.map_err(|full| OutOfSubnets { leases, addresses, ..full })?;
+        debug_assert!(is_free(subnet, &taken), "{subnet} was picked beside {taken:?}");
         Ok(subnet)
     }
 

@@ -21,6 +21,8 @@ pub struct Counters {
     pub rejected: u64,
     /// Differences that a list beside a running watch found. Each is an event that the watch has lost.
     pub repairs: u64,
+    /// Leases that were refused or given up because their subnets hold an address of this host.
+    pub conflicts: u64,
     /// Lists whose removals were held back.
     pub withheld: u64,
 }
@@ -53,6 +55,8 @@ enum Verdict {
     /// Its PublicIP is ours, but it is not the subnet that we hold, so no peer has it.
     Stray(&'static str),
     Reject(&'static str),
+    /// It would take something away from this host.
+    Harm(String),
 }
 
 impl Watcher {
@@ -149,6 +153,10 @@ impl Watcher {
                     self.reject(entry.key, reason);
                     last_good.push(entry.key);
                 }
+                Verdict::Harm(reason) => {
+                    refused.insert(entry.key.to_string());
+                    self.object(entry.key, reason);
+                }
             }
         }
         for skip in skipped {
@@ -216,6 +224,10 @@ impl Watcher {
                     self.reject(entry.key, reason);
                     None
                 }
+                Verdict::Harm(reason) => {
+                    self.object(entry.key, reason);
+                    self.remove(entry.key)
+                }
             },
             Change::Gone { key, .. } => {
                 self.refused.remove(&key.to_string());
@@ -264,6 +276,8 @@ impl Watcher {
         }
         if !self.network.contains(&subnet) {
             Verdict::Reject("it lies outside the network")
+        } else if let Some(reason) = us.objection(subnet) {
+            Verdict::Harm(reason)
         } else if us.has_address(ip) {
             Verdict::Stray("its PublicIP is our own")
         } else if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
@@ -276,6 +290,12 @@ impl Watcher {
     fn reject(&mut self, key: SubnetKey, reason: &str) {
         if self.refuse(key.to_string(), reason.to_owned()) {
             self.counters.rejected += 1;
+        }
+    }
+
+    fn object(&mut self, key: SubnetKey, reason: String) {
+        if self.refuse(key.to_string(), reason) {
+            self.counters.conflicts += 1;
         }
     }
 

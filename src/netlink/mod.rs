@@ -6,6 +6,8 @@
 //! our routes carry [`ROUTE_PROTOCOL`], and addresses, ARP and forwarding entries are removed only if they lie in the
 //! overlay's network, from the device that the caller names as its own.
 //!
+//! What the overlay would swallow of the underlay goes past it (`ensure_detours`).
+//!
 //! Sets of thousands (routes, ARP and forwarding entries of peers) are compared with one list (`survey_*`), and the
 //! caller then writes what is missing, as many entries at a time as it likes ([`write_all`]). Lists are filtered by the
 //! kernel, and one that is incomplete is an error (`dump.rs`).
@@ -16,6 +18,7 @@
 mod addr;
 mod blackhole;
 mod bulk;
+mod detour;
 mod dump;
 mod link;
 mod monitor;
@@ -28,6 +31,7 @@ mod vxlan;
 
 pub use addr::{Address, Scope};
 pub use bulk::write_all;
+pub use detour::{DETOUR_PROTOCOL, Detours, Swallowed};
 pub use link::{Link, Mtu};
 pub use monitor::{Change, Monitor};
 pub use neigh::{FdbSurvey, Mac, MacError, NeighbourSurvey};

@@ -49,6 +49,8 @@ pub(super) struct Present {
     pub(super) protocol: u8,
     pub(super) main_table: bool,
     pub(super) gateway: Option<Ipv4Addr>,
+    /// The gateway of the first hop, if the route has several.
+    first_gateway: Option<Ipv4Addr>,
     source: Option<Ipv4Addr>,
     pub(super) onlink: bool,
     pub(super) metric: u32,
@@ -64,6 +66,7 @@ impl Present {
         let mut destination = Ipv4Addr::UNSPECIFIED;
         let mut table = u32::from(header.table);
         let (mut link_index, mut gateway, mut source, mut metric) = (None, None, None, 0);
+        let mut first_gateway = None;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = *ip,
@@ -72,6 +75,12 @@ impl Present {
                 RouteAttribute::Oif(index) => link_index = Some(*index),
                 RouteAttribute::MultiPath(hops) => {
                     link_index = link_index.or(hops.first().map(|hop| hop.interface_index));
+                    first_gateway = hops.first().and_then(|hop| {
+                        hop.attributes.iter().find_map(|attribute| match attribute {
+                            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(*ip),
+                            _ => None,
+                        })
+                    });
                 }
                 RouteAttribute::Priority(value) => metric = *value,
                 RouteAttribute::Table(value) => table = *value,
@@ -84,6 +93,7 @@ impl Present {
             protocol: header.protocol.into(),
             main_table: table == u32::from(RouteHeader::RT_TABLE_MAIN),
             gateway,
+            first_gateway,
             source,
             onlink: header.flags.contains(RouteFlags::Onlink),
             metric,
@@ -91,6 +101,16 @@ impl Present {
             kind: header.kind,
             scope: header.scope,
         })
+    }
+
+    /// The gateway of this route, or of the first of its hops.
+    pub(super) fn next_hop(&self) -> Option<Ipv4Addr> {
+        self.gateway.or(self.first_gateway)
+    }
+
+    /// The source address that the route prefers.
+    pub(super) fn source(&self) -> Option<Ipv4Addr> {
+        self.source
     }
 
     /// Whether this route is where ours to `destination` would be: the kernel keeps one for each destination, TOS and

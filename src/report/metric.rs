@@ -87,6 +87,10 @@ metrics! {
         "Keys and values of the store that could not be read, each counted once as long as it stands.";
     REJECTED_LEASES: Counter "flanneld_rejected_leases_total", "leases",
         "Leases outside the network, over our subnet, or with an address that nobody can send to.";
+    UNDERLAY_CONFLICTS: Counter "flanneld_underlay_conflicts_total", "leases",
+        "Leases refused or given up because their subnets hold an address of this host.";
+    DETOURS: Gauge "flanneld_detours", "routes",
+        "Host routes that lead outer addresses past the overlay, which would swallow them.";
     LOST_EVENTS: Counter "flanneld_lost_events_total", "events",
         "Differences that a list beside a running watch found, which the watch had not told.";
     WITHHELD_LISTS: Counter "flanneld_withheld_lists_total", "lists",

@@ -14,12 +14,18 @@ const MAX_CANDIDATES: usize = 100;
 
 /// The error of a choice when no subnet is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("out of subnets: {leases} leases take all {pool} subnets")]
+#[error("out of subnets: {leases} leases{} take all {pool} subnets", and_addresses(*addresses))]
 pub struct OutOfSubnets {
     /// How many leases the store holds.
     pub leases: usize,
+    /// How many addresses of hosts, of the store and of gateways lie in the network.
+    pub addresses: usize,
     /// How many subnets the config has.
     pub pool: u64,
+}
+
+fn and_addresses(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" and {count} addresses outside of the overlay") }
 }
 
 /// One of the first hundred free subnets of `config`, all equally likely.
@@ -28,7 +34,8 @@ pub struct OutOfSubnets {
 /// The subnets in `taken` leave no free one.
 pub fn pick(config: &Config, taken: &[Ipv4Net], rng: &mut impl Rng) -> Result<Ipv4Net, OutOfSubnets> {
     let free = candidates(config, taken);
-    let picked = *free.choose(rng).ok_or(OutOfSubnets { leases: taken.len(), pool: config.pool() })?;
+    let picked =
+        *free.choose(rng).ok_or(OutOfSubnets { leases: taken.len(), addresses: 0, pool: config.pool() })?;
     debug_assert!(config.fits(picked), "{picked} is not one of the config's subnets");
     debug_assert!(!taken.iter().any(|net| overlap(*net, picked)), "{picked} is taken");
     Ok(picked)

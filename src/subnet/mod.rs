@@ -14,6 +14,7 @@
 //! | `generation` | | which flannel's defaults and forms count ([`Generation`]) |
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
+//! | `underlay` | | the outer addresses that no subnet may take away ([`Underlay`]) |
 //! | `env_file` | `/run/flannel/subnet.env` | [`EnvFile`] |
 //! | [`replace`](mod@replace) | a file that is replaced whole | |
 
@@ -25,6 +26,7 @@ mod generation;
 mod go_json;
 pub mod lease;
 pub mod replace;
+mod underlay;
 
 pub use config::{BackendConfig, Config, ConfigError};
 pub use env_file::EnvFile;
@@ -32,6 +34,7 @@ pub use event::{Event, Lease};
 pub use generation::Generation;
 pub use lease::{LeaseAttrs, SubnetKey};
 pub use replace::FileError;
+pub use underlay::{HostAddress, Underlay};
 
 use ipnet::Ipv4Net;
 

@@ -1,6 +1,8 @@
 //! Tests of the whole machine: which subnet is asked for.
 
 use super::rig::*;
+use crate::subnet::{HostAddress, Underlay};
+use std::net::Ipv4Addr;
 
 #[test]
 fn a_lease_of_our_public_ip_is_reused() {
@@ -45,6 +47,56 @@ fn no_lease_of_ours_is_discarded_without_its_reason() {
         let said = b.said();
         assert!(matches!(&said[..], [Notice::Discarded { reason, .. }] if reason.contains(why)), "{said:?}");
     }
+}
+
+/// US is 10.5.2.9, and the bridge of an earlier run has 10.5.1.1.
+fn under() -> Underlay {
+    let own = |net: &str, external| HostAddress { net: net.parse().unwrap(), external };
+    Underlay { host: vec![own("10.5.2.9/24", true), own("10.5.1.1/24", false)], others: vec![] }
+}
+
+fn rig_over(underlay: Underlay, previous: Option<Ipv4Net>) -> Rig {
+    let mut b = Rig::new(OnLost::Exit, previous);
+    b.m = b.m.over(underlay);
+    b.give(Input::Tick);
+    b
+}
+
+#[test]
+fn no_subnet_is_taken_over_an_outer_address() {
+    // The host's own addresses leave the third subnet, a peer's PublicIP or the store's address not even that.
+    assert_eq!(created_key(rig_over(under(), None).give(list(10, &[]))), net(3));
+    let full = |b: &mut Rig, entries: &[Entry]| {
+        assert_eq!(b.give(list(10, entries)), None);
+        b.said().iter().map(|notice| format!("{notice:?}")).collect::<String>()
+    };
+    let peer = entry(77, Ipv4Addr::new(10, 5, 3, 9), 3);
+    let said = full(&mut rig_over(under(), None), std::slice::from_ref(&peer));
+    assert!(said.contains("leases: 1, addresses: 3, pool: 3"), "{said}");
+    let store = Underlay { others: vec![Ipv4Addr::new(10, 5, 3, 8)], ..under() };
+    assert!(full(&mut rig_over(store, None), &[]).contains("addresses: 3"));
+    // The subnet of the last run may be that of a bridge, but not of the external interface.
+    assert_eq!(created_key(rig_over(under(), Some(net(1))).give(list(10, &[]))), net(1));
+    assert_eq!(created_key(rig_over(under(), Some(net(2))).give(list(10, &[]))), net(3));
+}
+
+#[test]
+fn a_lease_over_our_own_address_is_given_up_and_a_peers_is_refused() {
+    let mut b = rig_over(under(), Some(net(2)));
+    assert_eq!(b.give(list(10, &[entry(2, US, 4)])), Some(Call::Delete { held: entry(2, US, 4) }));
+    let reason = "it holds this host's own address 10.5.2.9, which would no longer be reached".to_owned();
+    assert_eq!(b.said(), [Notice::Discarded { key: SubnetKey::v4(net(2)), reason: reason.clone() }]);
+    assert_eq!(created_key(b.give(Input::Reply(Reply::Deleted(Ok(()))))), net(3));
+    assert_eq!(b.give(created(Ok(entry(3, US, 11)))), None);
+    b.said();
+    b.give(set(entry(2, THEM, 12)));
+    assert_eq!(b.said(), [Notice::Refused { key: "10.5.2.0-24".to_owned(), reason }]);
+    assert_eq!((b.m.peers().count(), b.m.status().counters.conflicts), (0, 2));
+    // The bridge's subnet may be a peer's, and a reservation over our own address is the operator's.
+    b.give(set(entry(1, THEM, 13)));
+    assert_eq!(b.m.peers().count(), 1);
+    let mut b = rig_over(under(), None);
+    assert_eq!(created_key(b.give(list(10, &[reservation(2, US, 4)]))), net(3));
 }
 
 #[test]
@@ -123,7 +175,10 @@ fn a_full_pool_is_said_once_a_minute_and_tried_again() {
     let said = b.said();
     assert_eq!(
         said,
-        vec![Notice::OutOfSubnets(crate::subnet::allocate::OutOfSubnets { leases: 3, pool: 3 }); 3]
+        vec![
+            Notice::OutOfSubnets(crate::subnet::allocate::OutOfSubnets { leases: 3, addresses: 0, pool: 3 });
+            3
+        ]
     );
     assert_eq!(created_key(b.give(list(20, &all[1..]))), net(1));
 }

@@ -1,0 +1,18 @@
+//! What is counted around the lease, as samples of the report.
+
+use crate::lease::Counters;
+use crate::report::{Sample, metric};
+
+/// The counters of the lease and of what is kept of it, and the number of detours.
+pub(super) fn of(counters: Counters, cache_failures: u64, detours: usize) -> Vec<Sample> {
+    let Counters { skipped, rejected, repairs, conflicts, withheld } = counters;
+    vec![
+        Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
+        Sample::new(&metric::REJECTED_LEASES, "rejected_leases", rejected),
+        Sample::new(&metric::UNDERLAY_CONFLICTS, "underlay_conflicts", conflicts),
+        Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
+        Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
+        Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
+        Sample::new(&metric::DETOURS, "detours", detours as u64),
+    ]
+}
