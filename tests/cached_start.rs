@@ -4,7 +4,7 @@
 mod lab;
 
 use lab::pair::config;
-use lab::{Api, Container, Daemon, Lab, Subnet, TUTORIAL, eventually, secs};
+use lab::{Api, Container, Daemon, Lab, Proc, Subnet, TUTORIAL, eventually, secs};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -363,4 +363,74 @@ fn a_state_directory_that_cannot_be_used_ends_the_start() {
         let text = daemon.text();
         assert!(text.contains(path.to_str().unwrap()) && text.contains("leave out --state-dir"), "{text}");
     }
+}
+
+/// The networks of host 1: their subnet files.
+fn networks(lab: &Lab, daemon: &mut Proc, names: &[&str]) -> Vec<Subnet> {
+    let file = |name: &str| lab.path(&format!("networks/{name}.env"));
+    let written = |name: &&str| {
+        eventually(secs(10), &format!("{name}.env"), || {
+            assert!(daemon.running(), "{}", daemon.text());
+            Subnet::parse(&fs::read_to_string(file(name)).ok()?)
+        })
+    };
+    names.iter().map(written).collect()
+}
+
+#[test]
+fn several_networks_without_a_store() {
+    let Some(mut lab) = Lab::start(1) else { return };
+    for (name, network, port) in [("a", "10.20.0.0/16", 7001), ("b", "10.30.0.0/16", 7002)] {
+        let json = format!(r#"{{"Network":"{network}","Backend":{{"Type":"udp","Port":{port}}}}}"#);
+        lab.put(Api::V3, &format!("{name}/config"), &json);
+    }
+    let (dir, state) = (lab.path("networks"), lab.path("state"));
+    let flags = [format!("--subnet-dir={}", dir.display()), format!("--state-dir={}", state.display())];
+    let start = |lab: &Lab, log: &str, which: &str| {
+        let program = lab::flanneld();
+        let line = [&*program, "--etcd-endpoints=http://10.77.0.254:2379", "--iface=eth0", which, HEALTH];
+        let line = [&line[..], &[&flags[0], &flags[1]]].concat();
+        Proc::start(&lab.host(1), &line, &[], &lab.path(log))
+    };
+    let mut daemon = start(&lab, "first.log", "--watch-networks");
+    let subnets = networks(&lab, &mut daemon, &["a", "b"]);
+    for name in ["a", "b"] {
+        let file = state.join(format!("network-{name}.cache"));
+        eventually(secs(10), "a cache for each network", || file.exists().then_some(()));
+    }
+    daemon.terminate();
+    lab.stop_etcd();
+    fs::remove_dir_all(&dir).unwrap();
+
+    let mut daemon = start(&lab, "second.log", "--watch-networks");
+    assert_eq!(networks(&lab, &mut daemon, &["a", "b"]), subnets, "{}", daemon.text());
+    let ready = || lab.run(&lab.host(1), &["curl", "-sm2", "http://127.0.0.1:8471/readyz"]);
+    eventually(secs(5), "both degraded", || {
+        let body = ready();
+        let is = |name| body.contains(&format!("degraded: network {name} running from the state directory"));
+        (is("a") && is("b")).then_some(())
+    });
+    // The config of one is deleted before the store is back: it ends, and so does what was kept of it.
+    drop(daemon);
+    lab.start_etcd();
+    lab.sh(
+        &lab.ns("sw"),
+        "ETCDCTL_API=3 etcdctl --endpoints http://10.77.0.254:2379 del /coreos.com/network/b/config",
+    );
+    lab.stop_etcd();
+    let daemon = start(&lab, "third.log", "--watch-networks");
+    daemon.wait_text("network b: starting", secs(5));
+    lab.start_etcd();
+    daemon.wait_text("network b: stopping", secs(15));
+    eventually(secs(5), "no cache of a network that is no more", || {
+        (!state.join("network-b.cache").exists() && state.join("network-a.cache").exists()).then_some(())
+    });
+    drop(daemon);
+
+    // Only what is asked for begins.
+    lab.stop_etcd();
+    fs::remove_dir_all(&dir).unwrap();
+    let mut daemon = start(&lab, "fourth.log", "--networks=a,c");
+    assert_eq!(networks(&lab, &mut daemon, &["a"]), subnets[..1]);
+    assert!(!daemon.text().contains("network c: starting"), "{}", daemon.text());
 }

@@ -63,6 +63,11 @@ fn the_answers_follow_the_control_loop() {
             (503, "flanneld is not ready yet"),
         ),
         (
+            vec![good(), bad(|n| (n.network, n.degraded) = ("a".to_owned(), Some("why".to_owned())))],
+            (200, "flanneld is running"),
+            (200, "flanneld is ready; degraded: network a why"),
+        ),
+        (
             vec![good(), bad(|n| n.alive = false)],
             (503, "a worker of flanneld has ended"),
             (200, "flanneld is ready"),

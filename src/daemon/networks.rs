@@ -8,6 +8,7 @@
 
 use super::DaemonError;
 use super::control::Control;
+use super::kept;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::reload::take_over;
@@ -17,6 +18,7 @@ use crate::etcd::{self, Store};
 use crate::iface;
 use crate::log::Complaint;
 use crate::membership::StateDir;
+use crate::membership::cache::Cache;
 use crate::netlink::Netlink;
 use crate::report::State;
 use crate::status::{Ask, PATIENCE};
@@ -33,7 +35,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, error, info, info_span, warn};
 
 /// How often the store is asked which networks there are.
@@ -62,11 +64,15 @@ pub(super) async fn run(
     mut orders: Orders,
 ) -> Result<(), DaemonError> {
     // A mistake that no waiting would mend ends the start, as with one network.
-    settings.state_dir.as_deref().map(StateDir::open).transpose()?;
+    let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     iface::choose(&Netlink::new()?, &settings.iface).await?;
     let store = etcd::connect(&settings.etcd)?;
+    // Networks that an earlier run has kept may begin without the store, if it does not tell which there are.
+    let mut kept = state.as_ref().map(Cache::networks).unwrap_or_default();
+    let patience = Instant::now() + kept::PATIENCE;
     let settings = Rc::new(RefCell::new(settings));
-    let mut supervisor = Supervisor { settings, networks, tasks: BTreeMap::new(), missing: BTreeSet::new() };
+    let (tasks, missing) = (BTreeMap::new(), BTreeSet::new());
+    let mut supervisor = Supervisor { settings, networks, state, tasks, missing };
     let mut listing = Listing::new(&store)?;
     let stopped_by = loop {
         tokio::select! {
@@ -78,7 +84,11 @@ pub(super) async fn run(
                 Order::Ask(ask) => supervisor.answer(ask),
                 Order::Watchdog => supervisor.watchdog(),
             },
-            names = listing.next() => supervisor.follow(names).await,
+            names = listing.next() => {
+                kept.clear();
+                supervisor.follow(names).await;
+            }
+            () = sleep_until(patience), if !kept.is_empty() => supervisor.begin(std::mem::take(&mut kept)),
         }
     };
     info!("{stopped_by}: stopping; the leases stay");
@@ -140,6 +150,7 @@ struct Supervisor {
     /// The settings of all networks, as the last SIGHUP left them.
     settings: Rc<RefCell<Settings>>,
     networks: Networks,
+    state: Option<StateDir>,
     tasks: BTreeMap<String, Task>,
     /// The wanted names that the store did not have when this was last logged.
     missing: BTreeSet<String>,
@@ -160,8 +171,7 @@ impl Supervisor {
             missing.difference(&self.missing).for_each(|name| warn!("network {name} has no config yet"));
             self.missing = missing;
         }
-        let names: BTreeSet<String> =
-            present.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect();
+        let names = self.wanted(present);
         let before: Vec<String> = self.tasks.keys().cloned().collect();
         for name in &before {
             // A task that was not asked to stop ends only if it panicked.
@@ -171,19 +181,49 @@ impl Supervisor {
             {
                 info!("network {name}: stopping");
                 task.stop("its config is gone", self.patience()).await;
+                if !names.contains(name) {
+                    self.forget(name);
+                }
             }
         }
-        for name in &names {
-            if !self.tasks.contains_key(name) {
-                info!("network {name}: starting");
-                self.tasks.insert(name.clone(), self.start(name));
-            }
-        }
+        self.start_all(&names);
         debug_assert!(self.tasks.keys().eq(&names), "every network has one task");
         debug_assert!(self.missing.is_subset(&self.networks.names), "only a wanted network can be missing");
         if !before.iter().eq(&names) {
             let list: Vec<&str> = names.iter().map(String::as_str).collect();
             Notifier::OPEN.status(&format!("{} networks: {}", names.len(), list.join(", ")));
+        }
+    }
+
+    /// Starts the wanted ones of these networks, which an earlier run has kept. The store has not told yet which
+    /// networks there are.
+    fn begin(&mut self, kept: BTreeSet<String>) {
+        let names = self.wanted(kept);
+        if !names.is_empty() {
+            warn!("etcd does not list the networks yet: starting those of the state directory");
+            self.start_all(&names);
+        }
+    }
+
+    fn wanted(&self, names: BTreeSet<String>) -> BTreeSet<String> {
+        let wanted = &self.networks.names;
+        names.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect()
+    }
+
+    fn start_all(&mut self, names: &BTreeSet<String>) {
+        for name in names {
+            if !self.tasks.contains_key(name) {
+                info!("network {name}: starting");
+                self.tasks.insert(name.clone(), self.start(name));
+            }
+        }
+    }
+
+    /// Removes what is kept of a network that is no more.
+    fn forget(&self, name: &str) {
+        let Some(state) = &self.state else { return };
+        if let Err(error) = Cache::new(state.clone(), name, &self.settings.borrow().etcd).remove() {
+            warn!("{error}");
         }
     }
 
@@ -271,7 +311,14 @@ async fn keep_up(shared: Rc<RefCell<Settings>>, name: String, subnet_file: PathB
             Ok(control) => control.run(&mut orders).await,
             Err(error) => Err(error),
         };
-        let Err(error) = result else { return };
+        let error = match result {
+            Ok(()) => return,
+            Err(error @ DaemonError::ConfigChanged) => {
+                warn!("{error}");
+                continue;
+            }
+            Err(error) => error,
+        };
         if started.elapsed() > STEADY {
             backoff.reset();
         }

@@ -40,6 +40,7 @@ impl StateDir {
             return Err(failed("cannot use", path)(error));
         }
         let state = StateDir { path: path.to_owned() };
+        state.tidy();
         match state.write("probe", b"") {
             Ok(()) => state.remove("probe")?,
             // A disk that is full, broken or read-only is no reason to leave containers without a network.
@@ -47,6 +48,19 @@ impl StateDir {
             Err(error) => tracing::warn!("{error}: nothing can be kept in the state directory now"),
         }
         Ok(state)
+    }
+
+    /// Removes what a run that was killed in the midst of a write has left: a file is written beside its place first, and
+    /// every run has another pid.
+    fn tidy(&self) {
+        let is_left = |name: &String| {
+            let parts = name.strip_prefix('.').and_then(|rest| rest.rsplit_once('.'));
+            parts.is_some_and(|(_, pid)| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        for name in self.names().iter().filter(|name| is_left(name)) {
+            // It does no harm but to take room.
+            let _ = self.remove(name);
+        }
     }
 
     /// Replaces a file of the directory in one step.
@@ -78,6 +92,12 @@ impl StateDir {
         let mut bytes = Vec::new();
         file.take(LARGEST).read_to_end(&mut bytes).map_err(failed("cannot read", &path))?;
         Ok(Some(bytes))
+    }
+
+    /// The names of all files of the directory; none if it cannot be read.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// Removes a file of the directory; it need not be there.
@@ -122,7 +142,14 @@ mod tests {
         assert_eq!((mode(&path), mode(&path.join("x"))), (0o700, 0o600));
         state.remove("x").unwrap();
         state.remove("x").unwrap();
+        // A run that was killed has left a file, and somebody has put others there.
+        for name in [".network.cache.4711", ".keep", ".a.b", "network.cache"] {
+            fs::write(path.join(name), "").unwrap();
+        }
         assert_eq!(StateDir::open(&path).unwrap().read("x").unwrap(), None);
+        let mut names = state.names();
+        names.sort();
+        assert_eq!(names, [".a.b", ".keep", "network.cache"]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::lease::Cached;
 use crate::store::{Entry, keyspace};
 use crate::subnet::{Config, ConfigError, FileError, Generation, LeaseAttrs, SubnetKey};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -163,6 +164,14 @@ impl Cache {
             machine: crc32fast::hash(machine.trim().as_bytes()),
         };
         Cache { dir, file, origin }
+    }
+
+    /// The names of the networks that have a file in `dir`, without that of the usual mode.
+    #[must_use]
+    pub fn networks(dir: &StateDir) -> BTreeSet<String> {
+        let network =
+            |file: &String| file.strip_prefix("network-")?.strip_suffix(".cache").map(str::to_owned);
+        dir.names().iter().filter_map(network).collect()
     }
 
     /// The file's name in the state directory.

@@ -247,7 +247,13 @@ fn networks_have_files_of_their_own() {
         (file(""), file("blue"), file("..")),
         ("network.cache".to_owned(), "network-blue.cache".to_owned(), "network-...cache".to_owned())
     );
+    for name in ["", "blue", "red.1"] {
+        Cache::new(dir.clone(), name, &settings).write(b"").unwrap();
+    }
+    dir.write("network-", b"").unwrap();
+    assert_eq!(Cache::networks(&dir), BTreeSet::from(["blue", "red.1"].map(str::to_owned)));
     let cache = Cache::new(dir, "", &settings);
+    cache.remove().unwrap();
     assert!(cache.load(&Moment::now()).unwrap().is_none());
     cache.write(b"nonsense").unwrap();
     assert!(cache.load(&Moment::now()).unwrap_err().to_string().contains("damaged"));
