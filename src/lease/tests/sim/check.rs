@@ -25,6 +25,7 @@ impl World {
 
     pub(super) fn check(&mut self) -> Result<(), String> {
         self.check_doubts()?;
+        self.check_lapsed()?;
         let holds: Vec<(Ipv4Addr, Ipv4Net)> =
             self.nodes.iter().filter_map(|node| Some((node.ip, self.hold(node)?))).collect();
         for (i, (ip, subnet)) in holds.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Whole networks of machines over one fake store, in virtual time, from a seed.
 
 mod check;
+mod kept;
 mod nemesis;
 mod restore;
 pub(crate) mod store;

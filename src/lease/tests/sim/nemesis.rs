@@ -1,7 +1,6 @@
 //! The nemesis: what goes wrong, as the seed decides.
 
 use super::world::{Ev, QUIET, World};
-use crate::lease::Manager;
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -20,6 +19,9 @@ impl World {
             5 | 6 if self.nodes[node].manager.is_some() => {
                 if self.rng.random_bool(0.3) {
                     self.nodes[node].env_file = None;
+                }
+                if self.rng.random_bool(0.3) {
+                    self.nodes[node].kept = None;
                 }
                 self.stop(node);
             }
@@ -68,7 +70,7 @@ impl World {
     fn rob(&mut self, key: SubnetKey) {
         let revision = self.store.revision + 1;
         for node in &mut self.nodes {
-            let held = node.manager.as_ref().and_then(Manager::lease);
+            let held = node.believes();
             let owns = self.store.get(key).is_some_and(|entry| entry.attrs.public_ip == node.ip);
             if owns || held.is_some_and(|entry| entry.key == key) {
                 // What the node knows may be of a store before a restore.

@@ -34,10 +34,10 @@ impl World {
             let node = &mut self.nodes[index];
             node.partition_until = node.partition_until.max(up);
             // A value that nobody can read tells nobody that a lease is void.
-            let held = node.manager.as_ref().and_then(Manager::lease);
+            let held = node.believes();
             let robbed = held.filter(|held| self.store.is_garbage(held.key));
             node.robbed = robbed.map(|held| held.revision.max(self.store.revision));
-            node.doubt = node.manager.is_some().then_some(Doubt::Deaf);
+            node.doubt = (node.manager.is_some() || node.kept.is_some()).then_some(Doubt::Deaf);
             if node.watch_from.take().is_some() {
                 let (watch, at) = (node.watch, node.partition_until);
                 let error = Error::Unavailable("reset".to_owned());

@@ -18,6 +18,8 @@ pub(crate) struct Summary {
     pub(super) late: u64,
     pub(super) restores: u64,
     pub(super) resets: u64,
+    pub(super) cached: u64,
+    pub(super) lapsed: u64,
 }
 
 impl AddAssign for Summary {
@@ -35,6 +37,8 @@ impl AddAssign for Summary {
         self.late += other.late;
         self.restores += other.restores;
         self.resets += other.resets;
+        self.cached += other.cached;
+        self.lapsed += other.lapsed;
     }
 }
 
@@ -45,6 +49,7 @@ impl Summary {
         assert!(all.iter().all(|count| *count > 20), "{self:?}");
         assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
         assert!(self.restores > 20 && self.resets > 20, "{self:?}");
+        assert!(self.cached > 20 && self.lapsed > 5, "{self:?}");
     }
 }
 

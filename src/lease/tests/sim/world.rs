@@ -1,5 +1,6 @@
 //! The world of one run: nodes with clocks of their own, one store, and a network that fails.
 
+use super::kept::Kept;
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
 use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Settings};
@@ -73,6 +74,8 @@ pub(super) struct Node {
     pub(super) watch: u64,
     pub(super) watch_from: Option<Revision>,
     pub(super) env_file: Option<Ipv4Net>,
+    /// What its next life may begin with.
+    pub(super) kept: Option<Kept>,
     pub(super) partition_until: Duration,
     pub(super) paused_until: Duration,
     /// The nemesis took its key at that revision. Nobody promises anything until it has written anew.
@@ -150,6 +153,7 @@ impl World {
                 watch: 0,
                 watch_from: None,
                 env_file: None,
+                kept: None,
                 partition_until: Duration::ZERO,
                 paused_until: Duration::ZERO,
                 robbed: None,
@@ -281,9 +285,12 @@ impl World {
         }
         node.life += 1;
         node.routes.clear();
-        node.robbed = None;
-        node.doubt = None;
-        node.manager = Some(Manager::new(config, LeaseAttrs::new(node.ip), node.env_file, settings, seed));
+        if node.kept.is_none() {
+            node.robbed = None;
+            node.doubt = None;
+        }
+        let manager = Manager::new(config, LeaseAttrs::new(node.ip), node.env_file, settings, seed);
+        node.manager = Some(node.resume(manager, self.now));
         self.input(index, Input::Tick);
     }
 
@@ -324,6 +331,7 @@ impl World {
                 Output::Notice(notice) => self.notice(index, notice),
             }
         }
+        self.keep(index);
         let node = &mut self.nodes[index];
         let Some(manager) = &node.manager else { return };
         node.generation += 1;
@@ -336,6 +344,7 @@ impl World {
     }
 
     fn notice(&mut self, index: usize, notice: Notice) {
+        self.note_kept(index, &notice);
         let node = &mut self.nodes[index];
         match notice {
             Notice::Acquired { subnet, how, .. } => {
