@@ -68,6 +68,16 @@ fn the_answers_follow_the_control_loop() {
             (200, "flanneld is ready; degraded: network a why"),
         ),
         (
+            vec![
+                good(),
+                bad(|n| {
+                    (n.ready, n.hindrance, n.network) = (false, Some("eth0 is down".into()), "blue".into());
+                }),
+            ],
+            (200, "flanneld is running"),
+            (503, "flanneld is not ready: network blue eth0 is down"),
+        ),
+        (
             vec![good(), bad(|n| n.alive = false)],
             (503, "a worker of flanneld has ended"),
             (200, "flanneld is ready"),

@@ -1,12 +1,14 @@
 //! The `alloc` backend has no data path, only the lease and `subnet.env`.
 
 use super::{Backend, BackendError, Network, Setup};
+use crate::iface::External;
 use crate::netlink::Netlink;
 use crate::report::DataPath;
 use crate::subnet::{Event, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
+use std::rc::Rc;
 
 /// The `Backend.Type` by which flannel names this backend.
 pub(super) const KIND: &str = "alloc";
@@ -33,6 +35,11 @@ impl Backend for Config {
     /// The MTU of the external interface, since we add no header.
     fn mtu(&self) -> u32 {
         self.mtu
+    }
+
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {
+        let attrs = LeaseAttrs { public_ip: external.public_ip, ..self.attrs.clone() };
+        Ok(Rc::new(Config { mtu: self.mtu, attrs }))
     }
 
     fn register<'a>(

@@ -7,6 +7,7 @@
 
 use super::command::Command;
 use super::{Backend, BackendError, Network, Setup};
+use crate::iface::External;
 use crate::netlink::Netlink;
 use crate::report::{DataPath, Sample, metric};
 use crate::subnet::{Event, Lease, LeaseAttrs};
@@ -15,6 +16,7 @@ use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -88,6 +90,12 @@ impl Backend for Config {
 
     fn mtu(&self) -> u32 {
         self.mtu
+    }
+
+    /// The operator's commands are not run again: what they have made is theirs to change.
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {
+        let attrs = LeaseAttrs { public_ip: external.address, ..self.attrs.clone() };
+        Ok(Rc::new(Config { attrs, ..self.clone() }))
     }
 
     fn register<'a>(

@@ -13,6 +13,7 @@ use crate::subnet::{Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
+use std::rc::Rc;
 use std::time::Duration;
 use tracing::warn;
 
@@ -31,6 +32,17 @@ pub(super) struct Config {
 impl Config {
     pub(super) fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let external = setup.external;
+        let attrs = LeaseAttrs {
+            public_ip: external.public_ip,
+            backend_type: Some(KIND.to_owned()),
+            backend_data: None,
+        };
+        let (network, subnet_len) = (setup.config.network, setup.config.subnet_len);
+        Config { network, subnet_len, external: external.clone(), attrs }.over(external)
+    }
+
+    /// This config over `external`.
+    fn over(&self, external: &External) -> Result<Config, BackendError> {
         if external.public_ip != external.address {
             return Err(BackendError::PublicIp {
                 public_ip: external.public_ip,
@@ -38,18 +50,10 @@ impl Config {
                 address: external.address,
             });
         }
-        let attrs = LeaseAttrs {
-            public_ip: external.public_ip,
-            backend_type: Some(KIND.to_owned()),
-            backend_data: None,
-        };
-        let config = setup.config;
-        Ok(Config {
-            network: config.network,
-            subnet_len: config.subnet_len,
-            external: external.clone(),
-            attrs,
-        })
+        let attrs = LeaseAttrs { public_ip: external.public_ip, ..self.attrs.clone() };
+        // The MTU that containers were told stays.
+        let external = External { mtu: self.external.mtu, ..external.clone() };
+        Ok(Config { external, attrs, ..self.clone() })
     }
 }
 
@@ -60,6 +64,10 @@ impl Backend for Config {
 
     fn mtu(&self) -> u32 {
         self.external.mtu
+    }
+
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {
+        super::shared(self.over(external))
     }
 
     fn register<'a>(
@@ -139,6 +147,11 @@ impl Network for Routes {
         for event in events {
             self.follow(event);
         }
+    }
+
+    fn follow(&mut self, external: &External) -> Result<(), BackendError> {
+        self.config = self.config.over(external)?;
+        Ok(())
     }
 
     fn is_pending(&self) -> bool {

@@ -76,6 +76,9 @@ pub enum BackendError {
     /// A worker's second handle on its socket could not be made.
     #[error("cannot share a socket: {0}")]
     ShareSocket(#[source] std::io::Error),
+    /// A second handle on a queue of the TUN device could not be made.
+    #[error("cannot share a queue of the TUN device: {0}")]
+    ShareQueue(#[source] std::io::Error),
     /// Somebody deleted the overlay's device before it was ready.
     #[error("{0} vanished while it was set up")]
     Vanished(String),
@@ -204,6 +207,13 @@ pub trait Backend: fmt::Debug {
         None
     }
 
+    /// This backend over `external`, which has taken the place of the interface or address that it had. The MTU for
+    /// containers stays, since they exist already.
+    ///
+    /// # Errors
+    /// The [`BackendError`] says why this backend cannot work over it.
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError>;
+
     /// Makes `subnet` work on this host.
     ///
     /// # Errors
@@ -237,6 +247,15 @@ pub enum Progress {
 pub trait Network: fmt::Debug {
     /// Follows the peers: takes the events of their leases, in order.
     fn apply(&mut self, events: &[Event]);
+
+    /// Takes note that `external` has taken the place of the interface or address that this network used. The next
+    /// [`Network::maintain`] with [`Look::Everything`] follows it.
+    ///
+    /// # Errors
+    /// The [`BackendError`] says why this network cannot work over it; then nothing has changed.
+    fn follow(&mut self, _external: &External) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Whether events have left something for the next [`Network::maintain`] to write.
     fn is_pending(&self) -> bool {

@@ -23,6 +23,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -86,6 +87,19 @@ impl Config {
         let (network, subnet_len) = (config.network, config.subnet_len);
         Ok(Config { network, subnet_len, external: external.clone(), device, direct_routing, attrs })
     }
+
+    /// This config over `external`. The MAC stays, so peers need not learn another one, and so does the MTU, unless the
+    /// link is too narrow for it.
+    fn over(&self, external: &External) -> Result<Config, BackendError> {
+        let widest = mtu(None, external)?;
+        let mut moved = self.clone();
+        moved.external = external.clone();
+        moved.device.link_index = external.index;
+        moved.device.local = external.address;
+        moved.device.mtu = self.device.mtu.min(widest);
+        moved.attrs.public_ip = external.public_ip;
+        Ok(moved)
+    }
 }
 
 impl Backend for Config {
@@ -99,6 +113,10 @@ impl Backend for Config {
 
     fn port(&self) -> Option<u16> {
         Some(self.device.port)
+    }
+
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {
+        super::shared(self.over(external))
     }
 
     fn register<'a>(
@@ -285,6 +303,11 @@ impl Network for Tunnel {
         }
     }
 
+    fn follow(&mut self, external: &External) -> Result<(), BackendError> {
+        self.config = self.config.over(external)?;
+        Ok(())
+    }
+
     fn is_pending(&self) -> bool {
         self.tables.is_pending()
     }
@@ -381,6 +404,7 @@ mod tests {
             mtu,
             address: Ipv4Addr::new(192, 0, 2, 1),
             public_ip: Ipv4Addr::new(192, 0, 2, 1),
+            by: crate::iface::By::DefaultRoute,
         };
         assert_eq!(mtu(None, &external(1500)).unwrap(), 1450);
         assert_eq!(mtu(Some(0), &external(1500)).unwrap(), 1450);

@@ -2,6 +2,7 @@
 
 use super::changes::Changes;
 use super::detours;
+use super::external::choose_again;
 use super::kept::{self, Begin};
 use super::notify::Notifier;
 use super::orders::Orders;
@@ -9,12 +10,12 @@ use super::reload::take_over;
 use super::rules::HostRules;
 use super::running::{Parts, Running};
 use super::{DaemonError, Settings};
-use crate::backend::{self, Setup};
+use crate::backend::{self, Backend, Setup};
 use crate::iface;
 use crate::lease::Manager;
 use crate::log::phrases;
 use crate::membership::cache::Cache;
-use crate::membership::{Clock, Source, StateDir};
+use crate::membership::{Clock, Exchange, Source, StateDir};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
@@ -51,7 +52,9 @@ impl Control {
         let netlink = Netlink::new()?;
         // The subscription begins before the first look, so that no change is missed.
         let changes = Changes::new(netlink.port())?;
+        // A mistake that no waiting would mend ends the start; the choice that counts follows the config.
         let external = iface::choose(&netlink, &settings.iface).await?;
+        external.tell();
         let source = Source::etcd(&settings.etcd)?;
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
@@ -74,7 +77,8 @@ impl Control {
     /// # Errors
     /// The [`DaemonError`] for which it cannot go on.
     pub(super) async fn run(self, orders: &mut Orders) -> Result<(), DaemonError> {
-        let Control { mut settings, name, notifier, netlink, changes, external, source, state, seed } = self;
+        let Control { mut settings, name, notifier, netlink, mut changes, external, source, state, seed } =
+            self;
         notifier.status("waiting for the network config in etcd");
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
@@ -88,10 +92,9 @@ impl Control {
         };
         let Begin { config, text, kept, doubted } = begin;
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
-        let engine = settings.engine.clone();
-        let setup = Setup { config: &config, external: &external, engine: &engine, netlink: &netlink };
-        let backend = tokio::select! {
-            backend = backend::from_config(setup) => backend?,
+        let (choice, engine) = (settings.iface.clone(), settings.engine.clone());
+        let (external, backend) = tokio::select! {
+            made = backend_over(&netlink, &mut changes, &choice, &external, &config, &engine) => made?,
             name = orders.wait(&name, notifier, |new| take_over(new, &mut settings)) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());
@@ -114,14 +117,13 @@ impl Control {
         let (notices, inbox) = mpsc::unbounded_channel();
         let (status, held) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
-        let stop_asked = async {
-            let _ = stopped.await;
-        };
         let doubt = kept::doubt(asked, doubted.then(|| (config.clone(), cache)));
+        let (publish, attrs) = watch::channel(backend.attrs().clone());
+        let exchange = Exchange { publish: attrs, notices, status };
         let lease = async {
             tokio::select! {
                 biased;
-                ending = source.run(manager, &clock, notices, status, stop_asked, keep) => ending,
+                ending = source.run(manager, &clock, exchange, async { drop(stopped.await) }, keep) => ending,
                 ending = doubt => ending,
             }
         };
@@ -131,6 +133,7 @@ impl Control {
             notifier,
             lease: held,
             cache_failures: failures,
+            publish,
             clock: Rc::clone(&clock),
             config,
             backend,
@@ -143,6 +146,21 @@ impl Control {
         // What holds the lease is polled by the loop and ends with it; the lease itself stays in the store.
         running.run(orders, inbox, lease, stop).await
     }
+}
+
+/// The backend, and the interface that it works over. The wait for the config may have been long, so the interface may be
+/// another one by now.
+async fn backend_over(
+    netlink: &Netlink,
+    changes: &mut Changes,
+    choice: &iface::Choice,
+    before: &iface::External,
+    config: &Config,
+    engine: &super::settings::Engine,
+) -> Result<(iface::External, Rc<dyn Backend>), DaemonError> {
+    let external = choose_again(netlink, choice, changes, before).await;
+    let backend = backend::from_config(Setup { config, external: &external, engine, netlink }).await?;
+    Ok((external, backend))
 }
 
 /// The subnet of an earlier run, if its `subnet.env` is still there and belongs to this network.

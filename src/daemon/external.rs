@@ -1,13 +1,15 @@
-//! The external interface after it was chosen. The sockets are bound to its address: they outlive the address and
-//! the device, and work again when the address is back, on whatever device. So there is nothing to repair here, but
-//! the operator must hear what is wrong.
+//! The external interface after it was chosen. Its address may change or move to another device: then backend and lease
+//! follow, as far as the operator's flags allow. The sockets outlive the address and the device, and work again when the
+//! address is back. So a link that is down needs no repair, but the operator must hear what is wrong.
 
-use crate::iface::External;
-use crate::log::Complaint;
-use crate::netlink::{Change, Error, Netlink};
+use super::changes::Changes;
+use crate::iface::{self, Choice, External, Standing};
+use crate::log::{Complaint, phrases};
+use crate::netlink::{Change, Netlink};
+use crate::report::{Sample, metric};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 /// How often we look at the interface when nothing was announced.
@@ -16,49 +18,101 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(50);
 /// The least time between two lines, for a link that flaps; also the wait after a look that failed.
 const CALM: Duration = Duration::from_secs(1);
-const _: () = assert!(SETTLE.as_millis() < CALM.as_millis() && CALM.as_millis() < RESYNC.as_millis());
+/// The least time between the first line in a while and the next: an address that goes is often followed by another.
+const FIRST_CALM: Duration = Duration::from_millis(200);
+/// After so long without a line, the next is the first in a while.
+const QUIET: Duration = Duration::from_secs(10);
+/// How long a lost address is waited for if only one takes its place that was there beside it. Somebody may be setting
+/// the interface up anew.
+const HESITATION: Duration = Duration::from_secs(1);
+const _: () =
+    assert!(SETTLE.as_millis() < FIRST_CALM.as_millis() && FIRST_CALM.as_millis() < CALM.as_millis());
+const _: () = assert!(CALM.as_millis() < QUIET.as_millis() && QUIET.as_millis() < RESYNC.as_millis());
+// Peers reach this host again within two seconds of a change.
+const _: () = assert!(SETTLE.as_millis() + HESITATION.as_millis() < 2000);
+
+/// Chooses the interface again after a wait in which it may have changed. A choice that fails now is tried again, at each
+/// change of the kernel's tables and now and then: what the operator asked for was there at the start.
+pub(super) async fn choose_again(
+    netlink: &Netlink,
+    choice: &Choice,
+    changes: &mut Changes,
+    before: &External,
+) -> External {
+    let mut complaint = Complaint::default();
+    loop {
+        match iface::choose(netlink, choice).await {
+            Ok(external) => {
+                if (external.index, external.address) != (before.index, before.address) {
+                    external.tell();
+                }
+                return external;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if complaint.is_news(Instant::now(), &text) {
+                    error!("{}: {text}; waiting for it", phrases::NO_INTERFACE);
+                }
+            }
+        }
+        tokio::select! {
+            _ = changes.next() => sleep(SETTLE).await,
+            () = sleep(RESYNC) => {}
+        }
+    }
+}
 
 /// The external interface, and what the last look at it found.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// The number of the link that had the address at the last look.
-    index: u32,
-    name: String,
-    address: Ipv4Addr,
+    external: External,
+    /// The host's other addresses at the last look that found ours.
+    beside: Vec<Ipv4Addr>,
     trouble: Complaint<Instant>,
     /// The time at which the present trouble began.
     since: Option<Instant>,
     /// The time of the last line about the interface.
     news_at: Option<Instant>,
+    /// The time that has to pass after that line before the next.
+    calm: Duration,
     check_at: Instant,
+    /// How often another interface or address was followed.
+    changes: u64,
     /// The complaint that the kernel's tables cannot be read.
     unreadable: Complaint<Instant>,
 }
 
-/// What a look at the interface has found.
-enum State {
-    Whole {
-        index: u32,
-        name: String,
-    },
-    Lost(String),
-    /// The interface has this address in place of ours.
-    Changed(Ipv4Addr),
+/// What a look at the interface has led to.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Nothing has changed.
+    Same,
+    /// There is news, which was logged.
+    News,
+    /// This takes the place of what we had. The caller follows it and says so by [`Watch::followed`] or
+    /// [`Watch::refused`].
+    Follow(External),
 }
 
 impl Watch {
     /// Begins to watch `external`, which was chosen some time ago; the first look is due at once.
-    pub(super) fn new(external: &External) -> Watch {
+    pub(super) fn new(external: External) -> Watch {
         Watch {
-            index: external.index,
-            name: external.name.clone(),
-            address: external.address,
+            external,
+            beside: Vec::new(),
             trouble: Complaint::default(),
             since: None,
             news_at: None,
+            calm: FIRST_CALM,
             check_at: Instant::now(),
+            changes: 0,
             unreadable: Complaint::default(),
         }
+    }
+
+    /// The interface as it was at the last look that found it.
+    pub(super) fn external(&self) -> &External {
+        &self.external
     }
 
     /// What is wrong with the interface; `None` if nothing is.
@@ -66,40 +120,46 @@ impl Watch {
         self.trouble.text()
     }
 
+    /// The counters of the interface.
+    pub(super) fn samples(&self) -> [Sample; 2] {
+        let trouble = u64::from(self.trouble().is_some());
+        [
+            Sample::new(&metric::EXTERNAL_CHANGES, "external_changes", self.changes),
+            Sample::new(&metric::EXTERNAL_TROUBLE, "external_trouble", trouble),
+        ]
+    }
+
     /// The time at which [`Watch::look`] is due.
     pub(super) fn check_at(&self) -> Instant {
         self.check_at
     }
 
-    /// Brings the next look forward if `change` concerns the interface.
+    /// Brings the next look forward if `change` may concern the interface. One that takes its place may be any.
     pub(super) fn changed(&mut self, change: &Change) {
+        let External { index: own, name: own_name, address: own_address, .. } = &self.external;
         let concerns = match change {
-            Change::Link { index, name, .. } => *index == self.index || *name == self.name,
+            Change::Link { index, name, .. } => self.since.is_some() || index == own || name == own_name,
             Change::Address { link_index, address, .. } => {
-                *link_index == self.index || *address == self.address
+                self.since.is_some() || link_index == own || address == own_address
             }
-            Change::Route { .. } => false,
+            Change::Route { destination, .. } => self.since.is_some() && destination.prefix_len() == 0,
             Change::Overrun => true,
         };
         if concerns {
-            let calm = self.news_at.map(|at| at + CALM);
+            let calm = self.news_at.map(|at| at + self.calm);
             let soon = Instant::now() + SETTLE;
             self.check_at = self.check_at.min(calm.map_or(soon, |calm| calm.max(soon)));
         }
     }
 
-    /// Looks at the kernel's tables and logs what has changed; returns whether something has.
-    pub(super) async fn look(&mut self, netlink: &Netlink) -> bool {
+    /// Looks at the kernel's tables and logs what has changed.
+    pub(super) async fn look(&mut self, netlink: &Netlink, choice: &Choice) -> Seen {
         let now = Instant::now();
         self.check_at = now + RESYNC;
-        match self.state(netlink).await {
-            Ok(state) => {
+        match iface::stand(netlink, choice, &self.external).await {
+            Ok(standing) => {
                 self.unreadable.settle();
-                let news = self.note(now, state);
-                if news {
-                    self.news_at = Some(now);
-                }
-                news
+                self.judge(now, standing)
             }
             Err(error) => {
                 self.check_at = now + CALM;
@@ -107,68 +167,88 @@ impl Watch {
                 if self.unreadable.is_news(now, &text) {
                     warn!("cannot look at the external interface: {text}; trying again");
                 }
-                false
+                Seen::Same
             }
         }
     }
 
-    async fn state(&self, netlink: &Netlink) -> Result<State, Error> {
-        let addresses = netlink.addresses(None).await?;
-        let Some(owner) = addresses.iter().find(|one| one.address == self.address) else {
-            let Some(link) = netlink.link_by_name(&self.name).await? else {
-                return Ok(State::Lost(format!("{} is gone", self.name)));
-            };
-            let other = addresses.iter().find(|one| one.link_index == link.index && !one.deprecated);
-            return Ok(match other {
-                Some(other) => State::Changed(other.address),
-                None => State::Lost(format!("{} has lost its address {}", self.name, self.address)),
-            });
-        };
-        Ok(match netlink.link_by_index(owner.link_index).await? {
-            None => State::Lost(format!("{} is gone", self.name)),
-            Some(link) if !link.up => State::Lost(format!("{} is down", link.name)),
-            Some(link) if !link.running => State::Lost(format!("{} has no carrier", link.name)),
-            Some(link) => State::Whole { index: link.index, name: link.name },
-        })
+    fn judge(&mut self, now: Instant, standing: Standing) -> Seen {
+        match standing {
+            Standing::There { external, trouble, beside } => {
+                self.beside = beside;
+                let news = match trouble {
+                    Some(text) => self.wrong(now, &text),
+                    None => self.right(now),
+                };
+                if external != self.external {
+                    return Seen::Follow(external);
+                }
+                news
+            }
+            Standing::Replaced { external, trouble } => {
+                let news = self.wrong(now, &trouble);
+                let until = self.since.unwrap_or(now) + HESITATION;
+                if self.beside.contains(&external.address) && now < until {
+                    self.check_at = until;
+                    return news;
+                }
+                Seen::Follow(external)
+            }
+            Standing::Left(text) => self.wrong(now, &text),
+        }
     }
 
-    fn note(&mut self, now: Instant, state: State) -> bool {
-        debug_assert_eq!(
-            self.trouble.text().is_some(),
-            self.since.is_some(),
-            "every trouble has a beginning"
-        );
-        let (text, changed) = match state {
-            State::Whole { index, name } => return self.whole(now, index, name),
-            State::Lost(text) => (text, false),
-            State::Changed(new) => {
-                (format!("{} has lost its address {} and has {new}", self.name, self.address), true)
+    /// The caller has followed to `external`.
+    pub(super) fn followed(&mut self, external: External) {
+        let now = Instant::now();
+        let External { name, address, .. } = &external;
+        if *address == self.external.address {
+            if *name != self.external.name {
+                info!("external interface: {address} is on {name} now");
             }
-        };
-        if !self.trouble.is_news(now, &text) {
-            return false;
-        }
-        self.since.get_or_insert(now);
-        if changed {
-            error!(
-                "external interface: {text}: peers do not reach this host until the old address is back, or \
-                 flanneld is restarted to take the new one"
-            );
         } else {
-            warn!("external interface: {text}: no peer is reached until it is back");
+            info!(
+                "external interface: {address} on {name} takes the place of {} on {}",
+                self.external.address, self.external.name
+            );
+            self.since = None;
+            self.trouble.settle();
         }
-        true
+        self.external = external;
+        self.changes += 1;
+        self.tell(now);
+        // What the new place is like is still to be seen.
+        self.check_at = now + SETTLE;
     }
 
-    fn whole(&mut self, now: Instant, index: u32, name: String) -> bool {
-        if self.name != name {
-            info!("external interface: {} is on {name} now", self.address);
+    /// The caller cannot follow to `external`, for the reason that `why` gives.
+    pub(super) fn refused(&mut self, external: &External, why: &str) {
+        let External { name, address, .. } = external;
+        self.wrong(Instant::now(), &format!("cannot follow to {address} on {name}: {why}"));
+    }
+
+    fn tell(&mut self, now: Instant) {
+        let is_first = self.news_at.is_none_or(|at| now.saturating_duration_since(at) >= QUIET);
+        self.calm = if is_first { FIRST_CALM } else { CALM };
+        self.news_at = Some(now);
+    }
+
+    fn wrong(&mut self, now: Instant, text: &str) -> Seen {
+        self.since.get_or_insert(now);
+        if !self.trouble.is_news(now, text) {
+            return Seen::Same;
         }
-        (self.index, self.name) = (index, name);
-        let (Some(since), Some(text)) = (self.since.take(), self.trouble.text()) else { return false };
+        self.tell(now);
+        warn!("external interface: {text}: no peer is reached until it is back");
+        Seen::News
+    }
+
+    fn right(&mut self, now: Instant) -> Seen {
+        let (Some(since), Some(text)) = (self.since.take(), self.trouble.text()) else { return Seen::Same };
         let after = now.saturating_duration_since(since).as_secs_f64();
-        info!("external interface: {} is back after {after:.1} s ({text})", self.name);
+        info!("external interface: {} is back after {after:.1} s ({text})", self.external.name);
         self.trouble.settle();
-        true
+        self.tell(now);
+        Seen::News
     }
 }

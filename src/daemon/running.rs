@@ -2,36 +2,35 @@
 //!
 //! Nothing that takes long is awaited inside a branch: while a branch runs, no lease is renewed.
 
+mod condition;
+
 use super::changes::Changes;
 use super::detours::Detours;
-use super::external::Watch;
+use super::external::{Seen, Watch};
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
 use super::publish::SubnetFile;
 use super::reload::take_over;
 use super::rules::{Due, HostRules};
-use super::samples;
 use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Look, Network, Progress};
 use crate::iface::External;
-use crate::lease::{Basis, Notice, Status};
-use crate::log::{self, Complaint};
+use crate::lease::{Notice, Status};
+use crate::log::Complaint;
 use crate::membership::{Clock, Ending};
 use crate::netlink::{Change, Netlink};
-use crate::report::{self, Lines, State, Summary};
-use crate::subnet::{Config, EnvFile};
+use crate::subnet::{Config, EnvFile, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
-use std::io::Write;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// How often the kernel's tables are compared with ours when nothing was announced.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -57,6 +56,8 @@ pub(super) struct Parts {
     pub(super) lease: watch::Receiver<Option<Status>>,
     /// How many writes to the state directory have failed.
     pub(super) cache_failures: Rc<Cell<u64>>,
+    /// What the lease is to publish.
+    pub(super) publish: watch::Sender<LeaseAttrs>,
     pub(super) clock: Rc<Clock>,
     pub(super) config: Config,
     pub(super) backend: Rc<dyn Backend>,
@@ -74,6 +75,7 @@ pub(super) struct Running {
     notifier: Notifier,
     lease: watch::Receiver<Option<Status>>,
     cache_failures: Rc<Cell<u64>>,
+    publish: watch::Sender<LeaseAttrs>,
     clock: Rc<Clock>,
     config: Config,
     backend: Rc<dyn Backend>,
@@ -125,13 +127,14 @@ impl Running {
             notifier: parts.notifier,
             lease: parts.lease,
             cache_failures: parts.cache_failures,
+            publish: parts.publish,
             clock: parts.clock,
             config: parts.config,
             backend: parts.backend,
             rules: parts.rules,
             netlink: Rc::new(parts.netlink),
             changes: parts.changes,
-            external: Watch::new(&parts.external),
+            external: Watch::new(parts.external),
             detours: parts.detours,
             registering: None,
             network: None,
@@ -177,6 +180,7 @@ impl Running {
                 // A detour is there before the route that would swallow its address.
                 () = sleep_until(self.detours.check_at()) => self.detours.look(&self.netlink).await,
                 () = self.detours.look_up() => {}
+                // The tables follow the external interface, so that is looked at first.
                 () = sleep_until(self.external.check_at()) => self.look_outside().await,
                 () = sleep_until(self.file.retry_at()) => self.publish(),
                 // A step of a few milliseconds; what else is due comes before the next one.
@@ -217,6 +221,7 @@ impl Running {
                 }
                 self.hurry();
             }
+            Notice::Readdressed { .. } => self.tell_state(),
             Notice::StoreLost { reason } => {
                 self.store_lost = Some(reason);
                 self.tell_state();
@@ -268,6 +273,10 @@ impl Running {
         debug_assert!(self.network.is_none(), "a network goes before the next one is made");
         // The filter may have changed since the backend was made.
         network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
+        // The interface may have moved while the network was coming up over the old one.
+        if let Err(error) = network.follow(self.external.external()) {
+            warn!("{error}");
+        }
         self.network = Some((subnet, network));
         self.rules.set(subnet.trunc(), &self.netlink).await;
         self.hurry();
@@ -305,53 +314,6 @@ impl Running {
         self.busy = self.network.as_ref().is_some_and(|(_, network)| network.is_pending());
     }
 
-    /// Tells systemd whether we are ready, and what is wrong.
-    fn tell_state(&mut self) {
-        let mut text = match &self.network {
-            Some((subnet, _)) => format!("{} backend, subnet {subnet}", self.config.backend.kind),
-            None => "waiting for a subnet lease".to_owned(),
-        };
-        if self.network.is_some() && self.rules.withheld() {
-            text += "; waiting for the masquerade rules";
-        }
-        if let Some(reason) = &self.store_lost {
-            text += &format!("; without etcd: {reason}");
-        }
-        match self.basis() {
-            Basis::Store => {}
-            Basis::Cache => text += "; from the state directory",
-            Basis::Lapsed => text += "; the lease has ended: not forwarding",
-        }
-        for trouble in [self.external.trouble(), self.file.trouble(), self.failing.text()].iter().flatten() {
-            text += &format!("; {trouble}");
-        }
-        if self.announced || !self.is_ready() {
-            self.notifier.status(&text);
-        } else {
-            self.notifier.ready(&text);
-            self.announced = true;
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        let is_ready = self.network.is_some() && self.file.is_written() && self.basis() != Basis::Lapsed;
-        debug_assert!(!is_ready || !self.rules.withheld(), "subnet.env waits for the rules that it promises");
-        is_ready
-    }
-
-    /// On whose word the lease is held.
-    fn basis(&self) -> Basis {
-        self.lease.borrow().map_or(Basis::Store, |status| status.basis)
-    }
-
-    /// Why the network works less well than it should; `None` if it does not.
-    fn degraded(&self) -> Option<String> {
-        (self.basis() == Basis::Cache).then(|| {
-            let reason = self.store_lost.as_deref().unwrap_or("it has not answered yet");
-            format!("running from the state directory, without etcd since the start: {reason}")
-        })
-    }
-
     fn changed(&mut self, change: &Change) {
         self.external.changed(change);
         self.detours.changed(change);
@@ -363,9 +325,38 @@ impl Running {
     }
 
     async fn look_outside(&mut self) {
-        if self.external.look(&self.netlink).await {
-            self.tell_state();
+        match self.external.look(&self.netlink, &self.settings.iface).await {
+            Seen::Same => return,
+            Seen::News => {}
+            Seen::Follow(external) => match self.follow(&external) {
+                Ok(()) => self.external.followed(external),
+                Err(error) => self.external.refused(&external, &error.to_string()),
+            },
         }
+        self.tell_state();
+    }
+
+    /// Moves backend and lease to `external`; the subnet stays. The next pass over the tables is due at once.
+    fn follow(&mut self, external: &External) -> Result<(), BackendError> {
+        let backend = self.backend.follow(external)?;
+        if let Some((_, network)) = &mut self.network {
+            network.follow(external)?;
+        }
+        let (before, now) = (self.backend.mtu(), backend.mtu());
+        if now < before {
+            warn!(
+                "{} is too narrow for packets of {before} bytes, which containers may send: {now} from now on; \
+                 restart flanneld and make containers anew",
+                external.name
+            );
+        }
+        if external.address != self.external.external().address {
+            // The store is told even if the public IP is fixed: its connections came from the old address.
+            self.publish.send_modify(|attrs| attrs.public_ip = backend.attrs().public_ip);
+        }
+        self.backend = backend;
+        self.check_at = Instant::now();
+        Ok(())
     }
 
     async fn maintain(&mut self) -> Result<(), DaemonError> {
@@ -403,58 +394,9 @@ impl Running {
         Ok(())
     }
 
-    /// The state of this network at this moment.
-    async fn state(&self) -> State {
-        let status = *self.lease.borrow();
-        let data_path = match &self.network {
-            Some((_, network)) => network.report(&self.netlink).await,
-            None => None,
-        };
-        let counters = status.map(|status| status.counters).unwrap_or_default();
-        let left = status.and_then(|status| status.deadline).map(|at| at.saturating_sub(self.clock.now()));
-        State {
-            network: self.name.clone(),
-            alive: self.is_alive(),
-            ready: self.is_ready(),
-            degraded: self.degraded(),
-            backend: self.config.backend.kind.clone(),
-            store_up: status.is_some_and(|status| !status.store_out),
-            lease: report::Lease {
-                held: status.is_some_and(|status| status.subnet.is_some()),
-                expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
-                from_cache: self.basis() != Basis::Store,
-                samples: samples::of(counters, self.cache_failures.get(), self.detours.count()),
-            },
-            rules_in_place: self.rules.in_place(),
-            data_path,
-        }
-    }
-
     fn watchdog(&self) {
         if self.is_alive() {
             self.notifier.watchdog();
-        }
-    }
-
-    /// Whether no worker has ended by itself.
-    fn is_alive(&self) -> bool {
-        self.network.as_ref().is_none_or(|(_, network)| network.is_alive())
-    }
-
-    /// Prints the counters to stderr, without the log's format: they are for the person who sent the signal.
-    async fn report(&self) {
-        if self.network.is_some() {
-            let text = Lines(&self.state().await).to_string();
-            let _ = std::io::stderr().write_all(text.as_bytes());
-        }
-    }
-
-    /// Prints the counters at the end. In the journal they are one line.
-    async fn farewell(&self) {
-        if !log::is_journal() {
-            self.report().await;
-        } else if self.network.is_some() {
-            info!("counters: {}", Summary(&self.state().await));
         }
     }
 }

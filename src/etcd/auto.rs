@@ -219,6 +219,17 @@ impl Registry for Store {
         each!(self, store => store.delete(held).await)
     }
 
+    fn reconnect(&self) {
+        match self {
+            Store::V2(store) => store.reconnect(),
+            Store::V3(store) => store.reconnect(),
+            Store::Auto(auto) => {
+                auto.v2.reconnect();
+                auto.v3.reconnect();
+            }
+        }
+    }
+
     async fn watch(&self, revision: Revision) -> Result<StoreWatch, Error> {
         each!(self, store => store.watch(revision).await.map(StoreWatch::from))
     }

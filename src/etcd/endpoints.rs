@@ -139,6 +139,12 @@ impl<O: Opener> Endpoints<O> {
         }
     }
 
+    /// Gives up the site in use, which need not have failed: the next call opens one anew.
+    pub(super) fn renew(&self) {
+        self.generation.set(self.generation.get().wrapping_add(1));
+        self.live.take();
+    }
+
     /// Makes a call at the first site that answers. Each site is tried once, within the deadline.
     pub(super) async fn ask<T>(
         &self,

@@ -2,15 +2,25 @@
 //! address that is advertised to peers.
 //!
 //! The order is flannel's: every `-iface` as written, then every `-iface-regex`, then `-iface-can-reach`. With none of
-//! the three it is the owner of `-public-ip`, and without that flag the device of the first default route.
+//! the three it is the owner of `-public-ip`, and without that flag the device of the first default route. An interface
+//! that is down is taken only if no other choice is up; the daemon then waits for it.
+//!
+//! `follow` tells later what has become of the interface: its address may move to a bridge, or another may take its
+//! place, as far as the flag that chose it allows.
 
+mod follow;
 #[cfg(test)]
 mod tests;
+
+pub use follow::{Standing, stand};
 
 use crate::log::phrases;
 use crate::netlink::{Address, Link, Netlink, RouteTo};
 use regex::Regex;
 use std::net::Ipv4Addr;
+
+/// How many levels of bridges and bonds may lie above a port: a bond in a bridge are two.
+const MOST_MASTERS: usize = 4;
 
 /// What the operator says about the external interface.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +48,35 @@ pub struct External {
     pub address: Ipv4Addr,
     /// The address that peers send to.
     pub public_ip: Ipv4Addr,
+    /// What led to this interface.
+    pub by: By,
+}
+
+/// What led to an interface. It decides what may take the place of an address that leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// `-iface` with a name.
+    Name(String),
+    /// `-iface` with an address, or `-public-ip` alone.
+    Address,
+    /// The `-iface-regex` of this number, from 0.
+    Regex(usize),
+    /// The way to the address of `-iface-can-reach`.
+    Reach,
+    /// No flag: the default route.
+    DefaultRoute,
+}
+
+/// An interface that fits, with the address to bind to.
+type Found<'a> = (&'a Link, Ipv4Addr);
+
+/// Which interfaces come into question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// Those that are up.
+    Up,
+    /// Those that are down too.
+    Any,
 }
 
 /// Why no interface could be chosen.
@@ -74,6 +113,9 @@ struct Snapshot {
 }
 
 /// Chooses the interface from the kernel's present tables.
+///
+/// # Errors
+/// [`ChoiceError`] names what was tried.
 pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<External, ChoiceError> {
     let reach = match choice.can_reach {
         Some(ip) => Some(netlink.route_to(ip).await.map_err(|e| e.to_string())),
@@ -85,82 +127,100 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<External, Choi
         default_link: netlink.default_route_link().await?,
         reach,
     };
-    let external = snapshot.select(choice)?;
-    let (name, address) = (&external.name, external.address);
-    tracing::info!("{} {name} and address {address}", phrases::INTERFACE_CHOSEN);
-    if external.public_ip != external.address {
-        tracing::info!("Using {} as external address", external.public_ip);
+    let (external, passed_over) = snapshot.select(choice)?;
+    for reason in passed_over {
+        tracing::warn!("Could not choose the interface: {reason}");
     }
     Ok(external)
 }
 
+impl External {
+    /// Says in the log which interface was chosen, in flannel's words.
+    pub fn tell(&self) {
+        tracing::info!("{} {} and address {}", phrases::INTERFACE_CHOSEN, self.name, self.address);
+        if self.public_ip != self.address {
+            tracing::info!("Using {} as external address", self.public_ip);
+        }
+    }
+}
+
 impl Snapshot {
-    fn select(&self, choice: &Choice) -> Result<External, ChoiceError> {
-        let (link, address) =
-            if choice.names.is_empty() && choice.regexes.is_empty() && choice.can_reach.is_none() {
-                self.implied(choice.public_ip)?
-            } else {
-                self.named(choice)?
-            };
-        debug_assert!(link.up && link.mtu > 0, "only a usable link is chosen");
-        Ok(External {
-            index: link.index,
-            name: link.name.clone(),
-            mtu: link.mtu,
-            address,
-            public_ip: choice.public_ip.unwrap_or(address),
-        })
+    /// The interface, and why others that were named before it were not taken.
+    fn select(&self, choice: &Choice) -> Result<(External, Vec<String>), ChoiceError> {
+        let mut passed_over = Vec::new();
+        let found = self.pick(choice, Want::Up, &mut passed_over).or_else(|error| {
+            let found = self.pick(choice, Want::Any, &mut Vec::new());
+            found.map_err(|_| error)
+        });
+        let ((link, address), by) = found?;
+        debug_assert!(link.mtu > 0, "only a usable link is chosen");
+        Ok((External::new(link, address, choice, by), passed_over))
+    }
+
+    fn pick(
+        &self,
+        choice: &Choice,
+        want: Want,
+        passed_over: &mut Vec<String>,
+    ) -> Result<(Found<'_>, By), ChoiceError> {
+        if choice.names.is_empty() && choice.regexes.is_empty() && choice.can_reach.is_none() {
+            return self.implied(choice.public_ip, want);
+        }
+        let by_names = choice.names.iter().map(|name| {
+            let by = if name.parse::<Ipv4Addr>().is_ok() { By::Address } else { By::Name(name.clone()) };
+            (self.by_name(name, want), by)
+        });
+        let by_regexes = choice.regexes.iter().enumerate();
+        let by_regexes = by_regexes.map(|(n, regex)| (self.by_regex(regex, want), By::Regex(n)));
+        let by_reach = choice.can_reach.iter().map(|ip| (self.by_reach(*ip, want), By::Reach));
+        for (attempt, by) in by_names.chain(by_regexes).chain(by_reach) {
+            match attempt {
+                Ok(found) => return Ok((found, by)),
+                Err(reason) => passed_over.push(reason),
+            }
+        }
+        Err(ChoiceError::NoneMatches(passed_over.join("; ")))
     }
 
     /// The choice when no flag names the interface.
-    fn implied(&self, public_ip: Option<Ipv4Addr>) -> Result<(&Link, Ipv4Addr), ChoiceError> {
+    fn implied(&self, public_ip: Option<Ipv4Addr>, want: Want) -> Result<(Found<'_>, By), ChoiceError> {
         if let Some(ip) = public_ip {
-            let link = self.owner(ip).ok_or(ChoiceError::PublicIpNotOwned(ip))?;
-            return usable(link).map(|link| (link, ip)).map_err(ChoiceError::Unusable);
+            let link = self.owner(ip, None).ok_or(ChoiceError::PublicIpNotOwned(ip))?;
+            let link = usable(link, want).map_err(ChoiceError::Unusable)?;
+            return Ok(((link, ip), By::Address));
         }
-        let index = self.default_link.ok_or(ChoiceError::NoDefaultRoute)?;
-        let link = self.link(index).ok_or(ChoiceError::NoDefaultRoute)?;
-        self.with_best_address(link).map_err(ChoiceError::Unusable)
+        let link = self.default_link.and_then(|index| self.link(index)).ok_or(ChoiceError::NoDefaultRoute)?;
+        let found = self.with_best_address(link, want).map_err(ChoiceError::Unusable)?;
+        Ok((found, By::DefaultRoute))
     }
 
-    /// The choice among names, then patterns, then the address to reach. A failure is logged, and the next is tried.
-    fn named(&self, choice: &Choice) -> Result<(&Link, Ipv4Addr), ChoiceError> {
-        let names = choice.names.iter().map(|name| self.by_name(name));
-        let regexes = choice.regexes.iter().map(|regex| self.by_regex(regex));
-        let reach = choice.can_reach.iter().map(|ip| self.by_reach(*ip));
-        let mut reasons = Vec::new();
-        for attempt in names.chain(regexes).chain(reach) {
-            match attempt {
-                Ok(found) => return Ok(found),
-                Err(reason) => {
-                    tracing::warn!("Could not choose the interface: {reason}");
-                    reasons.push(reason);
-                }
-            }
-        }
-        Err(ChoiceError::NoneMatches(reasons.join("; ")))
-    }
-
-    fn by_name(&self, name: &str) -> Result<(&Link, Ipv4Addr), String> {
+    fn by_name(&self, name: &str, want: Want) -> Result<Found<'_>, String> {
         if let Ok(ip) = name.parse::<Ipv4Addr>() {
-            let link =
-                self.owner(ip).ok_or_else(|| format!("-iface {name}: no interface has that address"))?;
-            return Ok((usable(link)?, ip));
+            let link = self
+                .owner(ip, None)
+                .ok_or_else(|| format!("-iface {name}: no interface has that address"))?;
+            return Ok((usable(link, want)?, ip));
         }
         let link = self.links.iter().find(|link| link.name == name);
-        self.with_best_address(link.ok_or_else(|| format!("-iface {name}: no interface of that name"))?)
+        let link = link.ok_or_else(|| format!("-iface {name}: no interface of that name"))?;
+        // A port of a bridge or bond has no address of its own; what it carries is the bridge's.
+        let own = self.with_best_address(link, want);
+        own.or_else(|reason| {
+            let masters = self.masters(link);
+            masters.into_iter().find_map(|link| self.with_best_address(link, want).ok()).ok_or(reason)
+        })
     }
 
     /// The first usable match among all addresses or, if there is none, among all names.
-    fn by_regex(&self, regex: &Regex) -> Result<(&Link, Ipv4Addr), String> {
+    fn by_regex(&self, regex: &Regex, want: Want) -> Result<Found<'_>, String> {
         let matching_address = |link| {
             let found = self.candidates(link).into_iter().find(|ip| regex.is_match(&ip.to_string()));
             found.map(|ip| (link, ip))
         };
         let by_address =
-            self.links.iter().filter_map(matching_address).map(|(link, ip)| Ok((usable(link)?, ip)));
+            self.links.iter().filter_map(matching_address).map(|(link, ip)| Ok((usable(link, want)?, ip)));
         let named = self.links.iter().filter(|link| regex.is_match(&link.name));
-        let by_name = named.map(|link| self.with_best_address(link));
+        let by_name = named.map(|link| self.with_best_address(link, want));
         let mut failure = format!("-iface-regex {regex}: no address and no name match");
         for attempt in by_address.chain(by_name) {
             match attempt {
@@ -171,17 +231,18 @@ impl Snapshot {
         Err(failure)
     }
 
-    fn by_reach(&self, ip: Ipv4Addr) -> Result<(&Link, Ipv4Addr), String> {
+    fn by_reach(&self, ip: Ipv4Addr, want: Want) -> Result<Found<'_>, String> {
         let route = match &self.reach {
             Some(Ok(route)) => route,
             Some(Err(reason)) => return Err(format!("-iface-can-reach {ip}: {reason}")),
             None => return Err(format!("-iface-can-reach {ip}: no route")),
         };
         let link = self.link(route.link_index);
-        let link = usable(link.ok_or_else(|| format!("-iface-can-reach {ip}: its interface is gone"))?)?;
+        let link =
+            usable(link.ok_or_else(|| format!("-iface-can-reach {ip}: its interface is gone"))?, want)?;
         match route.source {
             Some(source) => Ok((link, source)),
-            None => self.with_best_address(link),
+            None => self.with_best_address(link, want),
         }
     }
 
@@ -189,12 +250,24 @@ impl Snapshot {
         self.links.iter().find(|link| link.index == index)
     }
 
-    fn owner(&self, ip: Ipv4Addr) -> Option<&Link> {
-        self.addresses.iter().find(|a| a.address == ip).and_then(|a| self.link(a.link_index))
+    /// The link that has the address. Of several it is one that is no port of a bridge, then the one of index `before`.
+    fn owner(&self, ip: Ipv4Addr, before: Option<u32>) -> Option<&Link> {
+        let owners =
+            self.addresses.iter().filter(|a| a.address == ip).filter_map(|a| self.link(a.link_index));
+        owners.min_by_key(|link| (!self.masters(link).is_empty(), Some(link.index) != before))
     }
 
-    fn with_best_address<'a>(&self, link: &'a Link) -> Result<(&'a Link, Ipv4Addr), String> {
-        let link = usable(link)?;
+    /// The bridge or bond that a link is a port of, and what that is a port of in turn.
+    fn masters(&self, link: &Link) -> Vec<&Link> {
+        let above = |link: &&Link| {
+            // A device of a VRF keeps its own address.
+            self.link(link.master?).filter(|master| master.kind.as_deref() != Some("vrf"))
+        };
+        std::iter::successors(above(&link), above).take(MOST_MASTERS).collect()
+    }
+
+    fn with_best_address<'a>(&self, link: &'a Link, want: Want) -> Result<Found<'a>, String> {
+        let link = usable(link, want)?;
         let best = self.candidates(link).into_iter().next();
         best.map(|ip| (link, ip)).ok_or_else(|| format!("interface {} has no usable IPv4 address", link.name))
     }
@@ -212,15 +285,28 @@ impl Snapshot {
     }
 }
 
+impl External {
+    fn new(link: &Link, address: Ipv4Addr, choice: &Choice, by: By) -> External {
+        External {
+            index: link.index,
+            name: link.name.clone(),
+            mtu: link.mtu,
+            address,
+            public_ip: choice.public_ip.unwrap_or(address),
+            by,
+        }
+    }
+}
+
 fn is_unicast(ip: Ipv4Addr) -> bool {
     !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
 }
 
 /// The link, if it can carry the overlay.
-fn usable(link: &Link) -> Result<&Link, String> {
+fn usable(link: &Link, want: Want) -> Result<&Link, String> {
     match link {
         Link { mtu: 0, name, .. } => Err(format!("interface {name} has no MTU")),
-        Link { up: false, name, .. } => Err(format!("interface {name} is down")),
+        Link { up: false, name, .. } if want == Want::Up => Err(format!("interface {name} is down")),
         _ => Ok(link),
     }
 }

@@ -243,6 +243,14 @@ impl Feed {
         self.check();
     }
 
+    /// The connections were given up: a watch that runs or starts is over, and begins anew at once.
+    pub(super) fn reconnect(&mut self, now: Duration) {
+        self.in_doubt = true;
+        if matches!(self.watch, Watch::Starting | Watch::Running { .. } | Watch::Retry { .. }) {
+            self.watch = Watch::Retry { at: now };
+        }
+    }
+
     /// The watch has brought changes, so it works.
     pub(super) fn watch_works(&mut self) {
         self.backoff.reset();

@@ -5,18 +5,23 @@ use crate::subnet::{LeaseAttrs, Underlay};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 
+/// How many earlier values we know again. An answer or a change that speaks of an older one is long past.
+const MOST_FORMER: usize = 8;
+
 /// What we publish, and by it what is ours. The manager alone holds it; its parts get it with each call, so that
 /// they all know of a change at once.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     attrs: LeaseAttrs,
     underlay: Underlay,
+    /// What we published before, the oldest first. A late write of our own may still bring it.
+    former: Vec<LeaseAttrs>,
 }
 
 impl Identity {
     /// The identity of the node that publishes `attrs`.
     pub(super) fn new(attrs: LeaseAttrs) -> Self {
-        Self { attrs, underlay: Underlay::default() }
+        Self { attrs, underlay: Underlay::default(), former: Vec::new() }
     }
 
     /// What we publish in the store.
@@ -24,9 +29,23 @@ impl Identity {
         &self.attrs
     }
 
+    /// Publishes `attrs` from now on. False if that is nothing new.
+    pub(super) fn publish(&mut self, attrs: LeaseAttrs) -> bool {
+        if attrs == self.attrs {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.attrs, attrs);
+        self.former.retain(|former| *former != old && *former != self.attrs);
+        self.former.push(old);
+        if self.former.len() > MOST_FORMER {
+            self.former.remove(0);
+        }
+        true
+    }
+
     /// Whether this entry is ours.
     pub(super) fn owns(&self, entry: &Entry) -> bool {
-        self.has_address(entry.attrs.public_ip)
+        self.has_address(entry.attrs.public_ip) || self.former.contains(&entry.attrs)
     }
 
     /// Whether a packet to this address comes to us.

@@ -1,6 +1,8 @@
 //! The machine: routes the inputs to its parts, carries out the steps that they return, and makes sure that one call
 //! is under way at most.
 
+mod outage;
+mod publish;
 mod without_store;
 
 use super::cached::{Basis, Fallback};
@@ -15,6 +17,7 @@ use super::{Call, Counters, How, Input, Notice, Output, Reply, Settings};
 use crate::store::{Change, Entry, Error, Listing};
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The life of this host's lease and its view of the peers. See the room's theory of operation.
@@ -32,6 +35,8 @@ pub struct Manager {
     health: Health,
     delays: Delays,
     in_flight: Option<InFlight>,
+    /// The address that the store gives to peers, as the daemon knows it.
+    told_address: Option<Ipv4Addr>,
     /// Our subnet is somebody else's, and [`super::OnLost::Exit`] says that this is the end.
     stopped: bool,
     /// What the input under way has led to so far.
@@ -57,6 +62,8 @@ struct InFlight {
 pub struct Status {
     /// The subnet that we hold at this instant.
     pub subnet: Option<Ipv4Net>,
+    /// The address that the store gives to peers for it.
+    pub public_ip: Option<Ipv4Addr>,
     /// When we lose it, unless it is renewed. A reservation has no end.
     pub deadline: Option<Duration>,
     /// How many peers are known.
@@ -90,6 +97,7 @@ impl Manager {
             health: Health::default(),
             delays: Delays::new(seed),
             in_flight: None,
+            told_address: None,
             stopped: false,
             us: Identity::new(attrs),
             settings,
@@ -117,7 +125,9 @@ impl Manager {
                 }
                 Input::WatchFailed(error) => self.on_watch_failed(now, &error),
                 Input::Changes(changes) => self.on_changes(now, &changes),
+                Input::Publish(attrs) => self.on_publish(now, attrs),
             }
+            self.tell_address();
             self.advance(now);
             self.recover();
             let notices = self.watcher.take_notices();
@@ -183,6 +193,7 @@ impl Manager {
         let own = self.own.as_ref().filter(|own| own.is_live());
         Status {
             subnet: own.map(Own::subnet),
+            public_ip: own.map(Own::public_ip),
             deadline: own.and_then(Own::deadline),
             peers: self.watcher.len(),
             store_out: self.health.is_out(),
@@ -289,12 +300,16 @@ impl Manager {
                 self.answered(now);
             }
         }
+        let wrote = error.is_none() && matches!(call.kind, Kind::Create | Kind::Update);
         match reply {
             Reply::Listed(Ok(listing)) => self.on_listing(now, listing),
             Reply::Listed(Err(_)) => self.retry(now, call.kind),
             Reply::Created(result) => self.on_created(now, call.sent, result.ok()),
             Reply::Updated(result) => self.on_updated(now, call.sent, result.ok()),
             Reply::Deleted(result) => self.on_deleted(now, result.is_ok()),
+        }
+        if let Some(own) = self.own.as_mut().filter(|_| wrote) {
+            own.published();
         }
     }
 
@@ -445,49 +460,5 @@ impl Manager {
         self.watcher.restart(Some(key));
         let steps = self.feed.follow(now, listing.revision, &mut self.delays);
         self.do_for_feed(now, steps, listing);
-    }
-
-    /// A call or the watch got no answer, or a refusal.
-    fn failed(&mut self, now: Duration, error: &Error) {
-        self.feed.doubt();
-        self.fallback.hurry(now);
-        let said = self.health.failed(now, error.to_string());
-        self.say(said);
-    }
-
-    /// The store is there. What was waiting for it need not wait longer.
-    fn answered(&mut self, now: Duration) {
-        self.delays.answered();
-        let was_out = self.health.is_out();
-        let said = self.health.answered(now);
-        self.say(said);
-        if was_out {
-            self.feed.hurry(now);
-            let soon = now + self.delays.soon();
-            match &mut self.own {
-                Some(own) => own.hurry(soon),
-                None => self.seek.hurry(soon),
-            }
-        }
-        // A search begins with a list anyway.
-        if self.own.is_some() {
-            self.feed.look_if_in_doubt(now, &mut self.delays);
-        }
-    }
-
-    /// Decides when to try again after a call that got no answer.
-    fn retry(&mut self, now: Duration, kind: Kind) {
-        let again_at = now + self.delays.after_failure();
-        // The draw is made even where nobody renews, so that the sequence of draws is the same in every phase.
-        let pace = self.delays.pace();
-        let listed = kind == Kind::List;
-        if listed {
-            self.feed.list_failed(again_at);
-        }
-        match &mut self.own {
-            None => self.seek.failed(again_at),
-            Some(own) if listed => own.list_failed(again_at),
-            Some(own) => own.write_failed(now, again_at, pace),
-        }
     }
 }

@@ -23,6 +23,8 @@
 //!   history that is no more. Therefore a list follows on every failure. If our key is absent from that list, the
 //!   lease was revoked; if the list has an older copy of our key, the lease is lost until a renewal has gone
 //!   through.
+//! - **Our address may change** while we hold a subnet. The key is overwritten under the same condition as a renewal,
+//!   at once and until it goes through; what we published before is still ours to find.
 //! - **We lose the lease** in two steps. `Lost` or `Revoked`: we do not hold it for now, and try to create or renew
 //!   the same key; packets flow on. `Conflict`: somebody else owns it, and [`OnLost`] decides: with `Exit` the source
 //!   of membership ends its run, and the daemon ends with code 1. An outage of the store is neither:
@@ -87,6 +89,10 @@ pub enum Input {
     WatchFailed(Error),
     /// The watch saw these changes, in the store's order.
     Changes(Vec<Change>),
+    /// The host has another address, and this is what we publish from now on; our subnet stays. Its key is overwritten at
+    /// once, if it is as we hold it. The driver has given up the connections, which came from the old address: the call
+    /// under way gets no answer, and the watch is over.
+    Publish(LeaseAttrs),
 }
 
 /// The answer to a [`Call`].
@@ -181,6 +187,13 @@ pub enum Notice {
         subnet: Ipv4Net,
         /// When it ends unless renewed again; `None` for a reservation.
         deadline: Option<Duration>,
+    },
+    /// The store gives peers another address of ours now, as [`Input::Publish`] asked for.
+    Readdressed {
+        /// The subnet that we go on to hold.
+        subnet: Ipv4Net,
+        /// The address that peers send to.
+        public_ip: Ipv4Addr,
     },
     /// An operator wrote our key again without a TTL, so it is ours until deleted.
     Reserved {

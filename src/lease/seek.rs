@@ -111,6 +111,7 @@ impl Seek {
         us: &Identity,
         delays: &mut Delays,
     ) -> Option<Step> {
+        let mut listing = listing;
         let mine: Vec<&Entry> = listing.entries.iter().filter(|entry| us.owns(entry)).collect();
         let usable = |entry: &&&Entry| self.misfit(entry.key, us).is_none();
         let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
@@ -127,6 +128,8 @@ impl Seek {
             Step::Update(entry)
         } else if let Some((held, reason)) = misfit {
             self.conflicts += u64::from(us.objection(held.key.subnet()).is_some());
+            // If it can be deleted, the search goes on with this list.
+            listing.entries.retain(|entry| entry.key != held.key);
             Step::Delete { held, reason }
         } else {
             match self.free_subnet(&listing, us, delays) {
@@ -241,13 +244,7 @@ impl Seek {
         delays: &mut Delays,
     ) -> Option<Step> {
         match self.list.take() {
-            Some(mut listing) if deleted => {
-                // `choose` asked to delete the first such key.
-                let gone = listing.entries.iter().position(|entry| us.owns(entry) && entry.lease.is_some());
-                debug_assert!(gone.is_some(), "the key that was deleted is not in the list that showed it");
-                gone.map(|index| listing.entries.remove(index));
-                self.choose(now, listing, us, delays)
-            }
+            Some(listing) if deleted => self.choose(now, listing, us, delays),
             Some(_) | None => {
                 self.lost_race(now, delays);
                 None

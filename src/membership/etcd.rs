@@ -4,8 +4,8 @@
 //! A call, the watch and a timer wait side by side; the machine decides. An outage of the store ends nothing here.
 
 use super::cache::Keeper;
-use super::{Clock, Ending, told};
-use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply, Status};
+use super::{Clock, Ending, Exchange, told};
+use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply};
 use crate::log::{Complaint, phrases};
 use crate::store::{Backoff, Error, Registry, Watch};
 use crate::subnet::Config;
@@ -15,7 +15,6 @@ use rand::rngs::StdRng;
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
 use tracing::error;
 
 /// The longest back-off while the store is silent.
@@ -57,17 +56,17 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> (Confi
     }
 }
 
-/// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
-/// order; `status` always holds the last state. `keeper` keeps what the store has said for the next start.
+/// Runs `manager` until `stop` is ready or the lease is lost for good. `keeper` keeps what the store has said for the
+/// next start.
 pub(super) async fn run<R: Registry>(
     registry: &R,
     mut manager: Manager,
     clock: &Clock,
-    notices: mpsc::UnboundedSender<Notice>,
-    status: watch::Sender<Option<Status>>,
+    exchange: Exchange,
     stop: impl Future<Output = ()>,
     mut keeper: Option<Keeper>,
 ) -> Ending {
+    let Exchange { mut publish, notices, status } = exchange;
     let mut stop = pin!(stop);
     let mut call: Option<LocalBoxFuture<'_, Input>> = None;
     let mut feed = Feed::<R>::Off;
@@ -105,6 +104,12 @@ pub(super) async fn run<R: Registry>(
             () = &mut stop => {
                 finish(&mut keeper, &manager, clock.now()).await;
                 return Ending::Stopped;
+            }
+            Ok(()) = publish.changed() => {
+                // A connection from an address that the host has lost is silent, and a call on it takes seconds to fail.
+                registry.reconnect();
+                (call, feed) = (None, Feed::Off);
+                Input::Publish(publish.borrow_and_update().clone())
             }
             reply = running(&mut call) => reply,
             input = feed.next() => input,

@@ -29,7 +29,7 @@ pub use state_dir::StateDir;
 use crate::etcd::{Settings, Store, connect};
 use crate::lease::{Manager, Notice, Status};
 use crate::store::Error;
-use crate::subnet::Config;
+use crate::subnet::{Config, LeaseAttrs};
 use cache::{Keep, Keeper};
 use tokio::sync::{mpsc, watch};
 
@@ -43,6 +43,18 @@ pub enum Ending {
     LeaseLost,
     /// The network config is not the one that the network runs with: it is to be started anew.
     ConfigChanged,
+}
+
+/// What passes between the daemon and the one who runs its lease.
+#[derive(Debug)]
+pub struct Exchange {
+    /// What the lease is to publish. Whenever it is sent, the store is asked over new connections, and a change is written
+    /// at once.
+    pub publish: watch::Receiver<LeaseAttrs>,
+    /// Every notice, in order.
+    pub notices: mpsc::UnboundedSender<Notice>,
+    /// The last state of the lease, at any time.
+    pub status: watch::Sender<Option<Status>>,
 }
 
 /// Where the config, the lease and the peers come from.
@@ -70,20 +82,19 @@ impl Source {
         }
     }
 
-    /// Runs `manager` until `stop` is ready or the lease is lost for good. Every notice goes to `notices`, in
-    /// order; `status` always holds the last state. With `keep`, what the source has said is kept for the next start.
+    /// Runs `manager` until `stop` is ready or the lease is lost for good. With `keep`, what the source has said is kept
+    /// for the next start.
     pub async fn run(
         &self,
         manager: Manager,
         clock: &Clock,
-        notices: mpsc::UnboundedSender<Notice>,
-        status: watch::Sender<Option<Status>>,
+        exchange: Exchange,
         stop: impl Future<Output = ()>,
         keep: Option<Keep>,
     ) -> Ending {
         let keeper = keep.map(Keeper::new);
         match self {
-            Source::Etcd(store) => etcd::run(store, manager, clock, notices, status, stop, keeper).await,
+            Source::Etcd(store) => etcd::run(store, manager, clock, exchange, stop, keeper).await,
         }
     }
 }

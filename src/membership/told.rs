@@ -24,6 +24,9 @@ pub(super) fn log(notice: &Notice, now: Duration) {
         Notice::Renewed { deadline, .. } => {
             info!("{}: {}", phrases::LEASE_RENEWED, Expiration(*deadline, now));
         }
+        Notice::Readdressed { subnet, public_ip } => {
+            info!("Lease of {subnet} says {public_ip} now; peers send there");
+        }
         Notice::Reserved { subnet } => info!("Lease of {subnet} is a reservation now: no expiration"),
         Notice::Revoked { subnet } => {
             warn!("{}: somebody deleted {subnet}; trying to get it back", phrases::LEASE_REVOKED);

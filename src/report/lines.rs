@@ -15,6 +15,8 @@ impl fmt::Display for Lines<'_> {
             alive: _,
             ready: _,
             degraded: _,
+            hindrance: _,
+            upkeep,
             backend: _,
             store_up: _,
             lease: Lease { held: _, expiry: _, from_cache: _, samples: of_lease },
@@ -33,7 +35,7 @@ impl fmt::Display for Lines<'_> {
                 writeln!(f, "{sample}")?;
             }
         }
-        for sample in of_lease {
+        for sample in upkeep.iter().chain(of_lease) {
             writeln!(f, "{sample}")?;
         }
         Ok(())

@@ -65,7 +65,7 @@ macro_rules! metrics {
 
 metrics! {
     BUILD_INFO: Gauge "flanneld_build_info", "1", "Always 1; the version is a label.";
-    READY: Gauge "flanneld_ready", "0 or 1", "Whether the subnet is up and the subnet file written.";
+    READY: Gauge "flanneld_ready", "0 or 1", "Whether the subnet is up, the subnet file written, and nothing keeps peers from reaching this host.";
     WORKERS_ALIVE: Gauge "flanneld_workers_alive", "0 or 1", "0 if a worker has ended by itself.";
     STORE_UP: Gauge "flanneld_store_up" formerly "flanneld_etcd_up", "0 or 1",
         "Whether the last call to the store of the leases was answered.";
@@ -140,6 +140,12 @@ metrics! {
         "Table entries that the kernel refused in the last pass.";
     OFF_LINK_PEERS: Gauge "flanneld_off_link_peers" formerly "flanneld_off_link_peers_total", "nodes",
         "Peers that are not on the external interface's own link, which host-gw cannot reach.";
+    EXTERNAL_CHANGES: Counter "flanneld_external_interface_changes_total", "changes",
+        "Times that another interface or address took the place of the external one and was followed.";
+    EXTERNAL_TROUBLE: Gauge "flanneld_external_interface_trouble", "0 or 1",
+        "1 while the external interface's address or link is away, so that no peer is reached.";
+    REPAIR_FAILING: Gauge "flanneld_repair_failing", "0 or 1",
+        "1 while a device, address, route or socket cannot be put right.";
     FAILED_COMMANDS: Counter "flanneld_failed_commands_total", "commands",
         "Commands for peers that failed, of the extension backend.";
 

@@ -11,10 +11,14 @@ pub struct State {
     pub network: String,
     /// Whether no worker has ended by itself.
     pub alive: bool,
-    /// Whether the network has a subnet and the subnet file says so.
+    /// Whether the network has a subnet, the subnet file says so, and nothing hinders it.
     pub ready: bool,
     /// Why a network that is ready works less well than it should; `None` if it does not.
     pub degraded: Option<String>,
+    /// Why a network that has come up does not work; `None` if it works.
+    pub hindrance: Option<String>,
+    /// The counters of the external interface and of repairs.
+    pub upkeep: Vec<Sample>,
     /// The backend's type; empty before the network config is known.
     pub backend: String,
     /// Whether the store of the leases answered last time.

@@ -66,8 +66,19 @@ impl Families {
 
     /// Adds the samples of a network. Every field is named, so that a new one cannot be forgotten.
     fn network(&mut self, state: &State) {
-        let State { network, alive, ready, degraded: _, backend, store_up, lease, rules_in_place, data_path } =
-            state;
+        let State {
+            network,
+            alive,
+            ready,
+            backend,
+            store_up,
+            lease,
+            rules_in_place,
+            data_path,
+            degraded: _,
+            hindrance: _,
+            upkeep,
+        } = state;
         let of = ("network", network.as_str());
         self.add(&metric::READY, &[of], flag(*ready));
         self.add(&metric::WORKERS_ALIVE, &[of], flag(*alive));
@@ -78,6 +89,7 @@ impl Families {
         if !backend.is_empty() {
             self.add(&metric::BACKEND_INFO, &[of, ("backend", backend)], "1");
         }
+        self.samples(of, upkeep);
         self.lease(of, lease);
         if let Some(data_path) = data_path {
             self.data_path(of, data_path);

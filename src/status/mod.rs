@@ -8,7 +8,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/healthz` | 200 as long as the control loop answers and no worker has ended; 503 with the reason else |
-//! | `/readyz` | 200 once every network has its subnet and its subnet file; 503 before |
+//! | `/readyz` | 200 once every network has its subnet and its subnet file; 503 before, and while something hinders one, with the reason |
 //! | `/metrics` | the counters in the Prometheus text format |
 //!
 //! Health says nothing of etcd: an outage of the store is no reason to restart a daemon that forwards. The first

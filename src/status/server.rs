@@ -126,10 +126,21 @@ fn readyz(networks: Option<&[State]>) -> Response<Full<Bytes>> {
             let of = if network.is_empty() { String::new() } else { format!("network {network} ") };
             text += &format!("; degraded: {of}{reason}");
         }
-        plain(StatusCode::OK, text)
-    } else {
-        plain(StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
+        return plain(StatusCode::OK, text);
     }
+    let hindered =
+        networks.iter().filter_map(|network| Some((&network.network, network.hindrance.as_ref()?)));
+    let reasons: Vec<String> = hindered
+        .map(
+            |(name, reason)| {
+                if name.is_empty() { reason.clone() } else { format!("network {name} {reason}") }
+            },
+        )
+        .collect();
+    if reasons.is_empty() {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet");
+    }
+    plain(StatusCode::SERVICE_UNAVAILABLE, format!("flanneld is not ready: {}", reasons.join("; ")))
 }
 
 /// The control loop's answer, if it comes in time.

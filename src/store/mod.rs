@@ -142,6 +142,8 @@ pub trait Registry {
     /// Deletes the key if it still has the revision and the value of `held`; otherwise fails with
     /// [`Error::Conflict`].
     async fn delete(&self, held: &Entry) -> Result<(), Error>;
+    /// Gives up the connections, since this host has another address: the next call makes new ones.
+    fn reconnect(&self) {}
     /// Starts a watch that tells of all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;
 }

@@ -180,6 +180,14 @@ impl Queue {
         (&self.file).write_vectored(parts)
     }
 
+    /// Another descriptor of the same queue. The device stays as long as one is open.
+    ///
+    /// # Errors
+    /// What `fcntl` gives as its error, such as EMFILE.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()? })
+    }
+
     /// Opens a file and ties it to the device of that name, which the kernel creates if there is none; gives the
     /// device's real name.
     fn attach(name: &str, extra: libc::c_int) -> Result<(Self, String), TunError> {

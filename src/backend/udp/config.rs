@@ -2,6 +2,7 @@
 
 use crate::backend::{BackendError, Setup};
 use crate::engine::{self, MAX_WORKERS, UdpOffload};
+use crate::iface::External;
 use crate::netlink::{Stale, Territory};
 use crate::subnet::LeaseAttrs;
 use crate::udp::{Socket, SocketOptions};
@@ -27,10 +28,12 @@ const _: () = assert!(MOST_WORKERS <= MAX_WORKERS);
 pub(in crate::backend) struct Config {
     pub(super) network: Ipv4Net,
     pub(super) port: u16,
-    bind: Ipv4Addr,
+    pub(super) bind: Ipv4Addr,
     /// The MTU for containers and of the device.
     pub(super) mtu: u16,
     pub(super) engine: engine::Settings,
+    /// How many workers there are. It stays when the number of cores changes, since each has a queue of the device.
+    workers: usize,
     pub(super) attrs: LeaseAttrs,
 }
 
@@ -39,10 +42,7 @@ impl Config {
     /// became udp's. They are narrower than udp's own route and would lead packets away from it.
     pub(in crate::backend) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, engine, netlink } = setup;
-        let mtu = external.mtu.saturating_sub(OVERHEAD);
-        if mtu < LEAST_MTU {
-            return Err(BackendError::Mtu { name: external.name.clone(), mtu: external.mtu });
-        }
+        let mtu = mtu(external)?;
         let port = config.backend.port()?;
         if port == 0 {
             warn!(
@@ -56,8 +56,8 @@ impl Config {
             network: config.network,
             port,
             bind: external.address,
-            // A wider link does not help beyond the largest UDP payload.
-            mtu: u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX),
+            mtu,
+            workers: engine.workers.unwrap_or_else(default_workers),
             engine,
             // udp publishes no type, as flannel does.
             attrs: LeaseAttrs::new(external.public_ip),
@@ -72,23 +72,22 @@ impl Config {
         Ok(made)
     }
 
-    fn workers(&self) -> usize {
-        self.engine.workers.unwrap_or_else(|| match std::thread::available_parallelism() {
-            Ok(cores) if cores.get() > 2 => cores.get().min(MOST_WORKERS),
-            _ => 1,
-        })
+    /// This config over `external`. The MTU stays, unless the link is too narrow for it.
+    pub(super) fn over(&self, external: &External) -> Result<Config, BackendError> {
+        let attrs = LeaseAttrs { public_ip: external.public_ip, ..self.attrs.clone() };
+        let mtu = self.mtu.min(mtu(external)?);
+        Ok(Config { bind: external.address, mtu, attrs, ..self.clone() })
     }
 
     /// Binds one socket to receive on for each worker.
     pub(super) fn receivers(&self) -> Result<Vec<Socket>, BackendError> {
         let address = SocketAddrV4::new(self.bind, self.port);
-        let workers = self.workers();
-        if workers > 1 {
+        if self.workers > 1 {
             // SO_REUSEPORT would share the port with another flanneld of this user; this bind fails if there is one.
             drop(Socket::bind(address, SocketOptions::default())?);
         }
-        let options = self.socket_options(workers > 1);
-        (0..workers).map(|_| Ok(Socket::bind(address, options)?)).collect()
+        let options = self.socket_options(self.workers > 1);
+        (0..self.workers).map(|_| Ok(Socket::bind(address, options)?)).collect()
     }
 
     fn socket_options(&self, reuse_port: bool) -> SocketOptions {
@@ -112,4 +111,21 @@ impl Config {
         };
         Ok((copy(receiver)?, sender))
     }
+}
+
+fn default_workers() -> usize {
+    match std::thread::available_parallelism() {
+        Ok(cores) if cores.get() > 2 => cores.get().min(MOST_WORKERS),
+        _ => 1,
+    }
+}
+
+/// The MTU for containers over that link.
+fn mtu(external: &External) -> Result<u16, BackendError> {
+    let mtu = external.mtu.saturating_sub(OVERHEAD);
+    if mtu < LEAST_MTU {
+        return Err(BackendError::Mtu { name: external.name.clone(), mtu: external.mtu });
+    }
+    // A wider link does not help beyond the largest UDP payload.
+    Ok(u16::try_from(mtu.min(LARGEST_PAYLOAD)).unwrap_or(u16::MAX))
 }

@@ -5,7 +5,7 @@ use crate::backend::BackendError;
 use crate::engine::{Engine, EngineError, Link, PeerFilter, Setup, Snapshot, UdpOffload};
 use crate::netlink::Netlink;
 use crate::route::RouteCommand;
-use crate::tun;
+use crate::tun::{self, Offloads, Queue};
 use crate::udp::{Socket, max_segments};
 use ipnet::Ipv4Net;
 use std::task::{Context, Poll};
@@ -14,10 +14,15 @@ use tracing::{info, warn};
 /// The name that flannel gives the device; the kernel puts the number in.
 const NAME: &str = "flannel%d";
 
-/// A device with the engine on it. It lives as long as the engine, which holds its queues.
+/// A device with the engine on it. It lives as long as this value or its engine.
 #[derive(Debug)]
 pub(super) struct Device {
     engine: Engine,
+    /// A second descriptor of each queue. With them the device outlives an engine that gives way to another.
+    queues: Vec<Queue>,
+    offloads: Offloads,
+    keeps_flows: bool,
+    subnet: Ipv4Net,
     name: String,
     index: u32,
 }
@@ -33,9 +38,13 @@ impl Device {
     ) -> Result<Device, BackendError> {
         let device = tun::Device::create(NAME, receivers.len(), config.engine.tun_offload)?;
         let (name, offloads) = (device.name().to_owned(), device.offloads());
-        let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
-        let segments = sending.then(max_segments).flatten();
-        let links = links(config, receivers, device)?;
+        let keeps_flows = device.keeps_flows();
+        if !keeps_flows {
+            warn!(
+                "no steering program on {name} (it takes CAP_BPF): a flow may change its worker once, out of order, \
+                 and all workers send from one port lest it change again"
+            );
+        }
         let gone = || BackendError::Vanished(name.clone());
         let index = netlink.link_by_name(&name).await?.ok_or_else(gone)?.index;
         netlink.disable_ipv6(&name);
@@ -43,27 +52,38 @@ impl Device {
         if config.engine.peer_filter != PeerFilter::Off {
             netlink.accept_local(&name);
         }
-        let setup = Setup {
-            settings: config.engine.clone(),
-            network: config.network,
-            subnet,
-            max_packet: config.mtu,
-            offloads,
-            segments,
-            links,
-            routes,
-        };
-        let engine = Engine::start(setup)?;
+        let queues = device.into_queues();
+        let links = links(config, receivers, &queues, keeps_flows)?;
+        let engine = Engine::start(setup(config, offloads, links, routes, subnet))?;
         debug_assert_eq!(engine.carriers().len(), receivers.len(), "every worker receives on one socket");
         info!(
             "{name}: {} worker(s), TSO {}, USO {}, UDP_SEGMENT {}, UDP_GRO {}",
             engine.carriers().len(),
             offloads.tso,
             offloads.uso,
-            segments.is_some(),
+            segments(config).is_some(),
             receivers.iter().all(Socket::gro),
         );
-        Ok(Device { engine, name, index })
+        Ok(Device { engine, queues, offloads, keeps_flows, subnet, name, index })
+    }
+
+    /// Starts another engine on the same device, with other sockets. What arrives meanwhile waits in the kernel's
+    /// queues. Returns what the old engine counted; if the new one does not start, the device is gone.
+    pub(super) fn restart(
+        self,
+        config: &Config,
+        receivers: &[Socket],
+        routes: Vec<RouteCommand>,
+    ) -> (Snapshot, Result<Device, BackendError>) {
+        let Device { engine, queues, offloads, keeps_flows, subnet, name, index } = self;
+        debug_assert_eq!(queues.len(), receivers.len(), "as many workers as before");
+        let links = links(config, receivers, &queues, keeps_flows);
+        let past = end(engine);
+        let started = links.and_then(|links| {
+            let engine = Engine::start(setup(config, offloads, links, routes, subnet))?;
+            Ok(Device { engine, queues, offloads, keeps_flows, subnet, name, index })
+        });
+        (past, started)
     }
 
     /// The device's name, as the kernel completed it.
@@ -110,29 +130,58 @@ impl Device {
 
     /// Stops the engine, and with it the device; returns what the engine counted.
     pub(super) fn stop(self) -> Snapshot {
-        let (counters, result) = self.engine.stop();
-        if let Err(error) = result {
-            warn!(%error, "a worker ended with an error");
-        }
-        counters
+        end(self.engine)
+    }
+}
+
+/// Stops an engine; returns what it counted.
+fn end(engine: Engine) -> Snapshot {
+    let (counters, result) = engine.stop();
+    if let Err(error) = result {
+        warn!(%error, "a worker ended with an error");
+    }
+    counters
+}
+
+/// The most segments of one send, if sends may be segmented.
+fn segments(config: &Config) -> Option<u16> {
+    let sending = matches!(config.engine.udp_offload, UdpOffload::Auto | UdpOffload::Send);
+    sending.then(max_segments).flatten()
+}
+
+/// What an engine starts with.
+fn setup(
+    config: &Config,
+    offloads: Offloads,
+    links: Vec<Link>,
+    routes: Vec<RouteCommand>,
+    subnet: Ipv4Net,
+) -> Setup {
+    Setup {
+        settings: config.engine.clone(),
+        network: config.network,
+        subnet,
+        max_packet: config.mtu,
+        offloads,
+        segments: segments(config),
+        links,
+        routes,
     }
 }
 
 /// What each worker works on, which is a queue of the device, a socket to receive on and one to send on.
-fn links(config: &Config, receivers: &[Socket], device: tun::Device) -> Result<Vec<Link>, BackendError> {
-    let spread = !config.engine.one_source_port && device.keeps_flows();
-    if !device.keeps_flows() {
-        warn!(
-            "no steering program on {} (it takes CAP_BPF): a flow may change its worker once, out of order, \
-             and all workers send from one port lest it change again",
-            device.name()
-        );
-    }
-    let queues = device.into_queues();
+fn links(
+    config: &Config,
+    receivers: &[Socket],
+    queues: &[Queue],
+    keeps_flows: bool,
+) -> Result<Vec<Link>, BackendError> {
+    let spread = !config.engine.one_source_port && keeps_flows;
     debug_assert_eq!(queues.len(), receivers.len(), "every worker has a queue and a socket");
     let mut links = Vec::with_capacity(receivers.len());
-    for (index, (queue, receiver)) in queues.into_iter().zip(receivers).enumerate() {
+    for (index, (queue, receiver)) in queues.iter().zip(receivers).enumerate() {
         let (receiver, sender) = config.pair(receiver, index > 0 && spread)?;
+        let queue = queue.try_clone().map_err(BackendError::ShareQueue)?;
         links.push(Link { queue, receiver, sender });
     }
     Ok(links)

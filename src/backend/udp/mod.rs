@@ -2,7 +2,8 @@
 //!
 //! The device carries the subnet's base address as a /32 and the route of the whole overlay, as flannel's does.
 //! It is not persistent: when the process goes, so do device, address and route. If somebody deletes the device, the
-//! engine is started anew on a new one; the sockets stay, so the port stays ours.
+//! engine is started anew on a new one; the sockets stay, so the port stays ours. If the external interface gets another
+//! address, the engine is started anew on sockets of that address; the device stays.
 //!
 //! | file | |
 //! |---|---|
@@ -19,8 +20,9 @@ pub(super) use config::Config;
 
 use super::repairs::Repairs;
 use super::restarts::Restarts;
-use super::{Backend, BackendError, Look, Network, Progress, boxed};
+use super::{Backend, BackendError, Look, Network, Progress, boxed, shared};
 use crate::engine::Snapshot;
+use crate::iface::External;
 use crate::log::Complaint;
 use crate::netlink::{Change, Changes, Mtu, Netlink, Route};
 use crate::report::{DataPath, Sample, Worker, metric};
@@ -31,6 +33,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
 use peers::Peers;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -51,6 +54,10 @@ impl Backend for Config {
 
     fn port(&self) -> Option<u16> {
         Some(self.port).filter(|port| *port != 0)
+    }
+
+    fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {
+        shared(self.over(external))
     }
 
     fn register<'a>(
@@ -75,6 +82,10 @@ struct Overlay {
     restarts: Restarts,
     /// Whether a worker does not answer, so that the engine must be started anew.
     broken: bool,
+    /// Whether the sockets are still bound to an address that we have left, or the MTU is still that of the link before.
+    outdated: bool,
+    /// What the kernel had dropped at sockets that were closed since.
+    past_overflows: u64,
     /// Whether somebody else's route stands in the way of ours.
     blocked: bool,
     /// The complaint about that route. It is never settled, so a route that comes and goes does not fill the log.
@@ -94,6 +105,8 @@ impl Overlay {
             repairs: Repairs::default(),
             restarts: Restarts::new(MOST_RESTARTS),
             broken: false,
+            outdated: false,
+            past_overflows: 0,
             blocked: false,
             complaint: Complaint::default(),
             past: Snapshot::default(),
@@ -113,6 +126,30 @@ impl Overlay {
         let changes = self.ensure(netlink).await?;
         info!("{name}: {changes}");
         Ok(())
+    }
+
+    /// Moves to sockets on the present address. The device stays, with all that leads through it.
+    fn rebind(&mut self) -> Result<(), BackendError> {
+        let bound = self.receivers.first().and_then(|socket| socket.local_addr().ok());
+        if bound.is_none_or(|bound| *bound.ip() != self.config.bind) {
+            // The new sockets come first, so that the old ones serve on if the address cannot be bound yet.
+            let receivers = self.config.receivers()?;
+            self.past_overflows += self.overflows();
+            self.receivers = receivers;
+            info!("the sockets are bound to {} now", self.config.bind);
+        }
+        self.outdated = false;
+        let Some(device) = self.device.take() else { return Ok(()) };
+        let (past, device) = device.restart(&self.config, &self.receivers, self.peers.routes());
+        self.past += past;
+        self.device = Some(device?);
+        self.broken = false;
+        Ok(())
+    }
+
+    /// What the kernel has dropped at the present sockets.
+    fn overflows(&self) -> u64 {
+        self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0))).sum()
     }
 
     /// Sets address, MTU, state and route of the device; returns what was missing.
@@ -143,6 +180,9 @@ impl Overlay {
 
     async fn compare(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
         self.repairs.settle(Instant::now());
+        if self.outdated {
+            self.rebind()?;
+        }
         if !self.is_whole(netlink).await? {
             if self.stop() {
                 self.restarts.note(Instant::now())?;
@@ -189,7 +229,7 @@ impl Overlay {
             workers = carriers.map(|carrier| Worker { carrier: carrier.to_string() }).collect();
             queue_full = netlink.dropped_on_send(device.index()).await.ok().flatten().unwrap_or(0);
         }
-        let overflows = self.receivers.iter().map(|socket| u64::from(socket.overflows().unwrap_or(0))).sum();
+        let overflows = self.past_overflows + self.overflows();
         let kernel =
             |queue, value| Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, queue, ("reason", queue), value);
         let mut samples = vec![
@@ -231,8 +271,16 @@ impl Network for Overlay {
         }
     }
 
+    fn follow(&mut self, external: &External) -> Result<(), BackendError> {
+        let config = self.config.over(external)?;
+        let same = (config.bind, config.mtu) == (self.config.bind, self.config.mtu);
+        self.outdated |= !same;
+        self.config = config;
+        Ok(())
+    }
+
     fn is_pending(&self) -> bool {
-        self.broken
+        self.broken || self.outdated
     }
 
     fn concerns(&self, change: &Change) -> bool {

@@ -96,6 +96,11 @@ impl Http {
         Ok(Self { endpoints })
     }
 
+    /// Gives up the connection: the next call makes another.
+    pub(super) fn renew(&self) {
+        self.endpoints.renew();
+    }
+
     /// Notes that what was opened in this generation is dead: the next request starts at another site if there is one.
     pub(super) fn fail(&self, generation: u64) {
         self.endpoints.fail(generation);

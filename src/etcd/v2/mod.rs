@@ -157,6 +157,10 @@ impl Registry for V2 {
         }
     }
 
+    fn reconnect(&self) {
+        self.http.renew();
+    }
+
     async fn watch(&self, revision: Revision) -> Result<V2Watch, Error> {
         V2Watch::open(Rc::clone(&self.http), self.keys.clone(), revision).await
     }

@@ -144,6 +144,11 @@ impl Connection {
         self.endpoints.patience()
     }
 
+    /// Gives up the connection: the next call makes another.
+    pub(super) fn renew(&self) {
+        self.endpoints.renew();
+    }
+
     /// Notes that what was made in this generation is dead: the next call makes a new connection, at another site if
     /// there is one.
     pub(super) fn fail(&self, generation: u64) {

@@ -221,6 +221,10 @@ impl Registry for V3 {
         Ok(())
     }
 
+    fn reconnect(&self) {
+        self.connection.renew();
+    }
+
     async fn watch(&self, revision: Revision) -> Result<V3Watch, Error> {
         V3Watch::open(Rc::clone(&self.connection), self.keys.clone(), revision).await
     }

@@ -15,6 +15,7 @@ use super::{Notice, OnLost, Settings};
 use crate::store::{Change, Entry, Listing};
 use crate::subnet::SubnetKey;
 use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The subnet that we hold, or held and want back.
@@ -32,6 +33,8 @@ pub(super) struct Own {
     creating: bool,
     /// The newest change of the key that the watch saw while its creation was under way.
     news: Option<Change>,
+    /// Whether the key does not say yet what we publish now.
+    outdated: bool,
     settings: Settings,
 }
 
@@ -73,6 +76,7 @@ impl Own {
             phase: Phase::Held { renew_at: None },
             creating: false,
             news: None,
+            outdated: false,
             settings,
         };
         own.phase = Phase::Held { renew_at: own.renew_at() };
@@ -103,6 +107,26 @@ impl Own {
     /// The key as the store last had it.
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
+    }
+
+    /// The address that peers send to, as the key has it.
+    pub(super) fn public_ip(&self) -> Ipv4Addr {
+        self.entry.attrs.public_ip
+    }
+
+    /// We publish something else from now on: the key is written at once, and again until a write goes through. One that
+    /// we do not hold is written when we get it back.
+    pub(super) fn republish(&mut self, now: Duration) {
+        self.outdated = true;
+        if let Phase::Held { renew_at } = &mut self.phase {
+            *renew_at = Some(now);
+        }
+        self.check();
+    }
+
+    /// A write went through that says what we publish now.
+    pub(super) fn published(&mut self) {
+        self.outdated = false;
     }
 
     /// Whether we hold the subnet at this instant.
@@ -193,6 +217,7 @@ impl Own {
     /// long is not hurried.
     pub(super) fn hurry(&mut self, at: Duration) {
         match &mut self.phase {
+            Phase::Held { renew_at: Some(due) } if self.outdated => *due = at.min(*due),
             Phase::Held { renew_at: Some(due) } => {
                 let margin = self.settings.renew_margin();
                 if self.deadline.is_some_and(|deadline| at + margin >= deadline) {
@@ -230,6 +255,7 @@ impl Own {
         let renew_at = now + self.renew_delay(now, pace);
         match &mut self.phase {
             Phase::Held { renew_at: None } => {}
+            Phase::Held { renew_at: Some(at) } if self.outdated => *at = again_at.min(renew_at),
             Phase::Held { renew_at: Some(at) } => *at = renew_at,
             Phase::Regain { at, create, .. } => {
                 *create = false;

@@ -3,6 +3,7 @@
 mod cached;
 mod feed;
 mod own;
+mod publish;
 mod rig;
 mod seek;
 pub(crate) mod sim;

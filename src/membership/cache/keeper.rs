@@ -50,9 +50,11 @@ impl Keeper {
     /// Takes note of what the lease machine has said on the store's word. What is lost is forgotten at once.
     pub(crate) fn note(&mut self, notice: &Notice) {
         match notice {
-            Notice::Acquired { .. } | Notice::Renewed { .. } | Notice::Reserved { .. } | Notice::Peers(_) => {
-                self.changed = true;
-            }
+            Notice::Acquired { .. }
+            | Notice::Renewed { .. }
+            | Notice::Readdressed { .. }
+            | Notice::Reserved { .. }
+            | Notice::Peers(_) => self.changed = true,
             Notice::Revoked { .. }
             | Notice::Lost { .. }
             | Notice::Lapsed { .. }

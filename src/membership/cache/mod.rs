@@ -1,6 +1,6 @@
 //! What a network knew of its store, kept in the state directory, so that the next start can do without the store.
 //!
-//! Theory of operation. While this host holds its lease, [`Keeper`] keeps the network config, the lease with the time
+//! Theory of operation. While this host holds its lease, `Keeper` keeps the network config, the lease with the time
 //! that it has left, and the peers, in one file for each network. At the next start [`Cache::load`] reads the file. It
 //! gives back all of it or the reason why none of it may be used ([`Refusal`]): a file that is damaged, in another
 //! format, of another host or another store, or whose lease has ended. A file that is in order is used only if the

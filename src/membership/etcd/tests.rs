@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::lease::tests::sim::store::Store;
-use crate::lease::{How, Settings};
+use crate::lease::{How, Settings, Status};
 use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::{Event, Generation, Lease, LeaseAttrs, SubnetKey};
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Instant;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// The simulation's store behind the real trait. The tests of `etcd/` cover what real etcd does.
 #[derive(Default)]
@@ -114,7 +114,9 @@ fn drive(
     let (stop, stopped) = oneshot::channel::<()>();
     let clock = Clock::new();
     block_on(async {
-        let driver = run(fake, manager, &clock, notices, status, async { drop(stopped.await) }, None);
+        let (_publisher, publish) = watch::channel(LeaseAttrs::new(Ipv4Addr::UNSPECIFIED));
+        let exchange = Exchange { publish, notices, status };
+        let driver = run(fake, manager, &clock, exchange, async { drop(stopped.await) }, None);
         let script = async {
             script(&mut heard, &seen).await;
             drop(stop);

@@ -26,25 +26,32 @@ impl World {
     pub(super) fn check(&mut self) -> Result<(), String> {
         self.check_doubts()?;
         self.check_lapsed()?;
-        let holds: Vec<(Ipv4Addr, Ipv4Net)> =
-            self.nodes.iter().filter_map(|node| Some((node.ip, self.hold(node)?))).collect();
-        for (i, (ip, subnet)) in holds.iter().enumerate() {
+        let holds: Vec<(&Node, Ipv4Net)> =
+            self.nodes.iter().filter_map(|node| Some((node, self.hold(node)?))).collect();
+        for (i, (node, subnet)) in holds.iter().enumerate() {
+            let ip = node.ip;
             if let Some((other, theirs)) = holds[..i].iter().find(|(_, net)| overlap(*net, *subnet)) {
+                let other = other.ip;
                 return Err(format!("{:?}: {ip} holds {subnet}, {other} holds {theirs}", self.now));
             }
             let stored = self.store.get(SubnetKey::v4(*subnet)).map(|entry| entry.attrs.public_ip);
-            if stored != Some(*ip) {
+            if !stored.is_some_and(|stored| node.had(stored)) {
                 return Err(format!("{:?}: {ip} holds {subnet}, the store says {stored:?}", self.now));
             }
         }
         Ok(())
     }
 
+    /// Whether an address is the one that it was, or one that the same node has got since.
+    fn is_same(&self, before: Ipv4Addr, now: Ipv4Addr) -> bool {
+        before == now || self.nodes.iter().any(|node| node.had(before) && node.had(now))
+    }
+
     pub(super) fn check_end(&self) -> Result<(), String> {
         let listing = self.store.list();
         for (key, ip) in &self.reserved {
             match self.store.get(*key) {
-                Some(entry) if entry.lease.is_none() && entry.attrs.public_ip == *ip => {}
+                Some(entry) if entry.lease.is_none() && self.is_same(*ip, entry.attrs.public_ip) => {}
                 other => return Err(format!("reservation {key} of {ip} became {other:?}")),
             }
         }
@@ -59,6 +66,10 @@ impl World {
                 }
                 return Err(format!("{ip} holds nothing at the end: {manager:?}"));
             };
+            let stored = self.store.get(SubnetKey::v4(subnet)).map(|entry| entry.attrs.public_ip);
+            if stored != Some(ip) {
+                return Err(format!("{ip} holds {subnet} at the end, and the store says {stored:?}"));
+            }
             let wanted: BTreeMap<Ipv4Net, LeaseAttrs> = listing
                 .entries
                 .iter()

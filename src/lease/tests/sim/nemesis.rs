@@ -1,6 +1,7 @@
 //! The nemesis: what goes wrong, as the seed decides.
 
 use super::world::{Ev, QUIET, World};
+use crate::lease::Input;
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -13,7 +14,7 @@ impl World {
         }
         let node = self.rng.random_range(0..self.nodes.len());
         let until = self.within(100, 45_000).min(QUIET);
-        match self.rng.random_range(0..16) {
+        match self.rng.random_range(0..18) {
             0..=2 => self.nodes[node].partition_until = until,
             3 | 4 => self.nodes[node].paused_until = until,
             5 | 6 if self.nodes[node].manager.is_some() => {
@@ -32,10 +33,37 @@ impl World {
             action @ 9..=13 => self.tamper(action),
             14 => self.snapshots.push(self.store.clone()),
             15 if self.rng.random_bool(0.4) => self.restore(),
+            // A node that sleeps learns of it when it wakes, as if it came then.
+            16 | 17 if self.nodes[node].paused_until <= self.now && !self.has_reservation(node) => {
+                self.readdress(node);
+            }
             _ => {}
         }
         let at = self.within(100, 5000);
         self.at(at, Ev::Nemesis);
+    }
+
+    /// The host of this node gets an address that nobody has had.
+    pub(super) fn readdress(&mut self, index: usize) {
+        self.summary.readdressed += 1;
+        let number = u16::try_from(self.summary.readdressed).unwrap_or(u16::MAX);
+        let [third, fourth] = number.to_be_bytes();
+        let ip = Ipv4Addr::new(198, 18, third, fourth);
+        let node = &mut self.nodes[index];
+        let before = std::mem::replace(&mut node.ip, ip);
+        node.former.push(before);
+        // The connections of the old address are given up, with the answers that were on their way.
+        node.life += 1;
+        node.watch += 1;
+        node.watch_from = None;
+        self.input(index, Input::Publish(LeaseAttrs::new(ip)));
+    }
+
+    /// Whether the store reserves a subnet for a node. With another address, it would not find that at its next start.
+    fn has_reservation(&self, node: usize) -> bool {
+        let node = &self.nodes[node];
+        let entries = self.store.list().entries;
+        entries.iter().any(|entry| entry.lease.is_none() && node.had(entry.attrs.public_ip))
     }
 
     /// An operator changes keys by hand, but never a reservation that was there at the start.
@@ -51,7 +79,8 @@ impl World {
             return;
         }
         let Some(entry) = keys.choose(&mut self.rng).cloned() else { return };
-        if action == 12 && !self.nodes.iter().any(|node| self.hold(node) == Some(entry.key.ipv4)) {
+        let holder = self.nodes.iter().find(|node| self.hold(node) == Some(entry.key.ipv4));
+        if action == 12 && holder.is_none_or(|node| node.ip != entry.attrs.public_ip) {
             return; // a reservation for nobody would only make the pool smaller
         }
         let expires = Some(self.within(1000, 20_000));
@@ -71,7 +100,7 @@ impl World {
         let revision = self.store.revision + 1;
         for node in &mut self.nodes {
             let held = node.believes();
-            let owns = self.store.get(key).is_some_and(|entry| entry.attrs.public_ip == node.ip);
+            let owns = self.store.get(key).is_some_and(|entry| node.had(entry.attrs.public_ip));
             if owns || held.is_some_and(|entry| entry.key == key) {
                 // What the node knows may be of a store before a restore.
                 node.robbed = Some(held.map_or(revision, |entry| entry.revision.max(revision)));

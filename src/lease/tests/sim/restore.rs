@@ -71,6 +71,13 @@ impl World {
             Reply::Created(result) | Reply::Updated(result) => (result.as_ref().err(), result.is_ok()),
             Reply::Deleted(result) => (result.as_ref().err(), false),
         };
+        if restores != self.restores
+            && let Reply::Created(Ok(entry)) | Reply::Updated(Ok(entry)) = reply
+        {
+            // The store has forgotten this write, whose revision may be newer than what took the key since.
+            let robbed = &mut self.nodes[index].robbed;
+            *robbed = robbed.map(|robbed| robbed.max(entry.revision));
+        }
         if matches!(error, Some(Error::Unavailable(_))) {
             self.deafen(index);
         } else if restores == self.restores {
@@ -87,7 +94,7 @@ impl World {
         let node = &self.nodes[index];
         let Some(held) = node.manager.as_ref().and_then(Manager::lease) else { return true };
         let found = list.entries.iter().find(|entry| entry.key == held.key);
-        found.is_none_or(|entry| entry == held || entry.attrs.public_ip != node.ip || entry.lease.is_none())
+        found.is_none_or(|entry| entry == held || !node.had(entry.attrs.public_ip) || entry.lease.is_none())
     }
 
     pub(super) fn heard(&mut self, index: usize) {

@@ -20,6 +20,10 @@ pub(crate) struct Summary {
     pub(super) resets: u64,
     pub(super) cached: u64,
     pub(super) lapsed: u64,
+    /// How often a node got another address.
+    pub(super) readdressed: u64,
+    /// How often the store gave another address of a node to its peers.
+    pub(super) published: u64,
 }
 
 impl AddAssign for Summary {
@@ -39,6 +43,8 @@ impl AddAssign for Summary {
         self.resets += other.resets;
         self.cached += other.cached;
         self.lapsed += other.lapsed;
+        self.readdressed += other.readdressed;
+        self.published += other.published;
     }
 }
 
@@ -50,6 +56,7 @@ impl Summary {
         assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
         assert!(self.restores > 20 && self.resets > 20, "{self:?}");
         assert!(self.cached > 20 && self.lapsed > 5, "{self:?}");
+        assert!(self.readdressed > 20 && self.published > 20, "{self:?}");
     }
 }
 

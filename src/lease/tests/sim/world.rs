@@ -64,6 +64,8 @@ pub(super) enum Ev {
 
 pub(super) struct Node {
     pub(super) ip: Ipv4Addr,
+    /// The addresses that it had before.
+    pub(super) former: Vec<Ipv4Addr>,
     /// How far its clock is ahead of the world's.
     pub(super) clock: Duration,
     pub(super) on_lost: OnLost,
@@ -117,6 +119,13 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+impl Node {
+    /// Whether the node has this address, or had it.
+    pub(super) fn had(&self, ip: Ipv4Addr) -> bool {
+        self.ip == ip || self.former.contains(&ip)
+    }
+}
+
 impl World {
     pub(crate) fn new(seed: u64, verbose: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -145,6 +154,7 @@ impl World {
             let on_lost = [OnLost::Exit, OnLost::Exit, OnLost::Reacquire, OnLost::Keep];
             world.nodes.push(Node {
                 ip: Ipv4Addr::new(192, 0, 2, i),
+                former: Vec::new(),
                 clock: Duration::from_secs(world.rng.random_range(0..1_000_000)),
                 on_lost: *on_lost.choose(&mut world.rng).unwrap(),
                 manager: None,
@@ -305,7 +315,7 @@ impl World {
         self.at(at, Ev::Start { node: index });
     }
 
-    fn input(&mut self, index: usize, input: Input) {
+    pub(super) fn input(&mut self, index: usize, input: Input) {
         let now = self.now;
         if self.verbose {
             println!("{now:>12.3?} node {index} <- {input:?}");
@@ -369,6 +379,7 @@ impl World {
                     }
                 }
             }
+            Notice::Readdressed { .. } => self.summary.published += 1,
             Notice::StoreReset => self.summary.resets += 1,
             _ => {}
         }
