@@ -67,6 +67,7 @@
 //! | the daemon starts | `daemon/mod.rs`, `daemon/control.rs`, `daemon/running.rs` |
 //! | it starts while the store is away | `daemon/kept.rs`, `membership/cache/`, `lease/manager/without_store.rs` |
 //! | SIGTERM, SIGUSR1 | `daemon/signals.rs`, `daemon/running.rs` (which drops the engine), `engine/mod.rs` (where that stops it) |
+//! | SIGHUP | `daemon/signals.rs`, `cli/reread.rs`, `daemon/reload.rs`, `etcd/replaceable.rs`, `engine/mod.rs` |
 //! | a device, address or route was taken away | `daemon/running.rs`, `backend/mod.rs`, the backend's file |
 //! | a flag is read | `cli/flags.rs`, `cli/meaning.rs` (which says where it takes effect), `daemon/settings.rs` |
 //! | a flag takes effect in the workers | `engine/settings.rs`, `engine/start.rs` |

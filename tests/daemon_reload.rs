@@ -94,3 +94,82 @@ fn without_a_file_sighup_ends_nothing() {
     assert!(daemon.running());
     assert_eq!(daemon.terminate().0.code(), Some(0));
 }
+
+#[test]
+fn endpoints_change_before_and_after_the_start() {
+    let Some(lab) = Lab::start(2) else { return };
+    lab.put_config(Api::V3, CONFIG);
+    let file = lab.path("flanneld.env");
+    let good = "FLANNELD_ETCD_ENDPOINTS=http://10.77.0.254:2379\nFLANNELD_ETCD_TIMEOUT=500ms\n";
+    let bad = "FLANNELD_ETCD_ENDPOINTS=http://10.77.0.254:1\nFLANNELD_ETCD_TIMEOUT=500ms\n";
+    let write = |text: &str| fs::write(&file, text).unwrap();
+    write(bad);
+    let argument = format!("--env-file={}", file.display());
+    let subnet_file = lab.path("h1/subnet.env");
+    let subnet_argument = format!("--subnet-file={}", subnet_file.display());
+    let log = lab.path("flanneld.log");
+    let argv = [&lab::flanneld(), "--iface=eth0", &argument, &subnet_argument];
+    let mut daemon = lab::Proc::start(&lab.host(1), &argv, &[], &log);
+    daemon.wait_text("Couldn't fetch network config", secs(10));
+    write(good);
+    daemon.signal("HUP");
+    daemon.wait_text("Wrote subnet file to", secs(10));
+
+    // A second host joins while the first looks for etcd where it is not.
+    write(bad);
+    daemon.signal("HUP");
+    daemon.wait_text("Lost the store", secs(10));
+    let mut second = lab.daemon(2, &["--etcd-api=v3"]);
+    let theirs = second.subnet();
+    write(good);
+    daemon.signal("HUP");
+    daemon.wait_text(&format!("Subnet added: {}/{}", theirs.base(), theirs.prefix_len()), secs(10));
+    let mine = lab::Subnet::parse(&fs::read_to_string(&subnet_file).unwrap()).unwrap();
+    let ends = [lab.container(1, &mine), lab.container(2, &theirs)];
+    lab.reaches(&ends[0].ns, ends[1].addr, secs(5));
+    // The watch has moved, too: it tells of a peer that comes now.
+    lab.put_lease(Api::V3, "10.1.250.0-24", "10.77.0.9");
+    daemon.wait_text("Subnet added: 10.1.250.0/24", secs(3));
+    assert!(daemon.running());
+}
+
+#[test]
+fn a_new_password_is_taken_from_its_file() {
+    let Some(lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V3, CONFIG);
+    let sw = lab.ns("sw");
+    let etcdctl = |line: &str| {
+        lab.sh(&sw, &format!("ETCDCTL_API=3 etcdctl --endpoints=http://10.77.0.254:2379 {line}"))
+    };
+    etcdctl("user add root:root && etcdctl --endpoints=http://10.77.0.254:2379 user grant-role root root");
+    etcdctl(
+        "user add flannel:one && etcdctl --endpoints=http://10.77.0.254:2379 user grant-role flannel root",
+    );
+    etcdctl("auth enable");
+    let (file, password) = (lab.path("flanneld.env"), lab.path("password"));
+    fs::write(&password, "one\n").unwrap();
+    let settings = |user: &str| {
+        let text =
+            format!("FLANNELD_ETCD_USERNAME={user}\nFLANNELD_ETCD_PASSWORD_FILE={}\n", password.display());
+        fs::write(&file, text).unwrap();
+    };
+    settings("flannel");
+    let mut daemon =
+        lab.daemon(1, &["--etcd-api=v3", "--lease-ttl=6", &format!("--env-file={}", file.display())]);
+    daemon.subnet();
+    etcdctl("--user=root:root user passwd flannel --interactive=false <<'END'\ntwo\nEND");
+    fs::write(&password, "two\n").unwrap();
+    let before = daemon.text().len();
+    daemon.signal("HUP");
+    // The lease is renewed with the new password, twice.
+    lab::eventually(secs(12), "two renewals", || {
+        (daemon.text()[before..].matches("Lease renewed").count() >= 2).then_some(())
+    });
+    assert!(!daemon.text()[before..].contains("expired"), "{}", daemon.text());
+    // A password file that is gone changes nothing.
+    fs::remove_file(&password).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_text("the old settings stay", secs(3));
+    let before = daemon.text().len();
+    lab::eventually(secs(8), "a renewal", || daemon.text()[before..].contains("Lease renewed").then_some(()));
+}

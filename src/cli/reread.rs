@@ -8,7 +8,18 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 /// The flags that a running daemon takes over.
-const LIVE: [&str; 2] = ["v", "peer-filter"];
+const LIVE: [&str; 10] = [
+    "v",
+    "peer-filter",
+    "etcd-endpoints",
+    "etcd-timeout",
+    "etcd-username",
+    "etcd-password",
+    "etcd-password-file",
+    "etcd-cafile",
+    "etcd-certfile",
+    "etcd-keyfile",
+];
 
 /// The command line and the environment of the start, and what runs since.
 #[derive(Debug)]

@@ -36,7 +36,7 @@ pub(super) struct Control {
     netlink: Netlink,
     changes: Changes,
     external: iface::External,
-    source: Source,
+    source: Rc<Source>,
     state: Option<StateDir>,
     seed: u64,
 }
@@ -55,7 +55,7 @@ impl Control {
         // A mistake that no waiting would mend ends the start; the choice that counts follows the config.
         let external = iface::choose(&netlink, &settings.iface).await?;
         external.tell();
-        let source = Source::etcd(&settings.etcd)?;
+        let source = Rc::new(Source::etcd(&settings.etcd)?);
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
         let notifier = if name.is_empty() { Notifier::OPEN } else { Notifier::CLOSED };
@@ -83,19 +83,18 @@ impl Control {
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
         let mut asked = pin!(source.config(seed));
-        let begin = tokio::select! {
+        let Begin { config, text, kept, doubted } = tokio::select! {
             begin = kept::begin(&mut asked, kept) => begin,
-            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings)) => {
+            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings, &source)) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());
             }
         };
-        let Begin { config, text, kept, doubted } = begin;
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
         let (choice, engine) = (settings.iface.clone(), settings.engine.clone());
         let (external, backend) = tokio::select! {
             made = backend_over(&netlink, &mut changes, &choice, &external, &config, &engine) => made?,
-            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings)) => {
+            name = orders.wait(&name, notifier, |new| take_over(new, &mut settings, &source)) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());
             }
@@ -135,6 +134,7 @@ impl Control {
             cache_failures: failures,
             publish,
             clock: Rc::clone(&clock),
+            source: Rc::clone(&source),
             config,
             backend,
             rules,

@@ -11,10 +11,9 @@ use super::control::Control;
 use super::kept;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
-use super::reload::take_over;
 use super::settings::{Networks, Settings};
 use super::signals::{CLEANUP_LIMIT, STOP_LIMIT};
-use crate::etcd::{self, Store};
+use crate::etcd::{self, Replaceable};
 use crate::iface;
 use crate::log::Complaint;
 use crate::membership::StateDir;
@@ -66,7 +65,7 @@ pub(super) async fn run(
     // A mistake that no waiting would mend ends the start, as with one network.
     let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     iface::choose(&Netlink::new()?, &settings.iface).await?;
-    let store = etcd::connect(&settings.etcd)?;
+    let store = Replaceable::new(&settings.etcd)?;
     // Networks that an earlier run has kept may begin without the store, if it does not tell which there are.
     let mut kept = state.as_ref().map(Cache::networks).unwrap_or_default();
     let patience = Instant::now() + kept::PATIENCE;
@@ -80,7 +79,7 @@ pub(super) async fn run(
             order = orders.next() => match order {
                 Order::Stop(name) => break name,
                 Order::Report => supervisor.each(|| Order::Report),
-                Order::Reload(new) => supervisor.reload(&new),
+                Order::Reload(new) => supervisor.reload(&new, &store),
                 Order::Ask(ask) => supervisor.answer(ask),
                 Order::Watchdog => supervisor.watchdog(),
             },
@@ -100,7 +99,7 @@ pub(super) async fn run(
 
 /// Asks the store for the names of the networks, at once and then for ever.
 struct Listing<'a> {
-    store: &'a Store,
+    store: &'a Replaceable,
     rng: StdRng,
     backoff: Backoff,
     complaint: Complaint<Instant>,
@@ -108,7 +107,7 @@ struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    fn new(store: &'a Store) -> Result<Self, DaemonError> {
+    fn new(store: &'a Replaceable) -> Result<Self, DaemonError> {
         let backoff = Backoff::new(LONGEST_PAUSE.0);
         Ok(Self {
             store,
@@ -232,8 +231,17 @@ impl Supervisor {
     }
 
     /// Hands new settings over to the networks and to those that start later.
-    fn reload(&self, new: &Rc<Settings>) {
-        take_over(new, &mut self.settings.borrow_mut());
+    fn reload(&self, new: &Rc<Settings>, store: &Replaceable) {
+        match store.replace(&new.etcd) {
+            Ok(()) => {
+                let mut settings = self.settings.borrow_mut();
+                settings.engine.peer_filter = new.engine.peer_filter;
+                // The prefix and the API take a restart.
+                let etcd::Settings { prefix, api, .. } = settings.etcd.clone();
+                settings.etcd = etcd::Settings { prefix, api, ..new.etcd.clone() };
+            }
+            Err(error) => error!("SIGHUP: {error}; etcd is reached as before"),
+        }
         self.each(|| Order::Reload(Rc::clone(new)));
     }
 

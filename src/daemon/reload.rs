@@ -2,6 +2,7 @@
 
 use super::{Reloaded, Reread, Settings};
 use crate::log;
+use crate::membership::Source;
 use std::fmt;
 use std::rc::Rc;
 use tracing::{error, info, warn};
@@ -36,7 +37,11 @@ impl Reload {
     }
 }
 
-/// Takes from `new` what may change while a network runs or comes up.
-pub(super) fn take_over(new: &Settings, settings: &mut Settings) {
+/// Hands `new` over to a network that runs or comes up: to the source of its leases, and to the settings with which it
+/// makes the next device.
+pub(super) fn take_over(new: &Settings, settings: &mut Settings, source: &Source) {
     settings.engine.peer_filter = new.engine.peer_filter;
+    if let Err(error) = source.reload(&new.etcd) {
+        error!("SIGHUP: {error}; etcd is reached as before");
+    }
 }

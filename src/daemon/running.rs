@@ -18,7 +18,7 @@ use crate::backend::{Backend, BackendError, Look, Network, Progress};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
 use crate::log::Complaint;
-use crate::membership::{Clock, Ending};
+use crate::membership::{Clock, Ending, Source};
 use crate::netlink::{Change, Netlink};
 use crate::subnet::{Config, EnvFile, LeaseAttrs};
 use futures_util::FutureExt;
@@ -59,6 +59,8 @@ pub(super) struct Parts {
     /// What the lease is to publish.
     pub(super) publish: watch::Sender<LeaseAttrs>,
     pub(super) clock: Rc<Clock>,
+    /// Where the lease comes from; `SIGHUP` changes how it is reached.
+    pub(super) source: Rc<Source>,
     pub(super) config: Config,
     pub(super) backend: Rc<dyn Backend>,
     pub(super) rules: HostRules,
@@ -77,6 +79,7 @@ pub(super) struct Running {
     cache_failures: Rc<Cell<u64>>,
     publish: watch::Sender<LeaseAttrs>,
     clock: Rc<Clock>,
+    source: Rc<Source>,
     config: Config,
     backend: Rc<dyn Backend>,
     rules: HostRules,
@@ -129,6 +132,7 @@ impl Running {
             cache_failures: parts.cache_failures,
             publish: parts.publish,
             clock: parts.clock,
+            source: parts.source,
             config: parts.config,
             backend: parts.backend,
             rules: parts.rules,
@@ -260,7 +264,7 @@ impl Running {
 
     /// Takes over what may change while the network runs.
     fn reload(&mut self, new: &Settings) {
-        take_over(new, &mut self.settings);
+        take_over(new, &mut self.settings, &self.source);
         if let Some((_, network)) = &mut self.network {
             network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
         }

@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! [`V2`] (the keys API) and [`V3`] (gRPC) keep the contract of [`crate::store`]; [`Auto`] takes the one that holds
-//! the config, and [`connect`] makes the [`Store`] that the settings ask for.
+//! the config, and [`connect`] makes the [`Store`] that the settings ask for. [`Replaceable`] puts another in its place
+//! when the settings have changed.
 //!
 //! - **Deadlines.** Every request has a deadline at each endpoint. Until one has answered, each address of each endpoint
 //!   is tried, one beside the other (`sites`); then calls stay there until it fails.
@@ -14,6 +15,7 @@
 mod auto;
 mod endpoints;
 mod refusal;
+mod replaceable;
 mod sites;
 mod tls;
 mod v2;
@@ -21,6 +23,7 @@ mod v3;
 
 use crate::store::Error;
 pub use auto::{Auto, Store, StoreWatch, connect};
+pub use replaceable::{Replaceable, ReplaceableWatch};
 use std::path::PathBuf;
 use std::time::Duration;
 pub use v2::{V2, V2Watch};

@@ -26,7 +26,7 @@ mod told;
 pub use clock::Clock;
 pub use state_dir::StateDir;
 
-use crate::etcd::{Settings, Store, connect};
+use crate::etcd::{Replaceable, Settings};
 use crate::lease::{Manager, Notice, Status};
 use crate::store::Error;
 use crate::subnet::{Config, LeaseAttrs};
@@ -61,7 +61,7 @@ pub struct Exchange {
 #[derive(Debug)]
 pub enum Source {
     /// Config, lease and peers come from etcd, over either of its APIs.
-    Etcd(Store),
+    Etcd(Replaceable),
 }
 
 impl Source {
@@ -70,7 +70,17 @@ impl Source {
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
     pub fn etcd(settings: &Settings) -> Result<Source, Error> {
-        Ok(Source::Etcd(connect(settings)?))
+        Ok(Source::Etcd(Replaceable::new(settings)?))
+    }
+
+    /// Takes over endpoints, user and files while calls may be under way; see [`Replaceable::replace`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for settings that can never work. Then all goes on as it was.
+    pub fn reload(&self, settings: &Settings) -> Result<(), Error> {
+        match self {
+            Source::Etcd(store) => store.replace(settings),
+        }
     }
 
     /// Waits for the network config: for the source, for the config, for a text that makes sense. It never gives
