@@ -4,7 +4,7 @@
 mod lab;
 
 use lab::systemd::package;
-use lab::{Api, Lab, Proc, Subnet, TUTORIAL, eventually, flanneld, secs};
+use lab::{Api, Lab, Proc, Subnet, TUTORIAL, eventually, flanneld, secs, skip};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,12 +18,10 @@ fn here(command: &str) -> bool {
     found.is_ok_and(|out| out.status.success())
 }
 
-/// Whether the test can run; with `FLANNELD_TEST_REQUIRE=1` it must.
+/// Whether the test can run.
 fn can(commands: &[&str]) -> bool {
     let Some(missing) = commands.iter().find(|command| !here(command)) else { return true };
-    let required = std::env::var_os("FLANNELD_TEST_REQUIRE").is_some_and(|v| v == "1");
-    assert!(!required, "this test cannot run here: {missing} is missing");
-    eprintln!("skipped: {missing} is missing");
+    skip(&format!("{missing} is missing"));
     false
 }
 

@@ -85,9 +85,10 @@ fn missing() -> Option<String> {
     tools.iter().find(lacks).map(|tool| format!("{tool} is missing"))
 }
 
-/// Says why a test is skipped. With `FLANNELD_TEST_REQUIRE=1` that is a failure instead.
+/// Says why a test is skipped. With `FLANNELD_TEST_REQUIRE=1` or `CI=true` that is a failure instead.
 pub fn skip(why: &str) {
-    let required = std::env::var_os("FLANNELD_TEST_REQUIRE").is_some_and(|v| v == "1");
+    let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|v| v == value);
+    let required = is("FLANNELD_TEST_REQUIRE", "1") || is("CI", "true");
     assert!(!required, "this test cannot run here: {why}");
     eprintln!("skipped: {why}");
 }
