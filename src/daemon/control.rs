@@ -13,7 +13,7 @@ use super::{DaemonError, Settings};
 use crate::backend::{self, Backend, Setup};
 use crate::iface;
 use crate::lease::Manager;
-use crate::log::phrases;
+use crate::log::{phrases, quote};
 use crate::membership::cache::Cache;
 use crate::membership::{Clock, Exchange, Source, StateDir};
 use crate::netlink::Netlink;
@@ -56,6 +56,7 @@ impl Control {
         let external = iface::choose(&netlink, &settings.iface).await?;
         external.tell();
         let source = Rc::new(Source::etcd(&settings.etcd)?);
+        info!("{}: etcd, keys below {}", phrases::MANAGER_CREATED, quote(&settings.etcd.prefix));
         let seed =
             SysRng.try_next_u64().map_err(|error| DaemonError::System("draw a random seed", error.into()))?;
         let notifier = if name.is_empty() { Notifier::OPEN } else { Notifier::CLOSED };

@@ -123,6 +123,9 @@ fn control_thread(settings: Settings, signals: Signals, reread: Reread) -> Resul
         }
     });
     drop(tasks);
+    if result.is_ok() {
+        tracing::info!("{}", phrases::EXITING);
+    }
     // `drop` would wait for look-ups of names, and a silent name server takes many seconds.
     runtime.shutdown_background();
     result

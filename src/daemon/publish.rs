@@ -3,11 +3,11 @@
 
 use super::NEVER;
 use crate::log::{Complaint, phrases};
-use crate::subnet::EnvFile;
+use crate::subnet::{EnvFile, Written};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// The wait after a failure to write the file.
 const RETRY: Duration = Duration::from_secs(1);
@@ -21,12 +21,15 @@ pub(super) struct SubnetFile {
     written: bool,
     retry_at: Instant,
     complaint: Complaint<Instant>,
+    /// Whether it was said that the file cannot be replaced whole.
+    in_place_said: bool,
 }
 
 impl SubnetFile {
     pub(super) fn new(path: PathBuf) -> SubnetFile {
         let retry_at = Instant::now() + NEVER;
-        SubnetFile { path, wanted: None, written: false, retry_at, complaint: Complaint::default() }
+        let complaint = Complaint::default();
+        SubnetFile { path, wanted: None, written: false, retry_at, complaint, in_place_said: false }
     }
 
     /// Sets what the next [`SubnetFile::write`] writes.
@@ -56,7 +59,14 @@ impl SubnetFile {
         self.retry_at = Instant::now() + NEVER;
         let Some(file) = self.wanted.filter(|_| !self.written) else { return };
         match file.write(&self.path) {
-            Ok(()) => {
+            Ok(how) => {
+                if how == Written::InPlace && !std::mem::replace(&mut self.in_place_said, true) {
+                    warn!(
+                        "{} is a mount point, so it cannot be replaced and is written in place: a reader may see \
+                         half of it; mount its directory instead",
+                        self.path.display()
+                    );
+                }
                 self.written = true;
                 self.complaint.settle();
                 info!("{} {}", phrases::SUBNET_FILE_WRITTEN, self.path.display());

@@ -17,7 +17,7 @@ use super::{DaemonError, Settings};
 use crate::backend::{Backend, BackendError, Look, Network, Progress};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
-use crate::log::Complaint;
+use crate::log::{Complaint, phrases};
 use crate::membership::{Clock, Ending, Source};
 use crate::netlink::{Change, Netlink};
 use crate::subnet::{Config, EnvFile, LeaseAttrs};
@@ -282,6 +282,7 @@ impl Running {
             warn!("{error}");
         }
         self.network = Some((subnet, network));
+        info!("{}", phrases::BACKEND_RUNS);
         self.rules.set(subnet.trunc(), &self.netlink).await;
         self.hurry();
         self.file.want(EnvFile {

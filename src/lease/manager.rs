@@ -188,6 +188,16 @@ impl Manager {
             .min()
     }
 
+    /// The address that peers send to.
+    pub fn public_ip(&self) -> Ipv4Addr {
+        self.us.attrs().public_ip
+    }
+
+    /// When the lease that we hold is to be renewed; `None` for a reservation, or without a lease.
+    pub fn renew_at(&self) -> Option<Duration> {
+        self.own.as_ref().filter(|own| own.is_live()).and_then(Own::due)
+    }
+
     /// The state as the daemon shows it.
     pub fn status(&self) -> Status {
         let own = self.own.as_ref().filter(|own| own.is_live());

@@ -7,8 +7,19 @@
 pub const LEASE_ACQUIRED: &str = "Lease acquired";
 /// The lease was renewed (the time of its end follows).
 pub const LEASE_RENEWED: &str = "Lease renewed, new expiration";
-/// The lease was deleted, or belongs to another host (since 0.8.0).
+/// The lease belongs to another host now (since 0.8.0). A lease that was deleted and is asked for again is told of in
+/// other words.
 pub const LEASE_REVOKED: &str = "Lease has been revoked";
+/// A lease with this host's public IP was there already (the subnet and the address follow, then `reusing`).
+pub const LEASE_FOUND: &str = "Found lease";
+/// When the lease will be renewed (the time until then follows, then `to renew lease`).
+pub const RENEWAL_WAITS: &str = "Waiting for";
+/// The settings of the store are in order; it was not contacted yet (the store follows; since 0.6.2).
+pub const MANAGER_CREATED: &str = "Created subnet manager";
+/// The backend carries packets (since 0.10).
+pub const BACKEND_RUNS: &str = "Running backend.";
+/// The daemon ends because of a signal (since 0.6.2).
+pub const EXITING: &str = "Exiting cleanly...";
 /// A peer came or changed.
 pub const SUBNET_ADDED: &str = "Subnet added";
 /// A peer went.

@@ -83,7 +83,9 @@ pub(super) async fn run<R: Registry>(
                 }
                 Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
                 Output::Notice(notice) => {
-                    told::log(&notice, now);
+                    let facts =
+                        told::Facts { now, public_ip: manager.public_ip(), renew_at: manager.renew_at() };
+                    told::log(&notice, &facts);
                     let fatal = matches!(notice, Notice::Conflict { then: OnLost::Exit, .. });
                     // What stands in the file already is not written again on its own word.
                     if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {

@@ -4,13 +4,29 @@ use crate::lease::{How, Notice, OnLost};
 use crate::log::phrases;
 use crate::subnet::{Event, Lease};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::{error, info, warn};
 
-/// Writes a notice to the log. `now` is the time on the machine's clock.
-pub(super) fn log(notice: &Notice, now: Duration) {
+/// What the lines tell besides the notice itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    /// The time on the machine's clock.
+    pub(super) now: Duration,
+    /// The address that peers send to.
+    pub(super) public_ip: Ipv4Addr,
+    /// When the lease is to be renewed, on the same clock.
+    pub(super) renew_at: Option<Duration>,
+}
+
+/// Writes a notice to the log.
+pub(super) fn log(notice: &Notice, facts: &Facts) {
+    let now = facts.now;
     match notice {
         Notice::Acquired { subnet, how, deadline } => {
+            if *how == How::Reused {
+                info!("{} ({subnet}) for current IP ({}), reusing", phrases::LEASE_FOUND, facts.public_ip);
+            }
             let how = match how {
                 How::Reused => "found by our public IP",
                 How::Previous => "the one of the last run",
@@ -20,16 +36,18 @@ pub(super) fn log(notice: &Notice, now: Duration) {
             };
             let until = Expiration(*deadline, now);
             info!("{}: {subnet} ({how}), expiration: {until}", phrases::LEASE_ACQUIRED);
+            log_wait(facts);
         }
         Notice::Renewed { deadline, .. } => {
             info!("{}: {}", phrases::LEASE_RENEWED, Expiration(*deadline, now));
+            log_wait(facts);
         }
         Notice::Readdressed { subnet, public_ip } => {
             info!("Lease of {subnet} says {public_ip} now; peers send there");
         }
         Notice::Reserved { subnet } => info!("Lease of {subnet} is a reservation now: no expiration"),
         Notice::Revoked { subnet } => {
-            warn!("{}: somebody deleted {subnet}; trying to get it back", phrases::LEASE_REVOKED);
+            warn!("Lease of {subnet} was deleted by somebody; trying to get it back");
         }
         Notice::Lost { subnet } => {
             error!(
@@ -64,6 +82,27 @@ pub(super) fn log(notice: &Notice, now: Duration) {
             warn!("Still no store after {} s: {reason}", since.as_secs());
         }
         Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
+    }
+}
+
+fn log_wait(facts: &Facts) {
+    if let Some(at) = facts.renew_at {
+        info!("{} {} to renew lease", phrases::RENEWAL_WAITS, GoDuration(at.saturating_sub(facts.now)));
+    }
+}
+
+/// A duration in whole seconds as Go prints it, `22h59m59s`.
+struct GoDuration(Duration);
+
+impl fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        match (hours, minutes) {
+            (0, 0) => write!(f, "{rest}s"),
+            (0, _) => write!(f, "{minutes}m{rest}s"),
+            _ => write!(f, "{hours}h{minutes}m{rest}s"),
+        }
     }
 }
 
@@ -114,6 +153,8 @@ mod tests {
         assert_eq!(civil(59), (1970, 3, 1));
         assert_eq!(civil(11_016), (2000, 2, 29));
         assert_eq!(civil(20_484), (2026, 1, 31));
+        let printed = |seconds| GoDuration(Duration::from_secs(seconds)).to_string();
+        assert_eq!([0, 59, 60, 3600, 82_799].map(printed), ["0s", "59s", "1m0s", "1h0m0s", "22h59m59s"]);
         assert_eq!(Expiration(None, Duration::ZERO).to_string(), "never");
         let text = Expiration(Some(Duration::from_secs(9)), Duration::from_secs(4)).to_string();
         assert!(text.len() == 23 && text.ends_with(" UTC"), "{text}");

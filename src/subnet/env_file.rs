@@ -1,12 +1,21 @@
 //! `subnet.env`: what container runtimes and CNI plugins read to learn this host's subnet.
 
-use super::replace::{FileError, directory, failed, replace};
+use super::replace::{FileError, directory, failed, replace, write_in_place};
 use ipnet::Ipv4Net;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+
+/// How the file was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// In one step.
+    Whole,
+    /// Into the file that was there, so that a reader may have seen a part of it.
+    InPlace,
+}
 
 /// The four values of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +55,20 @@ impl EnvFile {
     /// Replaces the file in one step: a reader sees either the old text or the new, even after a power cut.
     /// An absent directory is made with mode 0755; the file has mode 0644 whatever the umask.
     ///
+    /// A single file that is mounted into a container cannot be replaced; it is written in place.
+    ///
     /// # Errors
     /// The error names the step that failed and its path. If the new text is not in place, the old file still is.
-    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+    pub fn write(&self, path: &Path) -> Result<Written, FileError> {
         let dir = directory(path);
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed("cannot create", dir))?;
-        replace(path, self.text().as_bytes(), 0o644)
+        let text = self.text();
+        match replace(path, text.as_bytes(), 0o644) {
+            Err(error) if error.is_mount_point() => {
+                write_in_place(path, text.as_bytes()).map(|()| Written::InPlace)
+            }
+            result => result.map(|()| Written::Whole),
+        }
     }
 
     /// Reads a file back, so that the daemon can ask for the same subnet again. `None` if there is no such file, or if

@@ -29,7 +29,7 @@ pub mod replace;
 mod underlay;
 
 pub use config::{BackendConfig, Config, ConfigError};
-pub use env_file::EnvFile;
+pub use env_file::{EnvFile, Written};
 pub use event::{Event, Lease};
 pub use generation::Generation;
 pub use lease::{LeaseAttrs, SubnetKey};

@@ -17,6 +17,14 @@ pub struct FileError {
     pub source: io::Error,
 }
 
+impl FileError {
+    /// Whether the file cannot be replaced because it is a mount point of its own (rename(2), EBUSY).
+    #[must_use]
+    pub fn is_mount_point(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EBUSY)
+    }
+}
+
 /// Writes `bytes` beside `path`, brings them to the disk, and renames them into its place. The file has `mode`, whatever
 /// the umask.
 ///
@@ -37,6 +45,20 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Writes `bytes` into the file at `path` itself. A reader may see a part of them, so this is for a file that nobody can
+/// replace: a single file that is mounted into a container cannot be renamed over.
+///
+/// # Errors
+/// The error names the path. The file may hold a part of the new bytes.
+pub fn write_in_place(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(failed("cannot write in place", path))
 }
 
 /// The directory that holds the file of that path.
