@@ -240,6 +240,11 @@ impl Running {
             | Notice::Revoked { .. }
             | Notice::Lost { .. }
             | Notice::Conflict { .. }
+            | Notice::Outgrown { .. }
+            | Notice::ConfigApplied { .. }
+            | Notice::ConfigDrifted { .. }
+            | Notice::ConfigUnusable { .. }
+            | Notice::ConfigRestored
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }

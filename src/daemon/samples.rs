@@ -1,11 +1,13 @@
 //! What is counted around the lease, as samples of the report.
 
-use crate::lease::Counters;
+use crate::lease::{Counters, Status};
 use crate::report::{Sample, metric};
 
 /// The counters of the lease and of what is kept of it, and the number of detours.
-pub(super) fn of(counters: Counters, cache_failures: u64, detours: usize) -> Vec<Sample> {
+pub(super) fn of(status: Option<Status>, cache_failures: u64, detours: usize) -> Vec<Sample> {
+    let counters = status.map(|status| status.counters).unwrap_or_default();
     let Counters { skipped, rejected, repairs, conflicts, withheld } = counters;
+    let has_drifted = status.is_some_and(|status| status.config_drift);
     vec![
         Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
         Sample::new(&metric::REJECTED_LEASES, "rejected_leases", rejected),
@@ -13,6 +15,7 @@ pub(super) fn of(counters: Counters, cache_failures: u64, detours: usize) -> Vec
         Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
         Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
         Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
+        Sample::new(&metric::CONFIG_DRIFT, "config_drift", u64::from(has_drifted)),
         Sample::new(&metric::DETOURS, "detours", detours as u64),
     ]
 }

@@ -186,6 +186,10 @@ impl Registry for Store {
         each!(self, store => store.config().await)
     }
 
+    async fn config_changed(&self) -> Result<(), Error> {
+        each!(self, store => store.config_changed().await)
+    }
+
     fn generation(&self) -> Generation {
         match self {
             Store::V2(store) => store.generation(),

@@ -1,24 +1,28 @@
 //! The machine: routes the inputs to its parts, carries out the steps that they return, and makes sure that one call
 //! is under way at most.
 
+mod new_config;
 mod outage;
 mod publish;
+mod status;
 mod without_store;
 
-use super::cached::{Basis, Fallback};
+use super::cached::Fallback;
 use super::delays::Delays;
+use super::drift::Standing;
 use super::feed::{self, Feed};
 use super::health::Health;
 use super::identity::Identity;
 use super::own::{self, Own};
 use super::seek::{self, Seek};
 use super::watcher::Watcher;
-use super::{Call, Counters, How, Input, Notice, Output, Reply, Settings};
+use super::{Call, How, Input, Notice, Output, Reply, Settings};
 use crate::store::{Change, Entry, Error, Listing};
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 use ipnet::Ipv4Net;
-use std::net::Ipv4Addr;
 use std::time::Duration;
+
+pub use status::Status;
 
 /// The life of this host's lease and its view of the peers. See the room's theory of operation.
 #[derive(Debug)]
@@ -32,6 +36,7 @@ pub struct Manager {
     feed: Feed,
     watcher: Watcher,
     fallback: Fallback,
+    config: Standing,
     health: Health,
     delays: Delays,
     in_flight: Option<InFlight>,
@@ -57,25 +62,6 @@ struct InFlight {
     sent: Duration,
 }
 
-/// What [`Manager`] shows of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Status {
-    /// The subnet that we hold at this instant.
-    pub subnet: Option<Ipv4Net>,
-    /// The address that the store gives to peers for it.
-    pub public_ip: Option<Ipv4Addr>,
-    /// When we lose it, unless it is renewed. A reservation has no end.
-    pub deadline: Option<Duration>,
-    /// How many peers are known.
-    pub peers: usize,
-    /// Whether the last call or watch got no answer.
-    pub store_out: bool,
-    /// On whose word the subnet is held and the peers are known.
-    pub basis: Basis,
-    /// What was counted since the start.
-    pub counters: Counters,
-}
-
 impl Manager {
     /// A machine at its start: call [`Manager::handle`] with [`Input::Tick`] to set it going.
     ///
@@ -90,6 +76,7 @@ impl Manager {
     ) -> Self {
         Self {
             watcher: Watcher::new(config.network),
+            config: Standing::new(config.clone()),
             seek: Seek::new(config, previous),
             fallback: Fallback::none(),
             own: None,
@@ -126,6 +113,7 @@ impl Manager {
                 Input::WatchFailed(error) => self.on_watch_failed(now, &error),
                 Input::Changes(changes) => self.on_changes(now, &changes),
                 Input::Publish(attrs) => self.on_publish(now, attrs),
+                Input::Config(newer) => self.on_config(newer),
             }
             self.tell_address();
             self.advance(now);
@@ -188,33 +176,6 @@ impl Manager {
             .min()
     }
 
-    /// The address that peers send to.
-    pub fn public_ip(&self) -> Ipv4Addr {
-        self.us.attrs().public_ip
-    }
-
-    /// When the lease that we hold is to be renewed; `None` for a reservation, or without a lease.
-    pub fn renew_at(&self) -> Option<Duration> {
-        self.own.as_ref().filter(|own| own.is_live()).and_then(Own::due)
-    }
-
-    /// The state as the daemon shows it.
-    pub fn status(&self) -> Status {
-        let own = self.own.as_ref().filter(|own| own.is_live());
-        Status {
-            subnet: own.map(Own::subnet),
-            public_ip: own.map(Own::public_ip),
-            deadline: own.and_then(Own::deadline),
-            peers: self.watcher.len(),
-            store_out: self.health.is_out(),
-            basis: self.fallback.basis(),
-            counters: Counters {
-                conflicts: self.watcher.counters().conflicts + self.seek.conflicts(),
-                ..self.watcher.counters()
-            },
-        }
-    }
-
     /// All peers that are known at present.
     #[cfg(test)]
     pub(super) fn peers(&self) -> impl Iterator<Item = (Ipv4Net, &LeaseAttrs)> {
@@ -252,9 +213,10 @@ impl Manager {
         self.out.push(Output::Call(call));
     }
 
-    fn create(&mut self, now: Duration, key: SubnetKey) {
+    /// Creates a key. `again`: it is one that we had.
+    fn create(&mut self, now: Duration, key: SubnetKey, again: bool) {
         let (attrs, ttl) = (self.us.attrs().clone(), self.settings.ttl());
-        self.call(now, Call::Create { key, attrs, ttl });
+        self.call(now, Call::Create { key, attrs, ttl, again });
     }
 
     fn update(&mut self, now: Duration, held: Entry) {
@@ -300,6 +262,7 @@ impl Manager {
             Reply::Listed(result) => result.as_ref().err(),
             Reply::Created(result) | Reply::Updated(result) => result.as_ref().err(),
             Reply::Deleted(result) => result.as_ref().err(),
+            Reply::Outgrown(_) => None,
         };
         match error {
             Some(error @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
@@ -315,6 +278,7 @@ impl Manager {
             Reply::Listed(Ok(listing)) => self.on_listing(now, listing),
             Reply::Listed(Err(_)) => self.retry(now, call.kind),
             Reply::Created(result) => self.on_created(now, call.sent, result.ok()),
+            Reply::Outgrown(config) => self.on_outgrown(now, config),
             Reply::Updated(result) => self.on_updated(now, call.sent, result.ok()),
             Reply::Deleted(result) => self.on_deleted(now, result.is_ok()),
         }
@@ -424,16 +388,11 @@ impl Manager {
         for step in steps {
             match step {
                 own::Step::Say(notice) => self.say([notice]),
-                own::Step::Create(key) => self.create(now, key),
+                own::Step::Create(key) => self.create(now, key, self.must_fit()),
                 own::Step::Update(held) => self.update(now, held),
                 own::Step::Look => self.feed.list_by(now),
                 own::Step::Stop => self.stopped = true,
-                own::Step::GiveUp => {
-                    self.own = None;
-                    let removed = self.watcher.restart(None);
-                    self.peers_changed(removed);
-                    self.seek.restart(now);
-                }
+                own::Step::GiveUp => self.give_up(now),
             }
         }
     }
@@ -443,7 +402,7 @@ impl Manager {
         match step {
             None => {}
             Some(seek::Step::Say(notice)) => self.say([notice]),
-            Some(seek::Step::Create(key)) => self.create(now, key),
+            Some(seek::Step::Create(key)) => self.create(now, key, false),
             Some(seek::Step::Update(held)) => self.update(now, held),
             Some(seek::Step::Delete { held, reason }) => {
                 self.say([Notice::Discarded { key: held.key, reason }]);

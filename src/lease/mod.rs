@@ -42,6 +42,7 @@
 //! | file | |
 //! |---|---|
 //! | `cached` | what an earlier run knew, for a start while the store does not answer |
+//! | `drift` | the network config in the store against the one that runs |
 //! | `manager` | the machine: routes inputs, carries out steps, has the one call under way |
 //! | `seek` | no subnet yet: which one to ask for |
 //! | `own` | a subnet: renew, adopt, lose, regain |
@@ -54,6 +55,7 @@
 
 mod cached;
 mod delays;
+mod drift;
 mod feed;
 mod health;
 mod identity;
@@ -67,7 +69,7 @@ mod watcher;
 
 use crate::store::{Change, Entry, Error, Listing, Revision};
 use crate::subnet::allocate::OutOfSubnets;
-use crate::subnet::{Event, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 pub use cached::{Basis, Cached};
 use ipnet::Ipv4Net;
 pub use manager::{Manager, Status};
@@ -93,6 +95,8 @@ pub enum Input {
     /// once, if it is as we hold it. The driver has given up the connections, which came from the old address: the call
     /// under way gets no answer, and the watch is over.
     Publish(LeaseAttrs),
+    /// The network config in the store is another one now, or cannot be used for this reason.
+    Config(Result<Config, String>),
 }
 
 /// The answer to a [`Call`].
@@ -102,6 +106,9 @@ pub enum Reply {
     Listed(Result<Listing, Error>),
     /// The answer to [`Call::Create`]: the key as it was created.
     Created(Result<Entry, Error>),
+    /// The answer to a [`Call::Create`] of a subnet that we had: nothing was created, since this newest config has no
+    /// place for it.
+    Outgrown(Config),
     /// The answer to [`Call::Update`]: the key as it was written.
     Updated(Result<Entry, Error>),
     /// The answer to [`Call::Delete`].
@@ -121,6 +128,8 @@ pub enum Call {
         attrs: LeaseAttrs,
         /// How long the key lives without a renewal.
         ttl: Duration,
+        /// Whether we held this subnet before, and must not if the network config has no place for it any more.
+        again: bool,
     },
     /// Overwrite the value of a key and refresh its TTL, if the key is as held.
     Update {
@@ -227,6 +236,30 @@ pub enum Notice {
         /// What the machine does next. After [`OnLost::Exit`] it does nothing any more.
         then: OnLost,
     },
+    /// Our key is gone, and the newest network config has no place for the subnet.
+    Outgrown {
+        /// The subnet that was ours.
+        subnet: Ipv4Net,
+        /// What the machine does next. After [`OnLost::Exit`] it does nothing any more.
+        then: OnLost,
+    },
+    /// Fields of the network config in the store have changed, and count from now on for the next subnet.
+    ConfigApplied {
+        /// The fields, as flannel spells them.
+        fields: Vec<&'static str>,
+    },
+    /// Fields of the network config in the store differ from what runs, and only a restart takes them over.
+    ConfigDrifted {
+        /// The fields, as flannel spells them.
+        fields: Vec<&'static str>,
+    },
+    /// The network config in the store cannot be used; what runs goes on.
+    ConfigUnusable {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The network config in the store says again what runs.
+    ConfigRestored,
     /// No subnet is free, and we try again. This is said at most once a minute.
     OutOfSubnets(OutOfSubnets),
     /// A lease of our PublicIP cannot be used and is being deleted. Another subnet follows.

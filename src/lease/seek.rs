@@ -62,6 +62,12 @@ impl Seek {
         }
     }
 
+    /// The subnets to choose from are others now.
+    pub(super) fn take_from(&mut self, config: Config) {
+        debug_assert!(config.network == self.config.network, "one run has one network");
+        self.config = config;
+    }
+
     /// When the next list is due.
     pub(super) fn due(&self) -> Duration {
         self.at

@@ -4,7 +4,7 @@
 //! A call, the watch and a timer wait side by side; the machine decides. An outage of the store ends nothing here.
 
 use super::cache::Keeper;
-use super::{Clock, Ending, Exchange, told};
+use super::{Clock, Ending, Exchange, config, told};
 use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply};
 use crate::log::{Complaint, phrases};
 use crate::store::{Backoff, Error, Registry, Watch};
@@ -70,6 +70,7 @@ pub(super) async fn run<R: Registry>(
     let mut stop = pin!(stop);
     let mut call: Option<LocalBoxFuture<'_, Input>> = None;
     let mut feed = Feed::<R>::Off;
+    let mut config: LocalBoxFuture<'_, _> = Box::pin(config::changed(registry, None));
     let mut input = Input::Tick;
     loop {
         let now = clock.now();
@@ -79,14 +80,18 @@ pub(super) async fn run<R: Registry>(
             match output {
                 Output::Call(wanted) => {
                     debug_assert!(call.is_none(), "the machine makes one call at a time");
-                    call = Some(Box::pin(make(registry, wanted)));
+                    call = Some(Box::pin(make(registry, manager.config().clone(), wanted)));
                 }
                 Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
                 Output::Notice(notice) => {
                     let facts =
                         told::Facts { now, public_ip: manager.public_ip(), renew_at: manager.renew_at() };
                     told::log(&notice, &facts);
-                    let fatal = matches!(notice, Notice::Conflict { then: OnLost::Exit, .. });
+                    let fatal = matches!(
+                        notice,
+                        Notice::Conflict { then: OnLost::Exit, .. }
+                            | Notice::Outgrown { then: OnLost::Exit, .. }
+                    );
                     // What stands in the file already is not written again on its own word.
                     if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
                         keeper.note(&notice);
@@ -111,10 +116,15 @@ pub(super) async fn run<R: Registry>(
                 // A connection from an address that the host has lost is silent, and a call on it takes seconds to fail.
                 registry.reconnect();
                 (call, feed) = (None, Feed::Off);
+                config = Box::pin(config::changed(registry, None));
                 Input::Publish(publish.borrow_and_update().clone())
             }
             reply = running(&mut call) => reply,
             input = feed.next() => input,
+            (seen, newer) = &mut config => {
+                config = Box::pin(config::changed(registry, Some(seen)));
+                Input::Config(newer)
+            }
             () = due(&mut keeper) => {
                 keeper.iter_mut().for_each(|keeper| keeper.save(&manager, clock.now()));
                 Input::Tick
@@ -152,10 +162,17 @@ async fn sleep(wait: Option<Duration>) {
     tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(LONGEST_SLEEP)).await;
 }
 
-async fn make<R: Registry>(registry: &R, call: Call) -> Input {
+async fn make<R: Registry>(registry: &R, running: Config, call: Call) -> Input {
+    if let Call::Create { key, again: true, .. } = &call {
+        match config::outgrown(registry, &running, key.ipv4).await {
+            Ok(None) => {}
+            Ok(Some(newest)) => return Input::Reply(Reply::Outgrown(newest)),
+            Err(error) => return Input::Reply(Reply::Created(Err(error))),
+        }
+    }
     Input::Reply(match call {
         Call::List => Reply::Listed(registry.list().await),
-        Call::Create { key, attrs, ttl } => Reply::Created(registry.create(key, &attrs, ttl).await),
+        Call::Create { key, attrs, ttl, .. } => Reply::Created(registry.create(key, &attrs, ttl).await),
         Call::Update { held, attrs, ttl } => Reply::Updated(registry.update(&held, &attrs, ttl).await),
         Call::Delete { held } => Reply::Deleted(registry.delete(&held).await),
     })

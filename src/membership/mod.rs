@@ -13,12 +13,14 @@
 //! |---|---|
 //! | `etcd` | leases in a store: the lease machine and its calls |
 //! | [`cache`] | what a network knew of its store, kept for a start without the store |
+//! | `config` | the network config after the start |
 //! | `clock` | the clock by which a lease ends |
 //! | `state_dir` | what must outlive this process |
 //! | `told` | what the log is told |
 
 pub mod cache;
 mod clock;
+mod config;
 mod etcd;
 mod state_dir;
 mod told;

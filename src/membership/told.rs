@@ -67,6 +67,30 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             };
             error!("{}: {subnet} belongs to {owner} now; {then}", phrases::LEASE_REVOKED);
         }
+        Notice::Outgrown { subnet, then } => {
+            let then = match then {
+                OnLost::Exit | OnLost::Keep => "shutting down, so that the next start takes the new config",
+                OnLost::Reacquire => "taking another one",
+            };
+            error!("Lease of {subnet} is gone, and the network config has no place for it any more; {then}");
+        }
+        Notice::ConfigApplied { fields } => {
+            info!(
+                "The network config has changed: {} counts from now on for subnets that are leased; this host's \
+                 subnet stays",
+                fields.join(", ")
+            );
+        }
+        Notice::ConfigDrifted { fields } => {
+            warn!(
+                "The network config has changed: {} differs from what runs here; restart flanneld to take it over",
+                fields.join(", ")
+            );
+        }
+        Notice::ConfigUnusable { reason } => {
+            warn!("The network config cannot be used any more: {reason}; going on with the one that runs");
+        }
+        Notice::ConfigRestored => info!("The network config says again what runs here"),
         Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
         Notice::Discarded { key, reason } => {
             warn!("Discarding our lease {key}, and taking another subnet: {reason}");

@@ -76,6 +76,8 @@ metrics! {
     RULES_IN_PLACE: Gauge "flanneld_rules_in_place", "0 or 1",
         "Whether the masquerade and forward rules were in place at the last look; absent if none are wanted.";
 
+    CONFIG_DRIFT: Gauge "flanneld_config_drift", "0 or 1",
+        "1 if the network config in the store asks for what only a restart takes over, or cannot be used.";
     LEASE_STATE: Gauge "flanneld_lease_state", "0 or 1", "1 for the state that the lease is in.";
     LEASE_EXPIRY: Gauge "flanneld_lease_expiry_timestamp_seconds", "seconds",
         "When the lease ends unless renewed, in seconds since 1970; absent for a reservation.";

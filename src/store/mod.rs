@@ -114,6 +114,9 @@ pub enum Error {
     Invalid(String),
 }
 
+/// How often the config is looked at where the store tells of no change.
+pub const CONFIG_LOOK: Duration = Duration::from_secs(15);
+
 /// A store as flannel's contract needs it. Every write is conditional.
 ///
 /// One task calls it, on a current-thread runtime, so there are no `Send` bounds. Every call asks each address of each
@@ -127,6 +130,12 @@ pub trait Registry {
     type Watch: Watch;
     /// Reads the text of `<prefix>/config`.
     async fn config(&self) -> Result<String, Error>;
+    /// Waits until the text may be another than [`Registry::config`] has read last. A store that cannot tell returns
+    /// after [`CONFIG_LOOK`].
+    async fn config_changed(&self) -> Result<(), Error> {
+        tokio::time::sleep(CONFIG_LOOK).await;
+        Ok(())
+    }
     /// The generation of flannel whose defaults count for the text that [`Registry::config`] has read last.
     fn generation(&self) -> Generation;
     /// Lists the names of the networks below this prefix, sorted. A network is a child that owns a `config` key. In the

@@ -20,6 +20,7 @@
 
 pub mod allocate;
 mod config;
+mod drift;
 mod env_file;
 mod event;
 mod generation;
@@ -29,6 +30,7 @@ pub mod replace;
 mod underlay;
 
 pub use config::{BackendConfig, Config, ConfigError};
+pub use drift::Drift;
 pub use env_file::{EnvFile, Written};
 pub use event::{Event, Lease};
 pub use generation::Generation;

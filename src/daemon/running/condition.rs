@@ -76,7 +76,6 @@ impl Running {
             Some((_, network)) => network.report(&self.netlink).await,
             None => None,
         };
-        let counters = status.map(|status| status.counters).unwrap_or_default();
         let hindrance = self.hindrance();
         let left = status.and_then(|status| status.deadline).map(|at| at.saturating_sub(self.clock.now()));
         State {
@@ -92,7 +91,7 @@ impl Running {
                 held: status.is_some_and(|status| status.subnet.is_some()),
                 expiry: left.and_then(|left| SystemTime::now().checked_add(left)),
                 from_cache: self.basis() != Basis::Store,
-                samples: samples::of(counters, self.cache_failures.get(), self.detours.count()),
+                samples: samples::of(status, self.cache_failures.get(), self.detours.count()),
             },
             rules_in_place: self.rules.in_place(),
             data_path,

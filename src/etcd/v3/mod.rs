@@ -28,6 +28,7 @@ use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use connection::Connection;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use loose::LooseLeases;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ pub struct V3 {
     connection: Rc<Connection>,
     keys: Keyspace,
     loose: LooseLeases,
+    /// The store's revision when the config was read last.
+    config_read_at: Cell<i64>,
 }
 
 impl V3 {
@@ -48,7 +51,7 @@ impl V3 {
     pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
         let keys = Keyspace::new(&settings.prefix);
         let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
-        Ok(Self { connection, keys, loose: LooseLeases::default() })
+        Ok(Self { connection, keys, loose: LooseLeases::default(), config_read_at: Cell::new(0) })
     }
 
     /// Whether servers have answered, and none of them in HTTP/2. Then there is no v3 API.
@@ -126,8 +129,13 @@ impl Registry for V3 {
         let key = self.keys.config();
         let answer =
             self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
+        self.config_read_at.set(answer.header().map_or(0, |header| header.revision()));
         let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
         String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
+    }
+
+    async fn config_changed(&self) -> Result<(), Error> {
+        watch::wait_for_change(&self.connection, &self.keys.config(), self.config_read_at.get()).await
     }
 
     fn generation(&self) -> Generation {

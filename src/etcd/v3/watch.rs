@@ -153,6 +153,30 @@ async fn start(
     Ok(Ok(stream))
 }
 
+/// Waits until one key was written or deleted after `revision`, or until the store no longer knows what happened since.
+pub(super) async fn wait_for_change(connection: &Connection, key: &str, revision: i64) -> Result<(), Error> {
+    let options = WatchOptions::new().with_start_revision(revision + 1);
+    let opened = connection.call(async |client, _| {
+        let mut stream = client.watch_client().watch(key, Some(options.clone())).await?;
+        match stream.message().await? {
+            Some(first) if first.canceled() && first.compact_revision() == 0 => {
+                Err(ClientError::WatchError(first.cancel_reason().to_owned()))
+            }
+            Some(first) => Ok((stream, first)),
+            None => Err(ClientError::WatchError("etcd ended the watch at once".to_owned())),
+        }
+    });
+    let (mut stream, mut message) = opened.await?;
+    while message.events().is_empty() && message.compact_revision() == 0 {
+        match stream.message().await {
+            Ok(Some(next)) if !next.canceled() || next.compact_revision() != 0 => message = next,
+            Ok(_) => return Err(Error::Unavailable("etcd ended the watch".to_owned())),
+            Err(error) => return Err(ended(error)),
+        }
+    }
+    Ok(())
+}
+
 /// The change that an event tells of, if it tells of one.
 fn change(keys: &Keyspace, event: &Event) -> Option<Change> {
     let kv = event.kv()?;

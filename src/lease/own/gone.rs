@@ -4,6 +4,7 @@ use super::{Own, Phase, Step};
 use crate::lease::{Notice, OnLost};
 use crate::store::{Listing, Revision};
 use crate::subnet::{LeaseAttrs, overlap};
+use ipnet::Ipv4Net;
 use std::time::Duration;
 
 impl Own {
@@ -55,6 +56,14 @@ impl Own {
             Some(entry) => self.taken(listing.revision, &entry.attrs),
             None => vec![self.create()],
         }
+    }
+
+    /// The network config has no place for our subnet any more, so it was not created again.
+    pub(in crate::lease) fn outgrown(&mut self) -> Ipv4Net {
+        self.creating = false;
+        self.news = None;
+        self.phase = Phase::Regain { at: None, create: false, conflict_said: true };
+        self.subnet()
     }
 
     pub(super) fn create(&mut self) -> Step {

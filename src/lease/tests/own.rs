@@ -275,3 +275,59 @@ fn garbage_in_our_key_is_waited_out() {
     // An operator removes the key.
     assert_eq!(created_key(b.give(gone(1, 30))), net(1));
 }
+
+/// The config as an operator edits it before the leases are deleted.
+fn narrower(rest: &str) -> Config {
+    Config::parse(&format!(r#"{{"Network":"10.5.0.0/16"{rest}}}"#)).unwrap()
+}
+
+#[test]
+fn a_subnet_without_a_place_in_the_newest_config_is_not_created_again() {
+    for on_lost in [OnLost::Exit, OnLost::Reacquire] {
+        let mut b = Rig::holding(on_lost);
+        let Some(Call::Create { key, again: true, .. }) = b.give(gone(1, 20)) else { panic!("{on_lost:?}") };
+        assert_eq!(key.ipv4, net(1));
+        b.said();
+        let call = b.give(Input::Reply(Reply::Outgrown(narrower(
+            r#","SubnetMin":"10.5.2.0","SubnetMax":"10.5.2.0""#,
+        ))));
+        let outgrown = Notice::Outgrown { subnet: net(1), then: on_lost };
+        assert!(b.said().contains(&outgrown), "{on_lost:?}");
+        assert_eq!(b.held(), None);
+        if on_lost == OnLost::Exit {
+            assert_eq!((call, b.m.wake_at()), (None, None));
+            continue;
+        }
+        assert_eq!(call, Some(Call::List));
+        assert_eq!(created_key(b.give(list(21, &[entry(3, THEM, 9)]))), net(2), "from the newest config");
+    }
+}
+
+#[test]
+fn a_subnet_of_another_network_ends_the_run_unless_the_operator_keeps_it() {
+    let mut b = Rig::holding(OnLost::Reacquire);
+    b.give(gone(1, 20));
+    let other = Config::parse(r#"{"Network":"10.6.0.0/16"}"#).unwrap();
+    assert_eq!(b.give(Input::Reply(Reply::Outgrown(other))), None);
+    assert!(b.said().contains(&Notice::Outgrown { subnet: net(1), then: OnLost::Exit }));
+    assert_eq!(b.m.wake_at(), None);
+
+    let mut b = Rig::holding(OnLost::Keep);
+    assert!(
+        matches!(b.give(gone(1, 20)), Some(Call::Create { again: false, .. })),
+        "whatever the config says"
+    );
+}
+
+#[test]
+fn a_narrower_pool_leaves_the_subnet_that_is_held() {
+    let mut b = Rig::holding(OnLost::Exit);
+    assert_eq!(
+        b.give(Input::Config(Ok(narrower(r#","SubnetMin":"10.5.2.0","SubnetMax":"10.5.3.0""#)))),
+        None
+    );
+    assert_eq!(b.said(), [Notice::ConfigApplied { fields: vec!["SubnetMin"] }]);
+    assert_eq!((b.held(), b.m.status().config_drift), (Some(net(1)), false));
+    b.give(Input::Config(Err("no JSON".to_owned())));
+    assert!(b.m.status().config_drift);
+}

@@ -58,11 +58,16 @@ impl Keeper {
             Notice::Revoked { .. }
             | Notice::Lost { .. }
             | Notice::Lapsed { .. }
+            | Notice::Outgrown { .. }
             | Notice::Conflict { .. } => {
                 self.changed = true;
                 self.at = Instant::now();
             }
-            Notice::OutOfSubnets(_)
+            Notice::ConfigApplied { .. }
+            | Notice::ConfigDrifted { .. }
+            | Notice::ConfigUnusable { .. }
+            | Notice::ConfigRestored
+            | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }
             | Notice::Withheld { .. }

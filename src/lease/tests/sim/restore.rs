@@ -70,6 +70,7 @@ impl World {
             }
             Reply::Created(result) | Reply::Updated(result) => (result.as_ref().err(), result.is_ok()),
             Reply::Deleted(result) => (result.as_ref().err(), false),
+            Reply::Outgrown(_) => (None, false),
         };
         if restores != self.restores
             && let Reply::Created(Ok(entry)) | Reply::Updated(Ok(entry)) = reply

@@ -423,7 +423,7 @@ impl World {
         let now = self.now;
         let reply = match call {
             Call::List => Reply::Listed(Ok(self.store.list())),
-            Call::Create { key, attrs, ttl } => {
+            Call::Create { key, attrs, ttl, .. } => {
                 let result = match self.sabotage {
                     Sabotage::BlindCreate => Ok(self.store.put(*key, attrs, Some(now + *ttl))),
                     _ => self.store.create(now, *key, attrs, *ttl),

@@ -1,0 +1,49 @@
+//! The machine when the network config in the store changes.
+
+use super::Manager;
+use crate::lease::{Notice, OnLost};
+use crate::subnet::Config;
+use std::time::Duration;
+
+impl Manager {
+    /// The network config that runs. Its bounds of subnets follow the store.
+    pub fn config(&self) -> &Config {
+        self.config.running()
+    }
+
+    /// Whether a subnet that we had is given up if the newest config has no place for it.
+    pub(super) fn must_fit(&self) -> bool {
+        self.settings.on_lost != OnLost::Keep
+    }
+
+    /// The config has no place any more for the subnet that we had. The operator has decided what follows.
+    pub(super) fn on_outgrown(&mut self, now: Duration, config: Config) {
+        let Some(own) = &mut self.own else { return };
+        let subnet = own.outgrown();
+        // A subnet of another network needs another device, which this run cannot make.
+        let is_another = self.config.is_another_network(&config);
+        self.on_config(Ok(config));
+        let then = if is_another { OnLost::Exit } else { self.settings.on_lost };
+        self.say([Notice::Outgrown { subnet, then }]);
+        match then {
+            OnLost::Reacquire => self.give_up(now),
+            OnLost::Exit | OnLost::Keep => self.stopped = true,
+        }
+    }
+
+    pub(super) fn on_config(&mut self, newer: Result<Config, String>) {
+        let (pool, notices) = self.config.news(newer);
+        if let Some(pool) = pool {
+            self.seek.take_from(pool);
+        }
+        self.say(notices);
+    }
+
+    /// Seeks another subnet.
+    pub(super) fn give_up(&mut self, now: Duration) {
+        self.own = None;
+        let removed = self.watcher.restart(None);
+        self.peers_changed(removed);
+        self.seek.restart(now);
+    }
+}
