@@ -11,7 +11,7 @@ use super::cached::Fallback;
 use super::delays::Delays;
 use super::drift::Standing;
 use super::feed::{self, Feed};
-use super::health::Health;
+use super::health::{Health, Way};
 use super::identity::Identity;
 use super::own::{self, Own};
 use super::seek::{self, Seek};
@@ -107,7 +107,7 @@ impl Manager {
                 Input::Reply(reply) => self.on_reply(now, reply),
                 Input::WatchStarted => {
                     if self.feed.watch_started(now) {
-                        self.answered(now);
+                        self.answered(now, Way::Watch);
                     }
                 }
                 Input::WatchFailed(error) => self.on_watch_failed(now, &error),
@@ -266,11 +266,11 @@ impl Manager {
         };
         match error {
             Some(error @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
-                self.failed(now, error);
+                self.failed(now, Way::Call, error);
                 return self.retry(now, call.kind);
             }
             None | Some(Error::NotFound(_) | Error::Exists | Error::Conflict | Error::Compacted) => {
-                self.answered(now);
+                self.answered(now, Way::Call);
             }
         }
         let wrote = error.is_none() && matches!(call.kind, Kind::Create | Kind::Update);
@@ -338,7 +338,7 @@ impl Manager {
     fn on_watch_failed(&mut self, now: Duration, error: &Error) {
         self.feed.watch_failed(now, error, &mut self.delays);
         if *error != Error::Compacted {
-            self.failed(now, error);
+            self.failed(now, Way::Watch, error);
         }
     }
 
@@ -348,7 +348,7 @@ impl Manager {
             return;
         }
         self.feed.watch_works();
-        self.answered(now);
+        self.answered(now, Way::Watch);
         let mut events = Vec::new();
         for change in changes {
             // An earlier change may have taken the subnet from us. Then the rest is of no use.
