@@ -57,6 +57,20 @@ impl Registry for Replaceable {
         self.current().config().await
     }
 
+    /// A replaced store may hold another text, so the wait ends with the store.
+    async fn config_changed(&self) -> Result<(), Error> {
+        let mut replaced = self.store.subscribe();
+        let store = self.current();
+        tokio::select! {
+            result = store.config_changed() => result,
+            _ = replaced.changed() => Ok(()),
+        }
+    }
+
+    fn reconnect(&self) {
+        self.current().reconnect();
+    }
+
     fn generation(&self) -> Generation {
         self.current().generation()
     }

@@ -20,6 +20,7 @@ use super::{Call, How, Input, Notice, Output, Reply, Settings};
 use crate::store::{Change, Entry, Error, Listing};
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 pub use status::Status;
