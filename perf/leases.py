@@ -3,8 +3,11 @@
 
   perf/leases.py URL PREFIX set COUNT PUBLIC_IP        have exactly COUNT filler leases
   perf/leases.py URL PREFIX churn RATE SECONDS PUBLIC_IP   add and remove others, RATE changes a second
+  perf/leases.py URL PREFIX nodes FIRST COUNT [PAUSE]      leases of vxlan nodes, each at an address and a MAC of its own,
+                                                           all at once or one every PAUSE seconds
+  perf/leases.py URL PREFIX leave FIRST COUNT              and their end
 
-Filler i is the subnet 10.129.0.0/24 + i. Changes travel in transactions, so that the writer costs little; etcd's watch
+Filler i is the subnet 10.129.0.0/24 + i, node i the same subnet at 10.64.1.0 + i. Changes travel in transactions, so that the writer costs little; etcd's watch
 delivers each key's change by itself.
 """
 import base64
@@ -93,6 +96,23 @@ def churn(etcd, rate, seconds, public_ip):
         etcd.change([etcd.delete(filler)])
 
 
+def node(etcd, i):
+    """A vxlan node's lease, as flannel writes it."""
+    address = ipaddress.IPv4Address(int(ipaddress.IPv4Address("10.64.1.0")) + i)
+    mac = "0a:00:" + ":".join(f"{byte:02x}" for byte in i.to_bytes(4, "big"))
+    value = {"PublicIP": str(address), "PublicIPv6": None, "BackendType": "vxlan",
+             "BackendData": {"VNI": 1, "VtepMAC": mac}}
+    text = json.dumps(value, separators=(",", ":"))
+    return {"requestPut": {"key": etcd.key(i), "value": coded(text)}}
+
+
+def nodes(etcd, first, count, pause):
+    a_batch = 1 if pause else A_BATCH
+    for start in range(first, first + count, a_batch):
+        etcd.change([node(etcd, i) for i in range(start, min(start + a_batch, first + count))])
+        time.sleep(pause)
+
+
 def main():
     url, prefix, command, *rest = sys.argv[1:]
     etcd = Etcd(url, prefix)
@@ -100,6 +120,10 @@ def main():
         have(etcd, int(rest[0]), rest[1])
     elif command == "churn":
         churn(etcd, float(rest[0]), float(rest[1]), rest[2])
+    elif command == "nodes":
+        nodes(etcd, int(rest[0]), int(rest[1]), float(rest[2]) if len(rest) > 2 else 0)
+    elif command == "leave":
+        etcd.change([etcd.delete(i) for i in range(int(rest[0]), int(rest[0]) + int(rest[1]))])
     else:
         raise SystemExit(__doc__)
 

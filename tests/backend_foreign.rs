@@ -248,3 +248,59 @@ fn older_routes_are_not_in_the_way_of_udp() {
         ["10.10.0.0/16 dev flannel0 proto 78", "10.10.203.0/24 via 10.77.0.11 dev eth0 proto static"]
     );
 }
+
+/// A persistent `flannel0` with the overlay's route, which nobody reads, is taken over: packets flow through ours.
+#[test]
+fn a_flannel0_that_nobody_holds_is_taken_over() {
+    let Some(lab) = Lab::start(2) else { return };
+    lab.put_config(Api::V3, &config(r#"{"Type":"udp"}"#));
+    for host in [lab.host(1), lab.host(2)] {
+        lab.sh(
+            &host,
+            "ip tuntap add flannel0 mode tun
+             ip link set flannel0 up
+             ip addr add 10.10.9.0/16 dev flannel0",
+        );
+    }
+    let mut daemons = [lab.daemon(1, &["--etcd-api=v3"]), lab.daemon(2, &["--etcd-api=v3"])];
+    let subnets = [daemons[0].subnet(), daemons[1].subnet()];
+    let ends = [lab.container(1, &subnets[0]), lab.container(2, &subnets[1])];
+    lab.reaches(&ends[0].ns, ends[1].addr, secs(5));
+    daemons[0].wait_text("flannel0 had the route to 10.10.0.0/16 and no reader", secs(1));
+    let links = lab.ip(&format!("-n {} -br link show type tun", lab.host(1)));
+    assert_eq!(links.lines().count(), 1, "{links}");
+    assert!(links.starts_with("flannel0 "), "{links}");
+    daemons[0].terminate();
+    assert_eq!(lab.ip(&format!("-n {} -br link show type tun", lab.host(1))), "", "it is not persistent now");
+}
+
+/// One that is no TUN, or that another process reads, leads to an end with a sentence, and stays.
+#[test]
+fn a_flannel0_of_somebody_else_is_a_clear_refusal() {
+    let Some(lab) = Lab::start(1) else { return };
+    let host = lab.host(1);
+    lab.put_config(Api::V3, &config(r#"{"Type":"udp"}"#));
+    for make in ["link add flannel0 type bridge", "tuntap add flannel0 mode tap"] {
+        lab.ip(&format!("-n {host} {make}"));
+        lab.ip(&format!("-n {host} link set flannel0 up"));
+        lab.ip(&format!("-n {host} route add 10.10.0.0/16 dev flannel0"));
+        let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+        let status = daemon.wait(secs(8)).expect("it should end");
+        assert_eq!(status.code(), Some(1));
+        let text = daemon.text();
+        assert!(text.contains("the route to 10.10.0.0/16 leads through flannel0"), "{text}");
+        assert!(text.contains("`ip link del flannel0`"), "{text}");
+        lab.ip(&format!("-n {host} link del flannel0"));
+    }
+    // Another flanneld of the same network runs here, with a port of its own.
+    let mut first = lab.daemon(1, &["--etcd-api=v3"]);
+    first.subnet();
+    let json = config(r#"{"Type":"udp","Port":9999}"#);
+    let put = ["etcdctl", "--endpoints", "http://10.77.0.254:2379", "put", "/other/network/config", &json];
+    lab.run(&lab.ns("sw"), &put);
+    let args = ["--iface=eth0", "--etcd-api=v3", "--etcd-prefix=/other/network"];
+    let mut second = Daemon::start(&lab, &host, &lab.path("other.env"), &args, &[]);
+    assert_eq!(second.wait(secs(8)).expect("it should end").code(), Some(1));
+    assert!(second.text().contains("leads through flannel0"), "{}", second.text());
+    assert!(first.running());
+}

@@ -70,6 +70,17 @@ pub enum BackendError {
     /// A socket could not be made.
     #[error(transparent)]
     Udp(#[from] crate::udp::UdpError),
+    /// Another flannel's device has the route of the overlay, and is no leftover.
+    #[error(
+        "the route to {network} leads through {name}, which another process holds or which is no TUN device: end the \
+         other flanneld, or remove the device with `ip link del {name}`"
+    )]
+    Occupied {
+        /// The network of the overlay.
+        network: Ipv4Net,
+        /// The device.
+        name: String,
+    },
     /// The engine did not start, or does not answer.
     #[error(transparent)]
     Engine(#[from] udp::EngineError),
@@ -125,11 +136,11 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether waiting may help. The port of a daemon that was killed is free only when the kernel has closed its
-    /// io_uring, some time after the process is gone.
+    /// Whether waiting may help. The port and the device of a daemon that was killed are free only when the kernel has
+    /// closed its io_uring, some time after the process is gone.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        matches!(self, BackendError::Udp(crate::udp::UdpError::InUse { .. }))
+        matches!(self, BackendError::Udp(crate::udp::UdpError::InUse { .. }) | BackendError::Occupied { .. })
     }
 }
 

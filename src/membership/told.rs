@@ -8,6 +8,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::{error, info, warn};
 
+/// More peers than these, in one notice, share a line.
+const MOST_LINES: usize = 50;
+
 /// What the lines tell besides the notice itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
@@ -95,7 +98,7 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
         Notice::Discarded { key, reason } => {
             warn!("Discarding our lease {key}, and taking another subnet: {reason}");
         }
-        Notice::Peers(events) => events.iter().for_each(log_peer),
+        Notice::Peers(events) => log_peers(events),
         Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
         Notice::Withheld { count } => {
             warn!("The store has lost {count} leases at once; keeping those peers until a second look");
@@ -126,6 +129,19 @@ impl fmt::Display for GoDuration {
             (0, 0) => write!(f, "{rest}s"),
             (0, _) => write!(f, "{minutes}m{rest}s"),
             _ => write!(f, "{hours}h{minutes}m{rest}s"),
+        }
+    }
+}
+
+/// Writes a line for each of a few peers, and one line for many: the first list of a large network.
+fn log_peers(events: &[Event]) {
+    if events.len() <= MOST_LINES || tracing::enabled!(tracing::Level::DEBUG) {
+        return events.iter().for_each(log_peer);
+    }
+    let added = events.iter().filter(|event| matches!(event, Event::Added(_))).count();
+    for (count, phrase) in [(added, phrases::SUBNET_ADDED), (events.len() - added, phrases::SUBNET_REMOVED)] {
+        if count > 0 {
+            info!("{phrase}: {count} at once (with -v=1 each has a line)");
         }
     }
 }

@@ -27,6 +27,7 @@ mod route;
 mod route_set;
 #[cfg(test)]
 mod tests;
+mod tun;
 mod vxlan;
 
 pub use addr::{Address, Scope};

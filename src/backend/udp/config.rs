@@ -3,11 +3,10 @@
 use crate::backend::{BackendError, Setup};
 use crate::engine::{self, MAX_WORKERS, UdpOffload};
 use crate::iface::External;
-use crate::netlink::{Stale, Territory};
+use crate::netlink::{Territory, write_all};
 use crate::subnet::LeaseAttrs;
 use crate::udp::{Socket, SocketOptions};
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use tracing::warn;
 
@@ -68,7 +67,12 @@ impl Config {
             device: None,
             external: Some(external.index),
         };
-        netlink.ensure_routes(&BTreeMap::new(), territory, Stale::Remove).await?;
+        let left = netlink.survey_routes(territory, true, |_| None).await?.stale;
+        // The route of the whole network is udp's own: another daemon's, if it is there.
+        let narrower = left.into_iter().filter(|route| route.destination() != config.network);
+        for removed in write_all(narrower.map(|route| netlink.remove_route(route))).await {
+            removed?;
+        }
         Ok(made)
     }
 

@@ -36,6 +36,7 @@ impl Device {
         netlink: &Netlink,
         subnet: Ipv4Net,
     ) -> Result<Device, BackendError> {
+        clear_way(config.network, netlink).await?;
         let device = tun::Device::create(NAME, receivers.len(), config.engine.tun_offload)?;
         let (name, offloads) = (device.name().to_owned(), device.offloads());
         let keeps_flows = device.keeps_flows();
@@ -167,6 +168,22 @@ fn setup(
         links,
         routes,
     }
+}
+
+/// Takes the place of a TUN device that another flannel has left behind with the route of the overlay: the kernel would
+/// send every packet there, and nobody would read it.
+async fn clear_way(network: Ipv4Net, netlink: &Netlink) -> Result<(), BackendError> {
+    for link in netlink.links_to(network).await? {
+        // A route by a device of another name is an operator's, and a warning tells of it.
+        if !link.name.starts_with(NAME.trim_end_matches("%d")) {
+            continue;
+        }
+        if !netlink.remove_unheld_tun(link.index).await? {
+            return Err(BackendError::Occupied { network, name: link.name });
+        }
+        info!("{} had the route to {network} and no reader: removed, to be made anew", link.name);
+    }
+    Ok(())
 }
 
 /// What each worker works on, which is a queue of the device, a socket to receive on and one to send on.
