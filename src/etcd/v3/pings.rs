@@ -1,7 +1,8 @@
 //! How often HTTP/2 pings are sent, and how a server that takes them for abuse is known.
 //!
 //! etcd allows a ping every five seconds. Its grpc-proxy, like any program that leaves grpc-go's defaults alone, wants
-//! five minutes between them, and closes the connection after the third one that comes earlier. It says why in a GOAWAY
+//! five minutes between them, and closes the connection after the third one that comes earlier
+//! (`findings/grpc_proxy_pings.sh`). It says why in a GOAWAY
 //! frame, but that does not reach us: the frame lets our stream live on, and so h2 ends the stream with a broken pipe.
 //! So the connection is known by its rhythm: the server has answered some pings, and then the connection was closed
 //! right after one, with more bytes than an answer has. A restart of etcd looks like that in one case of ten or so, which does no harm,
