@@ -100,9 +100,9 @@ fn a_wrong_password_is_tried_rarely_and_a_mended_one_at_once() {
         let Some(lab) = Lab::start(1) else { return };
         lab.put_config(api, CONFIG);
         if api == Api::V3 {
-            require_v3_users(&lab)
+            require_v3_users(&lab);
         } else {
-            require_v2_users(&lab)
+            require_v2_users(&lab);
         }
         let attempts = Attempts::count(&lab, api);
         let (mut daemon, password) = start(&lab, api);

@@ -134,7 +134,7 @@ impl Registry for V3 {
         let key = self.keys.config();
         let answer =
             self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
-        self.config_read_at.set(answer.header().map_or(0, |header| header.revision()));
+        self.config_read_at.set(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
         let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
         String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
     }
