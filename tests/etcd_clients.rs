@@ -5,7 +5,7 @@
 mod support;
 
 use etcd_client::{Client, ConnectOptions};
-use flanneld::etcd::{Api, Credentials};
+use flanneld::etcd::{Api, Credentials, Password};
 use flanneld::store::{Change, Registry, Watch};
 use std::time::Duration;
 use support::{Etcd, Options, attrs, free_port, key, run, store};
@@ -52,7 +52,7 @@ fn a_watch_with_an_expired_token_is_asked_for_again() {
         etcd.etcdctl(&line.split(' ').collect::<Vec<_>>());
     }
     let mut settings = etcd.settings(Api::V3, "/n");
-    let (username, password) = ("flannel".to_owned(), "secret".to_owned());
+    let (username, password) = ("flannel".to_owned(), Password::Typed("secret".to_owned()));
     settings.credentials = Some(Credentials { username, password });
     run(async {
         let store = store(&settings);

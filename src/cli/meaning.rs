@@ -272,6 +272,7 @@ fn url_user(text: &str) -> Option<etcd::Credentials> {
     let decoded = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
     let (username, password) = text.split_once(':').unwrap_or((text, ""));
     let (username, password) = (decoded(username)?, decoded(password)?);
+    let password = etcd::Password::Typed(password);
     (!username.is_empty()).then_some(etcd::Credentials { username, password })
 }
 
@@ -292,15 +293,16 @@ fn credentials(given: &Given<'_>) -> Result<Option<etcd::Credentials>, Refusal> 
             return Err(given.setting("etcd-password-file", "give it or -etcd-password, not both"));
         }
         Some(path) => {
-            let text = fs::read_to_string(path)
-                .map_err(|error| given.setting("etcd-password-file", unreadable(path, &error)))?;
-            ("etcd-password-file", text.lines().next().unwrap_or_default().to_owned())
+            fs::read(path).map_err(|error| given.setting("etcd-password-file", unreadable(path, &error)))?;
+            ("etcd-password-file", etcd::Password::File(path.into()))
         }
-        None => ("etcd-password", typed.to_owned()),
+        None => ("etcd-password", etcd::Password::Typed(typed.to_owned())),
     };
+    // It is read again for every connection; what is wrong with the file is said here, once.
+    password.read().map_err(|error| given.setting(flag, error))?;
     match given.filled("etcd-username") {
         Some(username) => Ok(Some(etcd::Credentials { username: username.to_owned(), password })),
-        None if password.is_empty() => Ok(None),
+        None if file.is_none() && typed.is_empty() => Ok(None),
         None => Err(given.setting(flag, "needs -etcd-username too")),
     }
 }

@@ -357,7 +357,7 @@ fn passwords_are_exact_and_never_shown() {
     let read = run(&[user, "--etcd-password-file", path], &[]).unwrap();
     for options in [typed, env, read] {
         assert!(!format!("{options:?}").contains("hunter2"));
-        assert_eq!(options.etcd.credentials.unwrap().password, " hunter2 ");
+        assert_eq!(options.etcd.credentials.unwrap().password.read().as_deref(), Ok(" hunter2 "));
     }
     assert!(run(&["-etcd-password="], &[]).unwrap().etcd.credentials.is_none());
     let url = "-etcd-endpoints=http://u:hunter2@192.0.2.1:2379";

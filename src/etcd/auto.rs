@@ -23,10 +23,7 @@ pub enum Store {
 /// [`Error::Invalid`] for settings that can never work: no endpoint or a bad one, a certificate without a key, or
 /// certificate files that cannot be read.
 pub fn connect(settings: &Settings) -> Result<Store, Error> {
-    super::tls::Pem::read(settings).map_err(|error| match error {
-        Error::Unavailable(reason) => Error::Invalid(reason),
-        other => other,
-    })?;
+    super::tls::check(settings)?;
     Ok(match settings.api {
         Api::V2 => Store::V2(V2::new(settings)?),
         Api::V3 => Store::V3(V3::new(settings)?),
@@ -162,6 +159,22 @@ fn unsure(error: Error, open: &str) -> Error {
         Error::Denied(reason) => Error::Denied(hint(reason)),
         Error::Invalid(reason) => Error::Invalid(hint(reason)),
         other => other,
+    }
+}
+
+impl Store {
+    /// Reads the password and the TLS files again, and asks the store at once, even if it has just refused us. A watch
+    /// that runs goes on. Without this, changed files are noticed when the next connection is made, or within
+    /// seconds while the store refuses us.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the file that is at fault and the cause; then all goes on as it was.
+    pub fn reload(&self) -> Result<(), Error> {
+        match self {
+            Self::V2(store) => store.reload(),
+            Self::V3(store) => store.reload(),
+            Self::Auto(auto) => auto.v2.reload().and_then(|()| auto.v3.reload()),
+        }
     }
 }
 

@@ -9,10 +9,14 @@
 //!   is tried, one beside the other (`sites`); then calls stay there until it fails.
 //!   A write whose answer was lost is *not* repeated elsewhere: it ends in [`Error::Unavailable`], and a new list tells
 //!   whether the write happened.
+//! - **A refusal is not hammered.** After one, the store is not asked for a time that doubles up to minutes (`gate`). A
+//!   changed file of certificates or password ends that time, and so does [`Store::reload`].
 //! - **No answer is trusted.** Its size is limited, and its text is quoted before it is logged.
 
 mod auto;
 mod endpoints;
+mod files;
+mod gate;
 mod refusal;
 mod sites;
 mod tls;
@@ -53,7 +57,7 @@ pub struct Settings {
     pub cert_file: Option<PathBuf>,
     /// The key of the client certificate (PEM).
     pub key_file: Option<PathBuf>,
-    /// The user and the password. The password never reaches a log.
+    /// The user and where the password is. The password never reaches a log.
     pub credentials: Option<Credentials>,
     /// The deadline of every request except a watch, at each endpoint. [`Settings::TIMEOUT`] suits most.
     pub timeout: Duration,
@@ -69,12 +73,42 @@ impl Settings {
 pub struct Credentials {
     /// The name of the user.
     pub username: String,
-    /// The password of the user.
-    pub password: String,
+    /// Where the password of the user is.
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// The password itself.
+    Typed(String),
+    /// A file whose first line is the password. It is read for every new connection, and again when the store has
+    /// refused the password.
+    File(PathBuf),
 }
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings of a user whose password is in a file.
+    pub(super) fn settings(password_file: &std::path::Path) -> Settings {
+        let password = Password::File(password_file.to_owned());
+        Settings {
+            endpoints: vec!["http://127.0.0.1:1".to_owned()],
+            prefix: "/n".to_owned(),
+            api: Api::Auto,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            credentials: Some(Credentials { username: "flannel".to_owned(), password }),
+            timeout: Settings::TIMEOUT,
+        }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::Settings;
 use super::endpoints::{DEFAULT_PATIENCE, Failure, chain, unreached};
+use super::files::Files;
 use super::sites::Site;
 use crate::store::Error;
 use reqwest::{Certificate, Client, Identity};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use std::path::Path;
 use std::time::Duration;
 
 /// The TCP keep-alive of a long poll: the silence before the first probe, the spacing of probes, and their count.
@@ -15,51 +15,28 @@ const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration
 const _: () =
     assert!(KEEP_ALIVE.0.as_secs() + KEEP_ALIVE.1.as_secs() * (KEEP_ALIVE.2 as u64) < DEFAULT_PATIENCE);
 
-/// The PEM text of the files in [`Settings`]. It is read again for every new connection, so that replaced files take
-/// effect without a restart.
-pub(super) struct Pem {
-    /// The CA bundle. `None` leaves the verification to the system's roots.
-    pub(super) ca: Option<Vec<u8>>,
-    /// The client certificate and its key.
-    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+/// Reads the files of the settings and makes sure that connections can be made with them.
+///
+/// # Errors
+/// [`Error::Invalid`], which names the file and the cause.
+pub(super) fn check(settings: &Settings) -> Result<(), Error> {
+    check_certificates(&Files::read(settings)?)
 }
 
-impl Pem {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] if a file cannot be read, since it may be about to be replaced; [`Error::Invalid`] if the
-    /// settings name only one of certificate and key.
-    pub(super) fn read(settings: &Settings) -> Result<Self, Error> {
-        let ca = settings.ca_file.as_deref().map(read).transpose()?;
-        let identity = match (settings.cert_file.as_deref(), settings.key_file.as_deref()) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-            (None, None) => None,
-            _ => return Err(Error::Invalid("etcd client certificate and key go together".to_owned())),
-        };
-        Ok(Self { ca, identity })
-    }
-
-    /// Refuses files whose certificates cannot be read. The gRPC library would refuse them in the same words, but
-    /// by a type that only it can name.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        let certificates = self.ca.iter().chain(self.identity.iter().map(|(certificate, _)| certificate));
-        for pem in certificates {
-            if CertificateDer::pem_slice_iter(pem).any(|certificate| certificate.is_err()) {
-                let reason = "transport error: Error parsing TLS certificate.".to_owned();
-                return Err(Failure::Unreached(Error::Denied(reason)));
-            }
+/// Refuses files whose certificates cannot be read. The gRPC library would refuse them in the same words, but
+/// by a type that only it can name.
+pub(super) fn check_certificates(files: &Files) -> Result<(), Error> {
+    let certificates = files.ca.iter().chain(files.identity.iter().map(|(certificate, _)| certificate));
+    for pem in certificates {
+        if CertificateDer::pem_slice_iter(pem).any(|certificate| certificate.is_err()) {
+            return Err(Error::Invalid("transport error: Error parsing TLS certificate.".to_owned()));
         }
-        Ok(())
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))
+    Ok(())
 }
 
 /// Makes an HTTP client for one site. It uses no proxy: the store of a control plane is near, and gRPC uses none either.
-pub(super) fn http_client(settings: &Settings, site: &Site) -> Result<Client, Error> {
+pub(super) fn http_client(settings: &Settings, files: &Files, site: &Site) -> Result<Client, Error> {
     // This fails if a provider is installed already, and then that one serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (first, spacing, count) = KEEP_ALIVE;
@@ -70,18 +47,16 @@ pub(super) fn http_client(settings: &Settings, site: &Site) -> Result<Client, Er
         .tcp_keepalive(first)
         .tcp_keepalive_interval(spacing)
         .tcp_keepalive_retries(count);
-    let pem = Pem::read(settings)?;
     let invalid = |error: reqwest::Error| Error::Invalid(format!("etcd certificates: {}", text(error)));
-    if let Some(ca) = pem.ca {
-        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&ca).map_err(invalid)?);
+    if let Some(ca) = &files.ca {
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(ca).map_err(invalid)?);
     } else if !settings.endpoints.iter().any(|url| url.contains("https://")) {
         // No endpoint uses TLS. Without this line, a system without roots, such as a small container, would fail here.
         builder = builder.tls_certs_only([]);
     }
-    if let Some((mut cert, key)) = pem.identity {
-        cert.push(b'\n');
-        cert.extend(key);
-        builder = builder.identity(Identity::from_pem(&cert).map_err(invalid)?);
+    if let Some((cert, key)) = &files.identity {
+        let both = [cert.as_slice(), b"\n", key].concat();
+        builder = builder.identity(Identity::from_pem(&both).map_err(invalid)?);
     }
     builder.build().map_err(invalid)
 }
@@ -103,13 +78,15 @@ mod tests {
 
     #[test]
     fn a_certificate_that_cannot_be_read_is_refused() {
-        let check = |text: &str| Pem { ca: Some(text.as_bytes().to_vec()), identity: None }.check();
+        let check = |text: &str| {
+            check_certificates(&Files { ca: Some(text.as_bytes().to_vec()), ..Files::default() })
+        };
         let (begin, end) = ("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n");
         for text in ["", "no PEM at all", &format!("{begin}AAAA\n{end}")] {
             assert_eq!(check(text), Ok(()), "{text}");
         }
         for text in [format!("{begin}!!!!\n{end}"), format!("{begin}AAAA\n")] {
-            assert!(matches!(check(&text), Err(Failure::Unreached(Error::Denied(_)))), "{text}");
+            assert!(matches!(check(&text), Err(Error::Invalid(_))), "{text}");
         }
     }
 }

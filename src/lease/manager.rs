@@ -8,7 +8,7 @@ mod without_store;
 use super::cached::{Basis, Fallback};
 use super::delays::Delays;
 use super::feed::{self, Feed};
-use super::health::Health;
+use super::health::{Health, Way};
 use super::identity::Identity;
 use super::own::{self, Own};
 use super::seek::{self, Seek};
@@ -120,7 +120,7 @@ impl Manager {
                 Input::Reply(reply) => self.on_reply(now, reply),
                 Input::WatchStarted => {
                     if self.feed.watch_started(now) {
-                        self.answered(now);
+                        self.answered(now, Way::Watch);
                     }
                 }
                 Input::WatchFailed(error) => self.on_watch_failed(now, &error),
@@ -293,11 +293,11 @@ impl Manager {
         };
         match error {
             Some(error @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
-                self.failed(now, error);
+                self.failed(now, Way::Call, error);
                 return self.retry(now, call.kind);
             }
             None | Some(Error::NotFound(_) | Error::Exists | Error::Conflict | Error::Compacted) => {
-                self.answered(now);
+                self.answered(now, Way::Call);
             }
         }
         let wrote = error.is_none() && matches!(call.kind, Kind::Create | Kind::Update);
@@ -364,7 +364,7 @@ impl Manager {
     fn on_watch_failed(&mut self, now: Duration, error: &Error) {
         self.feed.watch_failed(now, error, &mut self.delays);
         if *error != Error::Compacted {
-            self.failed(now, error);
+            self.failed(now, Way::Watch, error);
         }
     }
 
@@ -374,7 +374,7 @@ impl Manager {
             return;
         }
         self.feed.watch_works();
-        self.answered(now);
+        self.answered(now, Way::Watch);
         let mut events = Vec::new();
         for change in changes {
             // An earlier change may have taken the subnet from us. Then the rest is of no use.

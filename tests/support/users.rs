@@ -1,10 +1,11 @@
 //! Users and passwords of an etcd, in both of its APIs.
 
 use super::Etcd;
-use flanneld::etcd::Credentials;
+use flanneld::etcd::{Credentials, Password};
 
 pub(crate) fn credentials(username: &str, password: &str) -> Option<Credentials> {
-    Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+    let password = Password::Typed(password.to_owned());
+    Some(Credentials { username: username.to_owned(), password })
 }
 
 /// Makes the users of etcd v2: root, and flannel, who may only touch `/n`. A request without a user may touch nothing.

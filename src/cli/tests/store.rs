@@ -7,7 +7,8 @@ use crate::etcd;
 #[test]
 fn an_endpoint_may_hold_the_user_and_the_password() {
     let etcd = |words: &[&str]| run(words, &[]).unwrap().etcd;
-    let pair = |etcd: etcd::Settings| etcd.credentials.map(|user| (user.username, user.password));
+    let pair =
+        |etcd: etcd::Settings| etcd.credentials.map(|user| (user.username, user.password.read().unwrap()));
     let user = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
     let url = "-etcd-endpoints=http://u%40x:hunter2%2C%3a%25@a:1/etcd,b:2";
     let one = etcd(&[url]);

@@ -3,12 +3,15 @@
 use super::answer::{self, Answer, Fault, Unusable};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
+use crate::etcd::files::Files;
+use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
 use crate::etcd::tls;
 use crate::store::{Error, Revision};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// One request to the keys API.
 #[derive(Debug)]
@@ -57,29 +60,43 @@ impl Request {
     }
 }
 
+/// A client for one site, and what the files held when it was made.
+#[derive(Clone)]
+struct Made {
+    client: Client,
+    files: Files,
+}
+
 /// Opens HTTP clients, each for one site.
 #[derive(Debug)]
 struct Clients {
     settings: Settings,
     /// A key that shows whether a site serves: a linearizable read of it needs a leader.
     probe: String,
+    /// What the files held when they were used last.
+    files: RefCell<Files>,
 }
 
 impl Opener for Clients {
-    type Made = Client;
+    type Made = Made;
 
-    async fn open(&self, site: &Site) -> Result<Client, Failure> {
-        let client = tls::http_client(&self.settings, site).map_err(Failure::Unreached)?;
+    async fn open(&self, site: &Site) -> Result<Made, Failure> {
+        // Another endpoint would not mend a file.
+        let files = Files::read(&self.settings).map_err(Failure::Answered)?;
+        self.files.replace(files.clone());
+        let client = tls::http_client(&self.settings, &files, site).map_err(Failure::Answered)?;
+        let made = Made { client, files };
         let probe = Request::get(self.probe.clone(), false);
-        let response = request(&client, &site.endpoint.url, &self.settings, &probe)?;
+        let response = request(&made, &site.endpoint.url, &self.settings, &probe)?;
         match whole(response.send().await.map_err(tls::failure)?).await {
-            Err(failure @ Failure::Unreached(_)) => Err(failure),
+            // Every request would be refused like this one, and each refusal costs etcd the hash of a password.
+            Err(failure @ (Failure::Unreached(_) | Failure::Answered(Error::Denied(_)))) => Err(failure),
             // A refusal is an answer too.
-            Ok(_) | Err(Failure::Answered(_)) => Ok(client),
+            Ok(_) | Err(Failure::Answered(_)) => Ok(made),
         }
     }
 
-    async fn enter(&self, _: &Client) -> Result<(), Failure> {
+    async fn enter(&self, _: &Made) -> Result<(), Failure> {
         Ok(())
     }
 }
@@ -88,12 +105,53 @@ impl Opener for Clients {
 #[derive(Debug)]
 pub(super) struct Http {
     endpoints: Endpoints<Clients>,
+    /// What keeps refused reads from being repeated too often. A refused read closes the way for writes too.
+    reads: Gate,
+    /// The same for writes: a user who may only read can still follow the peers.
+    writes: Gate,
 }
 
 impl Http {
     pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
-        let endpoints = Endpoints::new(&settings.clone(), Clients { settings, probe })?;
-        Ok(Self { endpoints })
+        let clients = Clients { settings: settings.clone(), probe, files: RefCell::default() };
+        let endpoints = Endpoints::new(&settings, clients)?;
+        Ok(Self { endpoints, reads: Gate::new(), writes: Gate::new() })
+    }
+
+    /// Reads the files of the settings again, and asks the store even if it has just refused us.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a file is at fault. Then all goes on as it was.
+    pub(super) fn reload(&self) -> Result<(), Error> {
+        tls::check(&self.endpoints.opener().settings)?;
+        self.endpoints.renew();
+        self.reads.open();
+        self.writes.open();
+        Ok(())
+    }
+
+    /// Makes a call, unless the store has just refused us.
+    async fn guarded<T>(
+        &self,
+        request: &Request,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let clients = self.endpoints.opener();
+        let (now, writes) = (Instant::now(), request.method != Method::GET);
+        self.reads.pass(now, &clients.settings)?;
+        let gate = if writes { &self.writes } else { &self.reads };
+        gate.pass(now, &clients.settings)?;
+        let result = call.await;
+        match &result {
+            Err(Error::Denied(reason)) => {
+                gate.close(Instant::now(), reason, clients.files.borrow().clone());
+                // The next client reads the files again.
+                self.endpoints.renew();
+            }
+            Err(Error::Unavailable(_) | Error::Invalid(_)) => {}
+            _ => gate.accepted(),
+        }
+        result
     }
 
     /// Gives up the connection: the next call makes another.
@@ -123,9 +181,9 @@ impl Http {
 
     /// Sends a request to the first site that answers. `None`: the server has no keys API.
     pub(super) async fn ask(&self, request: &Request) -> Result<Option<Answer>, Error> {
-        self.endpoints
-            .ask(async |client, attempt| whole(self.start(client, request, attempt).await?).await)
-            .await
+        let call =
+            async |made: &Made, attempt: &Attempt<'_>| whole(self.start(made, request, attempt).await?).await;
+        self.guarded(request, self.endpoints.ask(call)).await
     }
 
     /// Sends a request to the first site that answers, which must have the keys API.
@@ -140,20 +198,19 @@ impl Http {
         request: &Request,
         sent: &Cell<Option<u64>>,
     ) -> Result<Result<Response, Fault>, Error> {
-        self.endpoints
-            .ask_for(self.patience() + self.timeout(), async |client, attempt| {
-                sent.set(Some(attempt.generation));
-                let response = self.start(client, request, attempt).await?;
-                if response.status().is_success() {
-                    return Ok(Ok(response));
-                }
-                match whole(response).await? {
-                    Some(Answer::Failed(fault)) => Ok(Err(fault)),
-                    None => Err(Failure::Answered(Unusable::NoKeysApi.into())),
-                    Some(Answer::Done { .. }) => Err(unreached("a watch without an answer".to_owned(), None)),
-                }
-            })
-            .await
+        let call = async |made: &Made, attempt: &Attempt<'_>| {
+            sent.set(Some(attempt.generation));
+            let response = self.start(made, request, attempt).await?;
+            if response.status().is_success() {
+                return Ok(Ok(response));
+            }
+            match whole(response).await? {
+                Some(Answer::Failed(fault)) => Ok(Err(fault)),
+                None => Err(Failure::Answered(Unusable::NoKeysApi.into())),
+                Some(Answer::Done { .. }) => Err(unreached("a watch without an answer".to_owned(), None)),
+            }
+        };
+        self.guarded(request, self.endpoints.ask_for(self.patience() + self.timeout(), call)).await
     }
 
     /// The index of the store, by a read that needs the quorum.
@@ -174,8 +231,8 @@ impl Http {
         }
         let body = self
             .endpoints
-            .ask(async |client, attempt| {
-                let request = client.get(format!("{}/version", attempt.url));
+            .ask(async |made, attempt| {
+                let request = made.client.get(format!("{}/version", attempt.url));
                 let response = request.send().await.map_err(tls::failure)?;
                 body(response).await
             })
@@ -187,13 +244,8 @@ impl Http {
     }
 
     /// Sends a request and waits for the head of the answer.
-    async fn start(
-        &self,
-        client: &Client,
-        wanted: &Request,
-        attempt: &Attempt<'_>,
-    ) -> Result<Response, Failure> {
-        let http = request(client, attempt.url, &self.endpoints.opener().settings, wanted)?;
+    async fn start(&self, made: &Made, wanted: &Request, attempt: &Attempt<'_>) -> Result<Response, Failure> {
+        let http = request(made, attempt.url, &self.endpoints.opener().settings, wanted)?;
         if wanted.method != Method::GET {
             attempt.write_leaves();
         }
@@ -208,18 +260,18 @@ impl Http {
 
 /// The request of HTTP that asks this endpoint for what is wanted.
 fn request(
-    client: &Client,
+    made: &Made,
     endpoint: &str,
     settings: &Settings,
     wanted: &Request,
 ) -> Result<RequestBuilder, Failure> {
     let url = url(endpoint, &wanted.key).map_err(Failure::Answered)?;
-    let mut http = client.request(wanted.method.clone(), url).query(&wanted.query);
+    let mut http = made.client.request(wanted.method.clone(), url).query(&wanted.query);
     if !wanted.form.is_empty() {
         http = http.form(&wanted.form);
     }
-    if let Some(user) = &settings.credentials {
-        http = http.basic_auth(&user.username, Some(&user.password));
+    if let Some((name, password)) = made.files.user(settings) {
+        http = http.basic_auth(name, Some(password));
     }
     Ok(http)
 }
@@ -245,6 +297,9 @@ async fn whole(response: Response) -> Result<Option<Answer>, Failure> {
     match answer::read(status, index, &body) {
         Ok(Answer::Failed(fault)) if status.is_server_error() => {
             Err(Failure::Unreached(Error::Unavailable(Error::from(fault).to_string())))
+        }
+        Ok(Answer::Failed(fault)) if fault.code == answer::fault::UNAUTHENTICATED => {
+            Err(Failure::Answered(fault.into()))
         }
         Ok(answer) => Ok(Some(answer)),
         Err(Unusable::NoKeysApi) => Ok(None),

@@ -3,8 +3,9 @@
 use super::pings::{self, Pings, Rhythm};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Failure, chain, unreached};
+use crate::etcd::files::Files;
 use crate::etcd::sites::Site;
-use crate::etcd::tls::Pem;
+use crate::etcd::tls;
 use etcd_client::{Certificate, Identity, TlsOptions};
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, Error as TlsError};
@@ -52,7 +53,12 @@ pub(super) struct Closed {
 }
 
 /// Connects to the site.
-pub(super) async fn open(site: &Site, settings: &Settings, pings: &Pings) -> Result<Opened, Closed> {
+pub(super) async fn open(
+    site: &Site,
+    settings: &Settings,
+    files: &Files,
+    pings: &Pings,
+) -> Result<Opened, Closed> {
     let closed = |failure| Closed { failure, is_http1: false };
     let invalid = |error: tonic::transport::Error| closed(unreached(chain(&error), Some(&error)));
     let url = &site.endpoint.url;
@@ -65,9 +71,8 @@ pub(super) async fn open(site: &Site, settings: &Settings, pings: &Pings) -> Res
         .keep_alive_while_idle(false);
     let is_tls = url.starts_with("https://");
     if is_tls {
-        let pem = Pem::read(settings).map_err(|error| closed(Failure::Unreached(error)))?;
-        pem.check().map_err(closed)?;
-        endpoint = endpoint.tls_config(tls_options(pem)).map_err(invalid)?;
+        tls::check_certificates(files).map_err(|error| closed(Failure::Answered(error)))?;
+        endpoint = endpoint.tls_config(tls_options(files)).map_err(invalid)?;
     }
     // Without a handshake of TLS there is no channel.
     let signs = Arc::new(Signs { spoke: AtomicBool::new(is_tls), ..Signs::default() });
@@ -106,12 +111,12 @@ async fn connect(
     Ok(TokioIo::new(Watched { stream, seen: 0, signs, rhythm }))
 }
 
-fn tls_options(pem: Pem) -> TlsOptions {
-    let options = match pem.ca {
+fn tls_options(files: &Files) -> TlsOptions {
+    let options = match &files.ca {
         Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
         None => TlsOptions::new().with_native_roots(),
     };
-    match pem.identity {
+    match &files.identity {
         Some((cert, key)) => options.identity(Identity::from_pem(cert, key)),
         None => options,
     }

@@ -9,6 +9,8 @@ use super::channel::{self, Closed, Opened};
 use super::pings::Pings;
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, Opener, causes, chain, unreached};
+use crate::etcd::files::Files;
+use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
 use crate::etcd::tls;
 use crate::log::quote;
@@ -16,10 +18,11 @@ use crate::store::Error;
 use etcd_client::{
     Channel, Client, ConnectOptions, Error as ClientError, GetOptions, LeaseTimeToLiveOptions,
 };
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::error::Error as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// gRPC status codes (grpc.io, "Status codes and their use in gRPC").
 mod code {
@@ -35,6 +38,8 @@ mod code {
 /// Opens clients, each for one site.
 struct Clients {
     settings: Settings,
+    /// What the files held when they were used last.
+    files: RefCell<Files>,
     /// A key that we may read. Reading it shows whether a site serves.
     probe: String,
     pings: Pings,
@@ -52,7 +57,8 @@ impl Opener for Clients {
     /// Connects, and reads a key without a user: a server that serves answers or refuses. An authentication is dear to
     /// etcd, so only the site that wins is asked for one.
     async fn open(&self, site: &Site) -> Result<Client, Failure> {
-        let Opened { channel, signs } = match channel::open(site, &self.settings, &self.pings).await {
+        let files = self.read_files()?;
+        let Opened { channel, signs } = match channel::open(site, &self.settings, &files, &self.pings).await {
             Ok(opened) => opened,
             Err(Closed { failure, is_http1 }) => {
                 self.lacks_http2.set(self.lacks_http2.get() || is_http1);
@@ -78,9 +84,9 @@ impl Opener for Clients {
     }
 
     async fn enter(&self, client: &Client) -> Result<(), Failure> {
-        let Some(credentials) = &self.settings.credentials else { return Ok(()) };
-        let user = (credentials.username.clone(), credentials.password.clone());
-        match client.clone().update_user(Some(user)).await {
+        let files = self.read_files()?;
+        let Some((name, password)) = files.user(&self.settings) else { return Ok(()) };
+        match client.clone().update_user(Some((name.to_owned(), password.to_owned()))).await {
             // As in etcd's own client, naming a user is no error where authentication is off.
             Err(error) if error.to_string().contains("authentication is not enabled") => Ok(()),
             other => other.map_err(failure),
@@ -89,6 +95,14 @@ impl Opener for Clients {
 }
 
 impl Clients {
+    /// The files as they are at this moment.
+    fn read_files(&self) -> Result<Files, Failure> {
+        // Another endpoint would not mend a file.
+        let files = Files::read(&self.settings).map_err(Failure::Answered)?;
+        self.files.replace(files.clone());
+        Ok(files)
+    }
+
     /// Asks why a server has closed a TLS connection. hyper often keeps the alert from a gRPC call, but hands it to a
     /// plain HTTP request. `None` if such a request succeeds or cannot be made.
     async fn reason(&self, site: &Site) -> Option<Failure> {
@@ -96,7 +110,7 @@ impl Clients {
         if !url.starts_with("https://") {
             return None;
         }
-        let client = tls::http_client(&self.settings, site).ok()?;
+        let client = tls::http_client(&self.settings, &Files::read(&self.settings).ok()?, site).ok()?;
         let error = client.get(format!("{url}/version")).send().await.err()?;
         Some(tls::failure(error))
     }
@@ -106,19 +120,33 @@ impl Clients {
 #[derive(Debug)]
 pub(super) struct Connection {
     endpoints: Endpoints<Clients>,
+    gate: Gate,
 }
 
 impl Connection {
     pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
         let opener = Clients {
             settings: settings.clone(),
+            files: RefCell::default(),
             probe,
             pings: Pings::default(),
             speaks_http2: Cell::new(false),
             lacks_http2: Cell::new(false),
             hung_up: Cell::new(false),
         };
-        Ok(Self { endpoints: Endpoints::new(&settings, opener)? })
+        Ok(Self { endpoints: Endpoints::new(&settings, opener)?, gate: Gate::new() })
+    }
+
+    /// Reads the files of the settings again, and asks the store even if it has just refused us. A watch that runs goes on
+    /// with the connection that it has.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a file is at fault. Then all goes on as it was.
+    pub(super) fn reload(&self) -> Result<(), Error> {
+        tls::check(&self.endpoints.opener().settings)?;
+        self.endpoints.renew();
+        self.gate.open();
+        Ok(())
     }
 
     /// Whether servers have answered, and none of them in HTTP/2.
@@ -161,20 +189,38 @@ impl Connection {
         &self,
         call: impl AsyncFn(&mut Client, &Attempt<'_>) -> Result<T, ClientError>,
     ) -> Result<T, Error> {
-        self.endpoints
+        let clients = self.endpoints.opener();
+        self.gate.pass(Instant::now(), &clients.settings)?;
+        // Whether what failed last took a handshake or a password. What a valid token may not do costs etcd nothing.
+        let costly = Cell::new(true);
+        let result = self
+            .endpoints
             .ask(async |client, attempt| {
                 let mut client = client.clone();
-                match call(&mut client, attempt).await {
+                costly.set(false);
+                let result = match call(&mut client, attempt).await {
                     Err(error) if is_stale_token(&error) => {
                         attempt.write_undone();
-                        self.endpoints.opener().enter(&client).await?;
+                        costly.set(true);
+                        clients.enter(&client).await?;
                         call(&mut client, attempt).await
                     }
                     other => other,
-                }
-                .map_err(failure)
+                };
+                let result = result.map_err(failure);
+                // The next site may refuse the connection.
+                costly.set(costly.get() || matches!(result, Err(Failure::Unreached(_))));
+                result
             })
-            .await
+            .await;
+        match &result {
+            Err(Error::Denied(reason)) if costly.get() => {
+                self.gate.close(Instant::now(), reason, clients.files.borrow().clone());
+            }
+            Ok(_) => self.gate.accepted(),
+            Err(_) => {}
+        }
+        result
     }
 
     /// Revokes a lease if no key hangs on it.

@@ -1,20 +1,24 @@
 //! The store does not answer, and answers again.
 
+use super::super::health::Way;
 use super::{Kind, Manager};
 use crate::store::Error;
 use std::time::Duration;
 
 impl Manager {
     /// A call or the watch got no answer, or a refusal.
-    pub(super) fn failed(&mut self, now: Duration, error: &Error) {
+    pub(super) fn failed(&mut self, now: Duration, way: Way, error: &Error) {
         self.feed.doubt();
         self.fallback.hurry(now);
-        let said = self.health.failed(now, error.to_string());
+        let said = self.health.failed(now, way, error.to_string());
         self.say(said);
     }
 
     /// The store is there. What was waiting for it need not wait longer.
-    pub(super) fn answered(&mut self, now: Duration) {
+    pub(super) fn answered(&mut self, now: Duration, way: Way) {
+        if !self.health.is_proof(way) {
+            return;
+        }
         self.delays.answered();
         let was_out = self.health.is_out();
         let said = self.health.answered(now);

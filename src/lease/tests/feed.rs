@@ -175,3 +175,21 @@ fn an_outage_of_a_day_is_cheap_and_changes_nothing() {
     assert!(said[1..].iter().all(|notice| matches!(notice, Notice::StoreStillLost { .. })), "{said:?}");
     assert!((59..=60).contains(&(said.len() - 1)), "{} lines in an hour", said.len());
 }
+
+/// A watch that was let in before a password changed goes on to bring events while every call is refused.
+#[test]
+fn an_event_ends_no_outage_of_calls() {
+    let mut b = Rig::holding(OnLost::Exit);
+    assert!(matches!(b.sleep(), Call::Update { .. }));
+    b.give(updated(Err(Error::Denied("no".to_owned()))));
+    assert!(matches!(b.said()[..], [Notice::StoreLost { .. }]));
+    let wakes = b.m.wake_at();
+    for revision in 20..25 {
+        b.give(set(entry(3, THEM, revision)));
+        assert!(b.said().iter().all(|notice| !matches!(notice, Notice::StoreBack { .. })));
+        assert!(b.m.status().store_out && b.m.wake_at() == wakes, "the next call comes earlier");
+    }
+    assert!(matches!(b.sleep(), Call::Update { .. }));
+    b.give(updated(Ok(entry(1, US, 30))));
+    assert!(b.said().iter().any(|notice| matches!(notice, Notice::StoreBack { .. })));
+}
