@@ -49,7 +49,8 @@ need_build() {
     local include
     command -v cargo >/dev/null 2>&1 || { [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"; } || true
     command -v cargo >/dev/null 2>&1 || die "cargo is missing: install Rust first (https://rustup.rs)"
-    need cc:gcc /usr/include/stdlib.h:libc6-dev protoc:protobuf-compiler
+    need cc:gcc /usr/include/stdlib.h:libc6-dev protoc:protobuf-compiler pkg-config:pkg-config \
+        /usr/include/openssl/ssl.h:libssl-dev
     include="$(realpath "$(dirname "$(realpath "$(command -v protoc)")")/..")/include"
     need "$include/google/protobuf/descriptor.proto:libprotobuf-dev"
 }

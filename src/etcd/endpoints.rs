@@ -243,7 +243,7 @@ fn combined(failures: &[(String, Error)]) -> Error {
 /// An endpoint of the settings.
 fn parsed(endpoint: &str) -> Result<Endpoint, Error> {
     let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let Ok(url) = reqwest::Url::parse(&full) else {
+    let Ok(url) = url::Url::parse(&full) else {
         // The message does not repeat the endpoint: what cannot be read may hold a password.
         return Err(Error::Invalid("an etcd endpoint is no URL".to_owned()));
     };

@@ -14,9 +14,11 @@
 //! - **No answer is trusted.** Its size is limited, and its text is quoted before it is logged.
 
 mod auto;
+mod dial;
 mod endpoints;
 mod files;
 mod gate;
+mod pem;
 mod refusal;
 mod sites;
 mod tls;

@@ -2,7 +2,7 @@
 
 use crate::log::quote;
 use crate::store::{Error, Revision};
-use reqwest::StatusCode;
+use hyper::StatusCode;
 use serde::Deserialize;
 
 /// Error codes of the keys API (etcd `api/v2error`).

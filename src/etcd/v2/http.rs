@@ -1,17 +1,19 @@
 //! The requests of the keys API: their URLs, authentication, TLS, and the change to another endpoint.
 
 use super::answer::{self, Answer, Fault, Unusable};
+use super::client::{self, Client, RequestBuilder, Response};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
-use crate::etcd::tls;
+use crate::etcd::tls::{self, Protocol, Tls};
 use crate::store::{Error, Revision};
-use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use hyper::Method;
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 use tokio::time::Instant;
+use url::Url;
 
 /// One request to the keys API.
 #[derive(Debug)]
@@ -84,11 +86,12 @@ impl Opener for Clients {
         // Another endpoint would not mend a file.
         let files = Files::read(&self.settings).map_err(Failure::Answered)?;
         self.files.replace(files.clone());
-        let client = tls::http_client(&self.settings, &files, site).map_err(Failure::Answered)?;
+        let tls = Tls::new(&self.settings, &files, Protocol::Http1).map_err(Failure::Answered)?;
+        let client = Client::new(site, tls, self.settings.timeout / 2);
         let made = Made { client, files };
         let probe = Request::get(self.probe.clone(), false);
         let response = request(&made, &site.endpoint.url, &self.settings, &probe)?;
-        match whole(response.send().await.map_err(tls::failure)?).await {
+        match whole(response.send().await.map_err(client::failure)?).await {
             // Every request would be refused like this one, and each refusal costs etcd the hash of a password.
             Err(failure @ (Failure::Unreached(_) | Failure::Answered(Error::Denied(_)))) => Err(failure),
             // A refusal is an answer too.
@@ -232,8 +235,8 @@ impl Http {
         let body = self
             .endpoints
             .ask(async |made, attempt| {
-                let request = made.client.get(format!("{}/version", attempt.url));
-                let response = request.send().await.map_err(tls::failure)?;
+                let request = made.client.get(root(attempt.url, ["version"]).map_err(Failure::Answered)?);
+                let response = request.send().await.map_err(client::failure)?;
                 body(response).await
             })
             .await?;
@@ -253,7 +256,7 @@ impl Http {
             if error.is_connect() {
                 attempt.write_undone();
             }
-            tls::failure(error)
+            client::failure(error)
         })
     }
 }
@@ -271,21 +274,24 @@ fn request(
         http = http.form(&wanted.form);
     }
     if let Some((name, password)) = made.files.user(settings) {
-        http = http.basic_auth(name, Some(password));
+        http = http.basic_auth(name, password);
     }
     Ok(http)
 }
 
 /// The URL `<endpoint>/v2/keys<key>`. Characters that a URL cannot hold are escaped.
 fn url(endpoint: &str, key: &str) -> Result<Url, Error> {
+    let elements = key.split('/').filter(|element| !element.is_empty());
+    let url = root(endpoint, ["v2", "keys"].into_iter().chain(elements))?;
+    debug_assert!(url.path().contains("/v2/keys"), "{url} is not below the keys API");
+    Ok(url)
+}
+
+/// A URL below the endpoint, which may have a path itself.
+fn root<'a>(endpoint: &str, elements: impl IntoIterator<Item = &'a str>) -> Result<Url, Error> {
     let invalid = || Error::Invalid(format!("{endpoint} is no HTTP URL"));
     let mut url = Url::parse(endpoint).map_err(|_| invalid())?;
-    url.path_segments_mut()
-        .map_err(|()| invalid())?
-        .pop_if_empty()
-        .extend(["v2", "keys"])
-        .extend(key.split('/').filter(|element| !element.is_empty()));
-    debug_assert!(url.path().contains("/v2/keys"), "{url} is not below the keys API");
+    url.path_segments_mut().map_err(|()| invalid())?.pop_if_empty().extend(elements);
     Ok(url)
 }
 
@@ -316,7 +322,7 @@ pub(super) fn index(response: &Response) -> Option<Revision> {
 /// Reads the body of an answer, within its limit.
 async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(tls::failure)? {
+    while let Some(chunk) = response.chunk().await.map_err(client::failure)? {
         append(&mut body, &chunk).map_err(Failure::Answered)?;
     }
     Ok(body)

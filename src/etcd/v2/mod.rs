@@ -13,6 +13,7 @@
 //! flannel makes the same requests, except that here every write is conditional.
 
 mod answer;
+mod client;
 mod http;
 mod watch;
 

@@ -10,13 +10,13 @@
 //! read follows a poll whose head does not come: proxies, such as etcd 2's own, withhold it until there is an event.
 
 use super::answer::{self, Answer, Fault, Node};
+use super::client::{Response, text};
 use super::decoded;
 use super::http::{self, Http, Request};
-use crate::etcd::tls::text;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Change, Error, Revision, Watch};
 use futures_util::future::LocalBoxFuture;
-use reqwest::{Response, StatusCode};
+use hyper::StatusCode;
 use std::cell::Cell;
 use std::rc::Rc;
 use tokio::time::{Instant, timeout_at};
@@ -113,7 +113,7 @@ impl V2Watch {
                         http::append(body, &chunk)?;
                     }
                     Ok(Ok(None)) => return self.finish(),
-                    Ok(Err(error)) => return Err(Error::Unavailable(text(error))),
+                    Ok(Err(error)) => return Err(Error::Unavailable(text(&error))),
                     Err(_) if body.is_empty() => self.ask(),
                     Err(_) => {
                         return Err(Error::Unavailable("etcd stopped in the middle of an event".to_owned()));

@@ -2,17 +2,14 @@
 
 use super::pings::{self, Pings, Rhythm};
 use crate::etcd::Settings;
+use crate::etcd::dial::{Link, tcp};
 use crate::etcd::endpoints::{Failure, chain, unreached};
 use crate::etcd::files::Files;
+use crate::etcd::refusal::{NoHttp2, find};
 use crate::etcd::sites::Site;
-use crate::etcd::tls;
-use etcd_client::{Certificate, Identity, TlsOptions};
+use crate::etcd::tls::{Protocol, Tls};
 use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, Error as TlsError};
-use socket2::{SockRef, TcpKeepalive};
-use std::error::Error as StdError;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +17,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 
-/// The TCP keep-alive: the silence before the first probe, the spacing of probes, and their count. It notices a dead
-/// host even where [`super::connection`] has to send its pings rarely.
-const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
+/// How long a server may take to say why it refuses us, once it has closed a connection.
+const LISTEN: Duration = Duration::from_secs(1);
 /// The type of the frame that a server sends first (RFC 9113 section 3.4, SETTINGS), and where it stands in the frame.
 const SETTINGS: u8 = 4;
 const TYPE_AT: usize = 3;
@@ -34,6 +30,8 @@ const TYPE_AT: usize = 3;
 pub(super) struct Opened {
     pub(super) channel: Channel,
     pub(super) signs: Arc<Signs>,
+    /// What knows why a server has refused us after the handshake.
+    pub(super) tls: Option<Tls>,
 }
 
 /// What a server shows by its first bytes.
@@ -62,84 +60,52 @@ pub(super) async fn open(
     let closed = |failure| Closed { failure, is_http1: false };
     let invalid = |error: tonic::transport::Error| closed(unreached(chain(&error), Some(&error)));
     let url = &site.endpoint.url;
-    let mut endpoint = Endpoint::from_shared(url.clone())
+    let endpoint = Endpoint::from_shared(url.clone())
         .map_err(invalid)?
         .connect_timeout(settings.timeout / 2)
         .http2_keep_alive_interval(pings.after())
         .keep_alive_timeout(pings::ANSWER)
         // etcd treats pings without an open stream as abuse, and closes the connection after the third.
         .keep_alive_while_idle(false);
-    let is_tls = url.starts_with("https://");
-    if is_tls {
-        tls::check_certificates(files).map_err(|error| closed(Failure::Answered(error)))?;
-        endpoint = endpoint.tls_config(tls_options(files)).map_err(invalid)?;
-    }
+    let made = url.starts_with("https://").then(|| Tls::new(settings, files, Protocol::Http2)).transpose();
+    let tls = made.map_err(|error| closed(Failure::Answered(error)))?;
     // Without a handshake of TLS there is no channel.
-    let signs = Arc::new(Signs { spoke: AtomicBool::new(is_tls), ..Signs::default() });
-    let (address, shared, pings) = (site.address, Arc::clone(&signs), pings.clone());
+    let signs = Arc::new(Signs { spoke: AtomicBool::new(tls.is_some()), ..Signs::default() });
+    let (shared, pings) = (Arc::clone(&signs), pings.clone());
+    let (over, host, address) = (tls.clone(), site.endpoint.host.clone(), site.address);
     let connector = tower::service_fn(move |_| {
+        let (tls, host) = (over.clone(), host.clone());
         // Below TLS, the first bytes are those of its handshake.
-        let signs = (!is_tls).then(|| Arc::clone(&shared));
+        let signs = tls.is_none().then(|| Arc::clone(&shared));
         let rhythm = Rhythm::new(&pings, Instant::now());
-        async move { connect(address, signs, rhythm).await }
+        async move {
+            let stream = Watched { stream: tcp(address).await?, seen: 0, signs, rhythm };
+            let link = match tls {
+                Some(tls) => Link::Tls(Box::new(tls.connect(&host, stream).await?)),
+                None => Link::Plain(stream),
+            };
+            io::Result::Ok(TokioIo::new(link))
+        }
     });
     match endpoint.connect_with_connector(connector).await {
-        Ok(channel) => Ok(Opened { channel, signs }),
+        Ok(channel) => Ok(Opened { channel, signs, tls }),
         Err(error) => {
-            let is_http1 = lacks_http2(&error);
+            let is_http1 = find::<NoHttp2>(&error).is_some();
             let text = if is_http1 { without_http2() } else { chain(&error) };
             Err(Closed { failure: unreached(text, Some(&error)), is_http1 })
         }
     }
 }
 
+/// Why the server of a broken connection refuses us, if it does.
+pub(super) async fn refusal(tls: &Tls, site: &Site) -> Option<String> {
+    let stream = timeout(LISTEN, tcp(site.address)).await.ok()?.ok()?;
+    tls.why(&site.endpoint.host, stream, LISTEN).await
+}
+
 /// The text for a server that does not speak HTTP/2.
 pub(super) fn without_http2() -> String {
     "it speaks no HTTP/2, so it has no v3 API (an old etcd, or a proxy for HTTP/1.1 only)".to_owned()
-}
-
-async fn connect(
-    address: SocketAddr,
-    signs: Option<Arc<Signs>>,
-    rhythm: Rhythm,
-) -> io::Result<TokioIo<Watched>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let (first, spacing, count) = KEEP_ALIVE;
-    let keep_alive = TcpKeepalive::new().with_time(first).with_interval(spacing).with_retries(count);
-    SockRef::from(&stream).set_tcp_keepalive(&keep_alive)?;
-    Ok(TokioIo::new(Watched { stream, seen: 0, signs, rhythm }))
-}
-
-fn tls_options(files: &Files) -> TlsOptions {
-    let options = match &files.ca {
-        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
-        None => TlsOptions::new().with_native_roots(),
-    };
-    match &files.identity {
-        Some((cert, key)) => options.identity(Identity::from_pem(cert, key)),
-        None => options,
-    }
-}
-
-/// Whether a TLS connection has failed because the server offers no HTTP/2: by the alert of RFC 7301, or by tonic's own
-/// error, whose type is private.
-fn lacks_http2(error: &tonic::transport::Error) -> bool {
-    let mut next: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(error) = next {
-        let refused = TlsError::AlertReceived(AlertDescription::NoApplicationProtocol);
-        if error.downcast_ref::<TlsError>() == Some(&refused)
-            || error.to_string() == "HTTP/2 was not negotiated."
-        {
-            return true;
-        }
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            // `source` of an I/O error passes over the error that it holds.
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
 }
 
 /// A TCP connection that looks at what the server sends. If its first bytes are not the head of HTTP/2's first frame, it

@@ -58,13 +58,14 @@ impl Opener for Clients {
     /// etcd, so only the site that wins is asked for one.
     async fn open(&self, site: &Site) -> Result<Client, Failure> {
         let files = self.read_files()?;
-        let Opened { channel, signs } = match channel::open(site, &self.settings, &files, &self.pings).await {
-            Ok(opened) => opened,
-            Err(Closed { failure, is_http1 }) => {
-                self.lacks_http2.set(self.lacks_http2.get() || is_http1);
-                return Err(failure);
-            }
-        };
+        let Opened { channel, signs, tls } =
+            match channel::open(site, &self.settings, &files, &self.pings).await {
+                Ok(opened) => opened,
+                Err(Closed { failure, is_http1 }) => {
+                    self.lacks_http2.set(self.lacks_http2.get() || is_http1);
+                    return Err(failure);
+                }
+            };
         let options = ConnectOptions::new().with_require_leader(true);
         let mut client =
             Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(failure)?;
@@ -77,7 +78,11 @@ impl Opener for Clients {
                 self.lacks_http2.set(true);
                 return Err(unreached(channel::without_http2(), None));
             }
-            return Err(self.reason(site).await.unwrap_or(Failure::Unreached(error)));
+            let refusal = match &tls {
+                Some(tls) => channel::refusal(tls, site).await,
+                None => None,
+            };
+            return Err(Failure::Unreached(refusal.map_or(error, Error::Denied)));
         }
         self.speaks_http2.set(true);
         Ok(client)
@@ -101,18 +106,6 @@ impl Clients {
         let files = Files::read(&self.settings).map_err(Failure::Answered)?;
         self.files.replace(files.clone());
         Ok(files)
-    }
-
-    /// Asks why a server has closed a TLS connection. hyper often keeps the alert from a gRPC call, but hands it to a
-    /// plain HTTP request. `None` if such a request succeeds or cannot be made.
-    async fn reason(&self, site: &Site) -> Option<Failure> {
-        let url = &site.endpoint.url;
-        if !url.starts_with("https://") {
-            return None;
-        }
-        let client = tls::http_client(&self.settings, &Files::read(&self.settings).ok()?, site).ok()?;
-        let error = client.get(format!("{url}/version")).send().await.err()?;
-        Some(tls::failure(error))
     }
 }
 
