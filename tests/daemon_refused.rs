@@ -1,8 +1,10 @@
 //! Promise: a store that refuses the daemon is asked rarely, and the daemon is let in as soon as its files are right.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod certificates;
 mod lab;
 
+use certificates::{Folder, SERVER, flag};
 use lab::capture::Capture;
 use lab::{Api, Daemon, Lab, eventually, ms, secs};
 use std::fs;
@@ -149,4 +151,30 @@ fn a_rotated_password_is_one_outage_that_events_do_not_end() {
     fs::write(&password, "new\n").unwrap();
     daemon.wait_text("store is back", secs(8));
     assert!(daemon.running());
+}
+
+/// A file at fault is no silent store: the daemon ends at once, and says which file and why.
+#[test]
+fn a_file_at_fault_ends_the_start() {
+    let Some(lab) = Lab::start(1) else { return };
+    let folder = Folder::new();
+    folder.own("good", "ec:P-256", &[SERVER]);
+    folder.openssl("pkcs8 -topk8 -in good.key -out encrypted.key -passout pass:x");
+    folder.key("other", "ec:P-256");
+    folder.write("broken.pem", folder.read("good.pem").replace("END", "DNE"));
+    folder.write("empty", "");
+    let cases = [
+        ("good.pem", "encrypted.key", "good.pem", "encrypted.key: the key is encrypted"),
+        ("good.pem", "other.key", "good.pem", "is not that of this certificate"),
+        ("broken.pem", "good.key", "good.pem", "broken.pem: block 1 is no certificate"),
+        ("good.pem", "good.key", "empty", "empty: the file is empty"),
+    ];
+    for (cert, key, ca, cause) in cases {
+        let [cert, key, ca] = [("certfile", cert), ("keyfile", key), ("cafile", ca)]
+            .map(|(name, file)| flag(&format!("etcd-{name}"), &folder.path(file)));
+        let args = [&*cert, &key, &ca, "--iface=eth0"];
+        let mut daemon = Daemon::start(&lab, &lab.host(1), &lab.path("subnet.env"), &args, &[]);
+        let status = daemon.wait(secs(5)).unwrap_or_else(|| panic!("{cause}: it waits:\n{}", daemon.text()));
+        assert!(status.code() == Some(1) && daemon.text().contains(cause), "{cause}: {}", daemon.text());
+    }
 }

@@ -363,3 +363,61 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openssl::pkey::{PKey, Private};
+    use openssl::ssl::SslAcceptor;
+    use openssl::x509::X509;
+    use std::net::TcpListener;
+    use std::process::Command;
+
+    /// A certificate for these names that is its own authority, made by openssl.
+    fn made(names: &str) -> (Vec<u8>, PKey<Private>) {
+        let directory = tempfile::tempdir().unwrap();
+        let line = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=it -config /dev/null \
+                    -out pem -keyout key -addext";
+        let mut openssl = Command::new("openssl");
+        openssl
+            .current_dir(directory.path())
+            .args(line.split_whitespace())
+            .arg(format!("subjectAltName={names}"));
+        assert!(openssl.output().unwrap().status.success());
+        let read = |name| std::fs::read(directory.path().join(name)).unwrap();
+        (read("pem"), PKey::private_key_from_pem(&read("key")).unwrap())
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label() {
+        let (pem, key) = made("DNS:*.example.test");
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_certificate(&X509::from_pem(&pem).unwrap()).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        let (acceptor, listener) = (acceptor.build(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            for stream in listener.incoming().take(4).flatten() {
+                drop(acceptor.accept(stream));
+            }
+        });
+        let mut settings = crate::etcd::tests::settings("unused".as_ref());
+        settings.ca_file = Some("/the/ca".into());
+        let files = Files { ca: Some(pem), ..Files::default() };
+        let tls = Tls::new(&settings, &files, Protocol::Http1).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = |host: &str| {
+            runtime.block_on(async {
+                let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+                tls.connect(host, stream).await.map(drop).map_err(|error| error.to_string())
+            })
+        };
+        assert_eq!(connect("etcd.example.test"), Ok(()));
+        for host in ["a.b.example.test", "example.test", "127.0.0.1"] {
+            let error = connect(host).unwrap_err();
+            assert!(error.contains(&format!("is not for {host} but for *.example.test")), "{error}");
+            assert_eq!(tls.take_refusal(), Some(error));
+        }
+        server.join().unwrap();
+    }
+}
