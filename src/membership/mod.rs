@@ -85,16 +85,6 @@ impl Source {
         }
     }
 
-    /// Reads the password and the TLS files again and asks the store at once; see [`Store::reload`].
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names the file that is at fault and the cause; then all goes on as it was.
-    pub fn reload(&self) -> Result<(), Error> {
-        match self {
-            Source::Etcd(store) => store.reload(),
-        }
-    }
-
     /// Waits for the network config: for the source, for the config, for a text that makes sense. It never gives
     /// up; it says why it waits at once, on every new reason and once a minute. `seed` decides the random pauses.
     /// Returns the config and its text.

@@ -1,6 +1,5 @@
 //! The store does not answer, and answers again.
 
-use super::super::health::Way;
 use super::{Kind, Manager};
 use crate::lease::health::Way;
 use crate::store::Error;
