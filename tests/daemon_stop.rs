@@ -91,7 +91,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 /// The texts of a refused command line may find no reader either; the exit code stays.
 #[test]
 fn a_refusal_that_cannot_be_written_keeps_its_code() {
-    for (flag, code) in [("-version", 0), ("-help", 0), ("-nonsense", 2), ("-etcd-prefix=/", 1)] {
+    for (flag, code) in [("-version", 0), ("-help", 0), ("-nonsense", 2), ("-etcd-cafile=/nowhere", 1)] {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let status = std::process::Command::new(flanneld()).arg(flag).stderr(full).status().unwrap();
         assert_eq!(status.code(), Some(code), "{flag}");

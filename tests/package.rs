@@ -227,7 +227,11 @@ fn the_installed_daemon_works_with_the_units_rights_alone() {
         Subnet::parse(&fs::read_to_string(&file).ok()?)
     });
     // It would do nothing better with more rights: it warns only of what this lab lacks.
-    assert!(!daemon.text().contains("WARN") && !daemon.text().contains("ERROR"), "{}", daemon.text());
+    // The lab's hosts lie in the tutorial's network, which is worth a warning whatever the rights.
+    let is_of_rights = |line: &&str| !line.contains("the network 10.0.0.0/8 holds");
+    let told = daemon.text();
+    let complaints = told.lines().filter(is_of_rights).filter(|l| l.contains("WARN") || l.contains("ERROR"));
+    assert_eq!(complaints.count(), 0, "{told}");
     let caps = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     // CAP_NET_BIND_SERVICE is bit 10, CAP_NET_ADMIN bit 12, CAP_NET_RAW bit 13, CAP_BPF bit 39.
     for set in ["CapEff", "CapBnd", "CapPrm"] {

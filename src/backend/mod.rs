@@ -78,7 +78,7 @@ pub enum BackendError {
     Occupied {
         /// The network of the overlay.
         network: Ipv4Net,
-        /// The device.
+        /// The device that is in the way.
         name: String,
     },
     /// The engine did not start, or does not answer.

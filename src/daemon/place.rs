@@ -39,12 +39,17 @@ pub(super) fn check(path: &Path) -> Result<(), PlaceError> {
     let tried = fs::create_dir_all(dir).and_then(|()| File::create_new(&probe));
     match tried {
         Ok(_) => drop(fs::remove_file(&probe)),
-        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem && is_in_a_unit() => {
             return Err(PlaceError::ReadOnly(path.to_owned()));
         }
         Err(_) => {}
     }
     Ok(())
+}
+
+/// Whether systemd has started us in a unit, whose sandbox no waiting opens (`INVOCATION_ID`, systemd.exec(5)).
+fn is_in_a_unit() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some()
 }
 
 /// Whether `path` lies in a directory that systemd has made for this unit alone. `mounts` has the form of

@@ -13,9 +13,9 @@ const _: () = assert!(LEAST_PAUSE.as_secs() < MOST_PAUSE.as_secs());
 /// What stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// This text.
+    /// A config with this text.
     Text(String),
-    /// No config.
+    /// There is no config.
     Nothing,
 }
 

@@ -87,18 +87,13 @@ pub(super) async fn run<R: Registry>(
                     let facts =
                         told::Facts { now, public_ip: manager.public_ip(), renew_at: manager.renew_at() };
                     told::log(&notice, &facts);
-                    let fatal = matches!(
-                        notice,
-                        Notice::Conflict { then: OnLost::Exit, .. }
-                            | Notice::Outgrown { then: OnLost::Exit, .. }
-                    );
                     // What stands in the file already is not written again on its own word.
                     if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
                         keeper.note(&notice);
                     }
                     // If nobody listens any more, the daemon is about to stop us.
-                    let _ = notices.send(notice);
-                    if fatal {
+                    let _ = notices.send(notice.clone());
+                    if is_fatal(&notice) {
                         finish(&mut keeper, &manager, now).await;
                         return Ending::LeaseLost;
                     }
@@ -132,6 +127,12 @@ pub(super) async fn run<R: Registry>(
             () = sleep(wait) => Input::Tick,
         };
     }
+}
+
+/// Whether the run ends with this notice.
+fn is_fatal(notice: &Notice) -> bool {
+    let (Notice::Conflict { then, .. } | Notice::Outgrown { then, .. }) = notice else { return false };
+    *then == OnLost::Exit
 }
 
 /// Waits until something is to be kept; for ever if nothing is kept.

@@ -30,13 +30,7 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             if *how == How::Reused {
                 info!("{} ({subnet}) for current IP ({}), reusing", phrases::LEASE_FOUND, facts.public_ip);
             }
-            let how = match how {
-                How::Reused => "found by our public IP",
-                How::Previous => "the one of the last run",
-                How::Cached => "kept by an earlier run; the store has not confirmed it yet",
-                How::Fresh => "new",
-                How::Regained => "regained",
-            };
+            let how = origin(*how);
             let until = Expiration(*deadline, now);
             info!("{}: {subnet} ({how}), expiration: {until}", phrases::LEASE_ACQUIRED);
             log_wait(facts);
@@ -77,6 +71,54 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             };
             error!("Lease of {subnet} is gone, and the network config has no place for it any more; {then}");
         }
+        Notice::ConfigApplied { .. }
+        | Notice::ConfigDrifted { .. }
+        | Notice::ConfigUnusable { .. }
+        | Notice::ConfigRestored => log_config(notice),
+        Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
+        Notice::Discarded { key, reason } => {
+            warn!("Discarding our lease {key}, and taking another subnet: {reason}");
+        }
+        Notice::Peers(events) => log_peers(events),
+        Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
+        Notice::Withheld { count } => {
+            warn!("The store has lost {count} leases at once; keeping those peers until a second look");
+        }
+        Notice::StoreReset
+        | Notice::StoreLost { .. }
+        | Notice::StoreStillLost { .. }
+        | Notice::StoreBack { .. } => log_store(notice),
+    }
+}
+
+/// How we came by a subnet, in words.
+fn origin(how: How) -> &'static str {
+    match how {
+        How::Reused => "found by our public IP",
+        How::Previous => "the one of the last run",
+        How::Cached => "kept by an earlier run; the store has not confirmed it yet",
+        How::Fresh => "new",
+        How::Regained => "regained",
+    }
+}
+
+/// Writes a notice about the store itself.
+fn log_store(notice: &Notice) {
+    match notice {
+        Notice::StoreReset => warn!("The store's history begins anew: was it restored?"),
+        Notice::StoreLost { reason } => warn!("Lost the store: {reason}; forwarding on, trying again"),
+        Notice::StoreStillLost { reason, since } => {
+            warn!("Still no store after {} s: {reason}", since.as_secs());
+        }
+        Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
+        // The others are none of the store's.
+        _ => {}
+    }
+}
+
+/// Writes a notice about the network config in the store.
+fn log_config(notice: &Notice) {
+    match notice {
         Notice::ConfigApplied { fields } => {
             info!(
                 "The network config has changed: {} counts from now on for subnets that are leased; this host's \
@@ -94,21 +136,8 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             warn!("The network config cannot be used any more: {reason}; going on with the one that runs");
         }
         Notice::ConfigRestored => info!("The network config says again what runs here"),
-        Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
-        Notice::Discarded { key, reason } => {
-            warn!("Discarding our lease {key}, and taking another subnet: {reason}");
-        }
-        Notice::Peers(events) => log_peers(events),
-        Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
-        Notice::Withheld { count } => {
-            warn!("The store has lost {count} leases at once; keeping those peers until a second look");
-        }
-        Notice::StoreReset => warn!("The store's history begins anew: was it restored?"),
-        Notice::StoreLost { reason } => warn!("Lost the store: {reason}; forwarding on, trying again"),
-        Notice::StoreStillLost { reason, since } => {
-            warn!("Still no store after {} s: {reason}", since.as_secs());
-        }
-        Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
+        // The others are none of the config's.
+        _ => {}
     }
 }
 
