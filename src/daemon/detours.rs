@@ -85,7 +85,10 @@ impl Detours {
             _ => Routes::None,
         };
         let network = config.network;
-        let outer: BTreeSet<String> = underlay.within(network).map(|address| address.to_string()).collect();
+        // The addresses of the host's other devices, such as Docker's bridge, may be the overlay's own.
+        let host = underlay.host.iter().filter(|one| one.external).map(|one| one.net.addr());
+        let outer = host.chain(underlay.others.iter().copied()).filter(|address| network.contains(address));
+        let outer: BTreeSet<String> = outer.map(|address| address.to_string()).collect();
         if routes == Routes::Whole && !outer.is_empty() {
             warn!(
                 "the network {network} holds {}: its route takes all of {network} that no narrower route leads \
