@@ -37,7 +37,7 @@ pub use link::{Link, Mtu};
 pub use monitor::{Change, Monitor};
 pub use neigh::{FdbSurvey, Mac, MacError, NeighbourSurvey};
 pub use route::{ROUTE_PROTOCOL, Route, RouteTo};
-pub use route_set::{Outcome, Placed, RouteSurvey, Stale, StaleRoute, Territory};
+pub use route_set::{Placed, RouteSurvey, StaleRoute, Territory};
 pub use vxlan::{DEFAULT_VXLAN_PORT, Vxlan};
 
 #[cfg(test)]

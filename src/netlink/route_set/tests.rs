@@ -1,8 +1,85 @@
 //! These tests run against the real kernel, each in a network namespace of its own.
 
 use super::super::namespace::{ip, ip_shows, run};
+use super::super::{Changes, write_all};
 use super::*;
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::time::{Duration, Instant};
+
+/// What to do with entries of ours that are not wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stale {
+    /// Such entries stay, and [`Outcome::stale`] counts them.
+    Keep,
+    /// Such entries are removed.
+    Remove,
+}
+
+/// The result of a call over a set of entries.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// The writes, in a sentence for each kind.
+    changes: Changes,
+    /// The errors of entries that the kernel refused, or whose place a foreign entry holds.
+    failures: Vec<Error>,
+    /// How many entries are not wanted and stayed, because of [`Stale::Keep`].
+    stale: usize,
+    /// How many entries were not wanted and are gone now.
+    removed: usize,
+}
+
+impl Outcome {
+    /// Makes the writes: first all of `set`, then all of `remove`, unless `stale` keeps those. `what` names the entries,
+    /// for instance `routes into 10.1.0.0/16`.
+    async fn write<S, R>(&mut self, what: &str, set: Vec<S>, remove: Vec<R>, stale: Stale)
+    where
+        S: Future<Output = Result<Placed, Error>>,
+        R: Future<Output = Result<(), Error>>,
+    {
+        let mut written = 0;
+        for result in write_all(set).await {
+            match result {
+                Ok(Placed::Found) => {}
+                Ok(Placed::Set | Placed::Replaced(_)) => written += 1,
+                Err(error) => self.failures.push(error),
+            }
+        }
+        self.changes.note(written, &format!("set {written} {what}"));
+        if stale == Stale::Keep {
+            self.stale += remove.len();
+            return;
+        }
+        let before = self.failures.len();
+        let all = remove.len();
+        self.failures.extend(write_all(remove).await.into_iter().filter_map(Result::err));
+        let removed = all + before - self.failures.len();
+        self.changes.note(removed, &format!("remove {removed} {what}"));
+        self.removed += removed;
+    }
+}
+
+impl Netlink {
+    /// Makes `wanted`, which is ordered by destination, the routes of the territory, all at once.
+    ///
+    /// # Errors
+    /// The kernel does not let us read the present routes. Refused writes are in [`Outcome::failures`].
+    async fn ensure_routes(
+        &self,
+        wanted: &BTreeMap<Ipv4Net, Route>,
+        territory: Territory,
+        stale: Stale,
+    ) -> Result<Outcome, Error> {
+        debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
+        let found = self.survey_routes(territory, true, |to| wanted.get(&to).copied()).await?;
+        let missing = wanted.iter().filter(|(to, _)| !found.right.contains(to));
+        let set = missing.map(|(_, route)| self.place_route(*route)).collect();
+        let remove = found.stale.into_iter().map(|route| self.remove_route(route)).collect();
+        let mut outcome = Outcome::default();
+        outcome.write(&format!("routes into {}", territory.network), set, remove, stale).await;
+        Ok(outcome)
+    }
+}
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
