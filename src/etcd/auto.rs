@@ -162,22 +162,6 @@ fn unsure(error: Error, open: &str) -> Error {
     }
 }
 
-impl Store {
-    /// Reads the password and the TLS files again, and asks the store at once, even if it has just refused us. A watch
-    /// that runs goes on. Without this, changed files are noticed when the next connection is made, or within
-    /// seconds while the store refuses us.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names the file that is at fault and the cause; then all goes on as it was.
-    pub fn reload(&self) -> Result<(), Error> {
-        match self {
-            Self::V2(store) => store.reload(),
-            Self::V3(store) => store.reload(),
-            Self::Auto(auto) => auto.v2.reload().and_then(|()| auto.v3.reload()),
-        }
-    }
-}
-
 /// Makes the same call on the store that `$self` is.
 macro_rules! each {
     ($self:ident, $store:ident => $call:expr) => {

@@ -3,7 +3,7 @@
 //! A refusal costs etcd more than an answer: it hashes a password with bcrypt, or shakes hands over TLS. The callers try
 //! again every few seconds, as they do when a store is silent. So after a refusal the gate is closed, for a time that
 //! doubles up to some minutes, and every call gets the same refusal without the store being asked. It opens at once
-//! when one of the files changes by which we were refused, or when [`Gate::open`] is called.
+//! when one of the files changes by which we were refused.
 
 use super::Settings;
 use super::files::Files;
@@ -50,15 +50,18 @@ impl Gate {
     /// # Errors
     /// [`Error::Denied`] while the gate is closed.
     pub(super) fn pass(&self, now: Instant, settings: &Settings) -> Result<(), Error> {
-        let mut state = self.0.borrow_mut();
-        let Some(closed) = &state.closed else { return Ok(()) };
-        // Files that cannot be read are news too: the call will say what is wrong with them.
-        if Files::read(settings).as_ref() != Ok(&closed.files) {
-            state.backoff.reset();
-        } else if now < closed.until {
-            return Err(Error::Denied(closed.reason.clone()));
+        let is_news = match &self.0.borrow().closed {
+            None => return Ok(()),
+            // Files that cannot be read are news too: the call will say what is wrong with them.
+            Some(closed) if Files::read(settings).as_ref() != Ok(&closed.files) => true,
+            Some(closed) if now < closed.until => return Err(Error::Denied(closed.reason.clone())),
+            Some(_) => false,
+        };
+        if is_news {
+            self.open();
+        } else {
+            self.0.borrow_mut().closed = None;
         }
-        state.closed = None;
         Ok(())
     }
 
@@ -75,8 +78,8 @@ impl Gate {
         self.0.borrow_mut().backoff.reset();
     }
 
-    /// Opens the gate, as the operator asks for another attempt.
-    pub(super) fn open(&self) {
+    /// Opens the gate: the next refusal counts as a first one.
+    fn open(&self) {
         let mut state = self.0.borrow_mut();
         state.backoff.reset();
         state.closed = None;

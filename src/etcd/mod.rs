@@ -11,7 +11,7 @@
 //!   A write whose answer was lost is *not* repeated elsewhere: it ends in [`Error::Unavailable`], and a new list tells
 //!   whether the write happened.
 //! - **A refusal is not hammered.** After one, the store is not asked for a time that doubles up to minutes (`gate`). A
-//!   changed file of certificates or password ends that time, and so does [`Store::reload`].
+//!   changed file of certificates or password ends that time, and so does a store that takes this one's place.
 //! - **No answer is trusted.** Its size is limited, and its text is quoted before it is logged.
 
 mod auto;

@@ -7,7 +7,7 @@ use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, un
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
-use crate::etcd::tls::{self, Protocol, Tls};
+use crate::etcd::tls::{Protocol, Tls};
 use crate::store::{Error, Revision};
 use hyper::Method;
 use std::cell::{Cell, RefCell};
@@ -121,18 +121,6 @@ impl Http {
         Ok(Self { endpoints, reads: Gate::new(), writes: Gate::new() })
     }
 
-    /// Reads the files of the settings again, and asks the store even if it has just refused us.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if a file is at fault. Then all goes on as it was.
-    pub(super) fn reload(&self) -> Result<(), Error> {
-        tls::check(&self.endpoints.opener().settings)?;
-        self.endpoints.renew();
-        self.reads.open();
-        self.writes.open();
-        Ok(())
-    }
-
     /// Makes a call, unless the store has just refused us.
     async fn guarded<T>(
         &self,
@@ -140,10 +128,13 @@ impl Http {
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let clients = self.endpoints.opener();
-        let (now, writes) = (Instant::now(), request.method != Method::GET);
-        self.reads.pass(now, &clients.settings)?;
-        let gate = if writes { &self.writes } else { &self.reads };
+        let now = Instant::now();
+        let mut gate = &self.reads;
         gate.pass(now, &clients.settings)?;
+        if request.method != Method::GET {
+            gate = &self.writes;
+            gate.pass(now, &clients.settings)?;
+        }
         let result = call.await;
         match &result {
             Err(Error::Denied(reason)) => {

@@ -47,11 +47,6 @@ impl V2 {
         Ok(Self { http, keys })
     }
 
-    /// Reads the files of the settings again; see [`super::Store::reload`].
-    pub(super) fn reload(&self) -> Result<(), Error> {
-        self.http.reload()
-    }
-
     /// The major version of the server, as `/version` tells it.
     pub(super) async fn server_major(&self) -> Result<u64, Error> {
         self.http.server_major().await

@@ -12,7 +12,6 @@ use crate::etcd::endpoints::{Attempt, Endpoints, Failure, Opener, causes, chain,
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
-use crate::etcd::tls;
 use crate::log::quote;
 use crate::store::Error;
 use etcd_client::{
@@ -128,18 +127,6 @@ impl Connection {
             hung_up: Cell::new(false),
         };
         Ok(Self { endpoints: Endpoints::new(&settings, opener)?, gate: Gate::new() })
-    }
-
-    /// Reads the files of the settings again, and asks the store even if it has just refused us. A watch that runs goes on
-    /// with the connection that it has.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if a file is at fault. Then all goes on as it was.
-    pub(super) fn reload(&self) -> Result<(), Error> {
-        tls::check(&self.endpoints.opener().settings)?;
-        self.endpoints.renew();
-        self.gate.open();
-        Ok(())
     }
 
     /// Whether servers have answered, and none of them in HTTP/2.

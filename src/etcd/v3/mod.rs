@@ -64,11 +64,6 @@ impl V3 {
         self.connection.hung_up()
     }
 
-    /// Reads the files of the settings again; see [`super::Store::reload`].
-    pub(super) fn reload(&self) -> Result<(), Error> {
-        self.connection.reload()
-    }
-
     /// Puts the value if all of `compares` hold, with a new lease if there is a TTL. `None` if they do not hold.
     async fn put(
         &self,
