@@ -241,10 +241,7 @@ impl Running {
             | Notice::Lost { .. }
             | Notice::Conflict { .. }
             | Notice::Outgrown { .. }
-            | Notice::ConfigApplied { .. }
-            | Notice::ConfigDrifted { .. }
-            | Notice::ConfigUnusable { .. }
-            | Notice::ConfigRestored
+            | Notice::Config(_)
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }

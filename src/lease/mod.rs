@@ -176,6 +176,19 @@ pub enum How {
     Regained,
 }
 
+/// How the network config in the store stands to the one that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigNews {
+    /// These fields, as flannel spells them, have changed, and count from now on for the next subnet.
+    Applied(Vec<&'static str>),
+    /// These fields, as flannel spells them, differ from what runs, and only a restart takes them over.
+    Drifted(Vec<&'static str>),
+    /// It cannot be used, for this reason; what runs goes on.
+    Unusable(String),
+    /// It says again what runs.
+    Restored,
+}
+
 /// What the daemon should know.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Notice {
@@ -243,23 +256,8 @@ pub enum Notice {
         /// What the machine does next. After [`OnLost::Exit`] it does nothing any more.
         then: OnLost,
     },
-    /// Fields of the network config in the store have changed, and count from now on for the next subnet.
-    ConfigApplied {
-        /// The fields, as flannel spells them.
-        fields: Vec<&'static str>,
-    },
-    /// Fields of the network config in the store differ from what runs, and only a restart takes them over.
-    ConfigDrifted {
-        /// The fields, as flannel spells them.
-        fields: Vec<&'static str>,
-    },
-    /// The network config in the store cannot be used; what runs goes on.
-    ConfigUnusable {
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The network config in the store says again what runs.
-    ConfigRestored,
+    /// The network config in the store has changed.
+    Config(ConfigNews),
     /// No subnet is free, and we try again. This is said at most once a minute.
     OutOfSubnets(OutOfSubnets),
     /// A lease of our PublicIP cannot be used and is being deleted. Another subnet follows.

@@ -2,6 +2,7 @@
 
 use crate::store::{Error, Registry};
 use crate::subnet::Config;
+use ipnet::Ipv4Net;
 use std::time::Duration;
 
 /// The least time between two looks.
@@ -28,17 +29,14 @@ pub(super) async fn changed<R: Registry>(registry: &R, seen: Option<Seen>) -> (S
             tokio::time::sleep(LEAST_PAUSE).await;
         }
         let now = match registry.config().await {
-            Ok(text) => Seen::Text(text),
-            Err(Error::NotFound(_)) => Seen::Nothing,
-            Err(_) => {
-                tokio::time::sleep(LEAST_PAUSE).await;
-                continue;
-            }
+            Ok(text) => Some(Seen::Text(text)),
+            Err(Error::NotFound(_)) => Some(Seen::Nothing),
+            Err(_) => None,
         };
-        if seen.as_ref() == Some(&now) {
+        let Some(now) = now.filter(|now| seen.as_ref() != Some(now)) else {
             tokio::time::sleep(LEAST_PAUSE).await;
             continue;
-        }
+        };
         let config = match &now {
             Seen::Text(text) => {
                 Config::parse_for(registry.generation(), text).map_err(|error| error.to_string())
@@ -49,15 +47,15 @@ pub(super) async fn changed<R: Registry>(registry: &R, seen: Option<Seen>) -> (S
     }
 }
 
-/// The newest config, if it has no place for this subnet any more. A config that is gone or makes no sense is no reason
+/// The newest config, if it has no place for this subnet of `network` any more. A config that is gone or makes no sense is no reason
 /// to give a subnet up.
 ///
 /// # Errors
 /// The store does not answer.
 pub(super) async fn outgrown<R: Registry>(
     registry: &R,
-    running: &Config,
-    subnet: ipnet::Ipv4Net,
+    network: Ipv4Net,
+    subnet: Ipv4Net,
 ) -> Result<Option<Config>, Error> {
     let text = match registry.config().await {
         Ok(text) => text,
@@ -65,5 +63,5 @@ pub(super) async fn outgrown<R: Registry>(
         Err(error) => return Err(error),
     };
     let newest = Config::parse_for(registry.generation(), &text).ok();
-    Ok(newest.filter(|config| config.network != running.network || !config.fits(subnet)))
+    Ok(newest.filter(|config| config.network != network || !config.fits(subnet)))
 }

@@ -10,6 +10,7 @@ use crate::log::{Complaint, phrases};
 use crate::store::{Backoff, Error, Registry, Watch};
 use crate::subnet::Config;
 use futures_util::future::LocalBoxFuture;
+use ipnet::Ipv4Net;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::VecDeque;
@@ -80,20 +81,19 @@ pub(super) async fn run<R: Registry>(
             match output {
                 Output::Call(wanted) => {
                     debug_assert!(call.is_none(), "the machine makes one call at a time");
-                    call = Some(Box::pin(make(registry, manager.config().clone(), wanted)));
+                    call = Some(Box::pin(make(registry, manager.network(), wanted)));
                 }
                 Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
                 Output::Notice(notice) => {
-                    let facts =
-                        told::Facts { now, public_ip: manager.public_ip(), renew_at: manager.renew_at() };
-                    told::log(&notice, &facts);
+                    told::log(&notice, &told::Facts::of(&manager, now));
+                    let fatal = is_fatal(&notice);
                     // What stands in the file already is not written again on its own word.
                     if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
                         keeper.note(&notice);
                     }
                     // If nobody listens any more, the daemon is about to stop us.
-                    let _ = notices.send(notice.clone());
-                    if is_fatal(&notice) {
+                    let _ = notices.send(notice);
+                    if fatal {
                         finish(&mut keeper, &manager, now).await;
                         return Ending::LeaseLost;
                     }
@@ -163,9 +163,10 @@ async fn sleep(wait: Option<Duration>) {
     tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(LONGEST_SLEEP)).await;
 }
 
-async fn make<R: Registry>(registry: &R, running: Config, call: Call) -> Input {
+/// Makes a call. `network` is the one that runs.
+async fn make<R: Registry>(registry: &R, network: Ipv4Net, call: Call) -> Input {
     if let Call::Create { key, again: true, .. } = &call {
-        match config::outgrown(registry, &running, key.ipv4).await {
+        match config::outgrown(registry, network, key.ipv4).await {
             Ok(None) => {}
             Ok(Some(newest)) => return Input::Reply(Reply::Outgrown(newest)),
             Err(error) => return Input::Reply(Reply::Created(Err(error))),

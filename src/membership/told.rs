@@ -1,6 +1,6 @@
 //! The lines in the log about a lease's life, in flannel's words where flannel has some.
 
-use crate::lease::{How, Notice, OnLost};
+use crate::lease::{ConfigNews, How, Manager, Notice, OnLost};
 use crate::log::phrases;
 use crate::subnet::{Event, Lease};
 use std::fmt;
@@ -20,6 +20,13 @@ pub(super) struct Facts {
     pub(super) public_ip: Ipv4Addr,
     /// When the lease is to be renewed, on the same clock.
     pub(super) renew_at: Option<Duration>,
+}
+
+impl Facts {
+    /// What `manager` tells at this time of its clock.
+    pub(super) fn of(manager: &Manager, now: Duration) -> Facts {
+        Facts { now, public_ip: manager.public_ip(), renew_at: manager.renew_at() }
+    }
 }
 
 /// Writes a notice to the log.
@@ -71,10 +78,7 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             };
             error!("Lease of {subnet} is gone, and the network config has no place for it any more; {then}");
         }
-        Notice::ConfigApplied { .. }
-        | Notice::ConfigDrifted { .. }
-        | Notice::ConfigUnusable { .. }
-        | Notice::ConfigRestored => log_config(notice),
+        Notice::Config(news) => log_config(news),
         Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
         Notice::Discarded { key, reason } => {
             warn!("Discarding our lease {key}, and taking another subnet: {reason}");
@@ -84,10 +88,12 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
         Notice::Withheld { count } => {
             warn!("The store has lost {count} leases at once; keeping those peers until a second look");
         }
-        Notice::StoreReset
-        | Notice::StoreLost { .. }
-        | Notice::StoreStillLost { .. }
-        | Notice::StoreBack { .. } => log_store(notice),
+        Notice::StoreReset => warn!("The store's history begins anew: was it restored?"),
+        Notice::StoreLost { reason } => warn!("Lost the store: {reason}; forwarding on, trying again"),
+        Notice::StoreStillLost { reason, since } => {
+            warn!("Still no store after {} s: {reason}", since.as_secs());
+        }
+        Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
     }
 }
 
@@ -102,42 +108,26 @@ fn origin(how: How) -> &'static str {
     }
 }
 
-/// Writes a notice about the store itself.
-fn log_store(notice: &Notice) {
-    match notice {
-        Notice::StoreReset => warn!("The store's history begins anew: was it restored?"),
-        Notice::StoreLost { reason } => warn!("Lost the store: {reason}; forwarding on, trying again"),
-        Notice::StoreStillLost { reason, since } => {
-            warn!("Still no store after {} s: {reason}", since.as_secs());
-        }
-        Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
-        // The others are none of the store's.
-        _ => {}
-    }
-}
-
 /// Writes a notice about the network config in the store.
-fn log_config(notice: &Notice) {
-    match notice {
-        Notice::ConfigApplied { fields } => {
+fn log_config(news: &ConfigNews) {
+    match news {
+        ConfigNews::Applied(fields) => {
             info!(
                 "The network config has changed: {} counts from now on for subnets that are leased; this host's \
                  subnet stays",
                 fields.join(", ")
             );
         }
-        Notice::ConfigDrifted { fields } => {
+        ConfigNews::Drifted(fields) => {
             warn!(
                 "The network config has changed: {} differs from what runs here; restart flanneld to take it over",
                 fields.join(", ")
             );
         }
-        Notice::ConfigUnusable { reason } => {
+        ConfigNews::Unusable(reason) => {
             warn!("The network config cannot be used any more: {reason}; going on with the one that runs");
         }
-        Notice::ConfigRestored => info!("The network config says again what runs here"),
-        // The others are none of the config's.
-        _ => {}
+        ConfigNews::Restored => info!("The network config says again what runs here"),
     }
 }
 

@@ -3,12 +3,13 @@
 use super::Manager;
 use crate::lease::{Notice, OnLost};
 use crate::subnet::Config;
+use ipnet::Ipv4Net;
 use std::time::Duration;
 
 impl Manager {
-    /// The network config that runs. Its bounds of subnets follow the store.
-    pub fn config(&self) -> &Config {
-        self.config.running()
+    /// The network of the config that runs.
+    pub fn network(&self) -> Ipv4Net {
+        self.config.network()
     }
 
     /// Whether a subnet that we had is given up if the newest config has no place for it.
@@ -32,11 +33,11 @@ impl Manager {
     }
 
     pub(super) fn on_config(&mut self, newer: Result<Config, String>) {
-        let (pool, notices) = self.config.news(newer);
+        let (pool, news) = self.config.news(newer);
         if let Some(pool) = pool {
             self.seek.take_from(pool);
         }
-        self.say(notices);
+        self.say(news.into_iter().map(Notice::Config));
     }
 
     /// Seeks another subnet.

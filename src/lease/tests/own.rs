@@ -326,7 +326,7 @@ fn a_narrower_pool_leaves_the_subnet_that_is_held() {
         b.give(Input::Config(Ok(narrower(r#","SubnetMin":"10.5.2.0","SubnetMax":"10.5.3.0""#)))),
         None
     );
-    assert_eq!(b.said(), [Notice::ConfigApplied { fields: vec!["SubnetMin"] }]);
+    assert_eq!(b.said(), [Notice::Config(ConfigNews::Applied(vec!["SubnetMin"]))]);
     assert_eq!((b.held(), b.m.status().config_drift), (Some(net(1)), false));
     b.give(Input::Config(Err("no JSON".to_owned())));
     assert!(b.m.status().config_drift);

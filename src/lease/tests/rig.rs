@@ -1,6 +1,8 @@
 //! One machine on a rig: the test gives its inputs by hand and gets its outputs in lists.
 
-pub(super) use crate::lease::{Call, How, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+pub(super) use crate::lease::{
+    Call, ConfigNews, How, Input, Manager, Notice, OnLost, Output, Reply, Settings,
+};
 pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
 pub(super) use crate::subnet::{Config, Event, Generation, Lease, LeaseAttrs, SubnetKey};
 pub(super) use ipnet::Ipv4Net;

@@ -63,10 +63,7 @@ impl Keeper {
                 self.changed = true;
                 self.at = Instant::now();
             }
-            Notice::ConfigApplied { .. }
-            | Notice::ConfigDrifted { .. }
-            | Notice::ConfigUnusable { .. }
-            | Notice::ConfigRestored
+            Notice::Config(_)
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }
