@@ -109,14 +109,16 @@ impl HostRules {
         debug_assert!(self.pending.is_none(), "the answer was taken from its slot");
         debug_assert!(!self.withheld || self.settings.masquerade, "nothing else holds up subnet.env");
         match result {
-            // The operator's own rules stand in the way, and containers reach their peers without masquerading.
-            Err(error @ masq::Error::Hidden { .. }) => {
-                self.withheld = false;
-                error!("cannot install all masquerade and forward rules: {error}; trying again");
-            }
-            Err(error) if self.withheld => return Err(error.into()),
-            Err(error) => error!("cannot install masquerade and forward rules: {error}; trying again"),
             Ok(()) => self.withheld = false,
+            Err(error) => {
+                // The operator's own rules stand in the way, and containers reach their peers without masquerading.
+                let is_in_the_way = matches!(error, masq::Error::Hidden { .. });
+                if self.withheld && !is_in_the_way {
+                    return Err(error.into());
+                }
+                self.withheld = false;
+                error!("cannot install masquerade and forward rules: {error}; trying again");
+            }
         }
         Ok(())
     }
