@@ -13,17 +13,6 @@ fn tool_entry() {
     lab::tools::entry();
 }
 
-/// Reads a counter from the report that SIGUSR1 prints.
-fn count(daemon: &Daemon, name: &str) -> u64 {
-    let before = daemon.text().len();
-    daemon.signal("USR1");
-    lab::eventually(secs(3), &format!("the count of {name}"), || {
-        let text = daemon.text()[before..].to_owned();
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("count {name} ")))?;
-        line.parse().ok()
-    })
-}
-
 fn lines(text: &str) -> Vec<String> {
     text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
@@ -85,13 +74,13 @@ fn what_an_operator_puts_on_the_vxlan_device_stays() {
     assert_eq!(foreign(&lab), before);
     let link = lab.ip(&format!("-n {host} link show flannel.1"));
     assert!(link.contains(" mtu 1300 "), "{link}");
-    assert_eq!(count(&daemon, "repairs"), 0, "{}", daemon.text());
+    assert_eq!(daemon.count("repairs"), 0, "{}", daemon.text());
     daemon.terminate();
     let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
     daemon.subnet();
     look(&lab);
     assert_eq!(foreign(&lab), before, "after a restart");
-    assert_eq!(count(&daemon, "repairs"), 0, "{}", daemon.text());
+    assert_eq!(daemon.count("repairs"), 0, "{}", daemon.text());
 }
 
 /// Starts the daemon of another network with the same VNI on host 1.
@@ -137,7 +126,7 @@ fn two_daemons_of_one_vni_leave_each_other_alone() {
     assert_eq!(fdb.trim(), "0a:00:00:00:00:c9 dst 10.77.0.9 self permanent", "the other network needs it");
     assert_eq!(addresses(&lab), [format!("{}/32", ours.base()), format!("{}/32", theirs.base())]);
     for daemon in [&first, &other] {
-        assert_eq!(count(daemon, "repairs"), 0, "{}", daemon.text());
+        assert_eq!(daemon.count("repairs"), 0, "{}", daemon.text());
     }
 }
 
@@ -157,9 +146,9 @@ fn an_address_that_always_comes_back_stays_in_the_end() {
     both.sort();
     std::thread::sleep(ms(1200));
     assert_eq!(addresses(&lab), both);
-    let before = [count(&first, "repairs"), count(&other, "repairs")];
+    let before = [first.count("repairs"), other.count("repairs")];
     std::thread::sleep(ms(1200));
-    assert_eq!([count(&first, "repairs"), count(&other, "repairs")], before, "{}", first.text());
+    assert_eq!([first.count("repairs"), other.count("repairs")], before, "{}", first.text());
 }
 
 /// An older flannel has left routes by the external interface: to a peer that has moved since, to one that is gone.
@@ -198,12 +187,12 @@ fn older_routes(backend: &str, kind: &str) {
         others.iter().collect::<Vec<_>>()
     );
     assert_eq!(lab.ip(&format!("-n {host} route show 10.10.206.0/24")).lines().count(), 1);
-    assert_eq!((count(&daemon, "repairs"), count(&daemon, "refused_entries")), (0, 0), "{}", daemon.text());
+    assert_eq!((daemon.count("repairs"), daemon.count("refused_entries")), (0, 0), "{}", daemon.text());
 
     // One of an older flannel that still runs, or of an operator who tries something, gives way too.
     lab.ip(&format!("-n {host} route replace 10.10.203.0/24 via 10.77.0.254"));
     lab::eventually(secs(3), "the peer's route again", || (shown() == expected).then_some(()));
-    assert_eq!(count(&daemon, "repairs"), 1);
+    assert_eq!(daemon.count("repairs"), 1);
     // A peer that comes while its place is taken.
     lab.ip(&format!("-n {host} route add 10.10.204.0/24 via 10.77.0.254"));
     std::thread::sleep(ms(300));

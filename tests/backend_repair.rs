@@ -5,7 +5,7 @@
 mod lab;
 
 use lab::pair::{Pair, config};
-use lab::{Api, Daemon, Lab, ms, secs};
+use lab::{Api, Lab, ms, secs};
 use std::time::Instant;
 
 const PEER: &str =
@@ -15,17 +15,6 @@ const PEER: &str =
 #[ignore = "a tool that the tests start inside a namespace"]
 fn tool_entry() {
     lab::tools::entry();
-}
-
-/// Reads a counter from the report that SIGUSR1 prints.
-fn count(daemon: &Daemon, name: &str) -> u64 {
-    let before = daemon.text().len();
-    daemon.signal("USR1");
-    lab::eventually(secs(3), &format!("the count of {name}"), || {
-        let text = daemon.text()[before..].to_owned();
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("count {name} ")))?;
-        line.parse().ok()
-    })
 }
 
 impl Pair {
@@ -41,7 +30,7 @@ impl Pair {
     fn survives(&mut self, what: &str, commands: &[String]) {
         std::thread::sleep(ms(200));
         let (host, before) = (self.lab.host(1), self.state());
-        let repairs = count(&self.daemons[0], "repairs");
+        let repairs = self.daemons[0].count("repairs");
         let to = self.ends[1].addr.to_string();
         let mut pings = self.lab.spawn(&self.ends[0].ns, &format!("ping-{what}"), &["ping", "-i0.02", &to]);
         pings.wait_text("icmp_seq=2", secs(2));
@@ -60,7 +49,7 @@ impl Pair {
             pings.text()[seen..].contains("bytes from").then_some(())
         });
         assert!(pings.running() && self.daemons[0].running(), "{}", self.daemons[0].text());
-        assert!(count(&self.daemons[0], "repairs") > repairs, "{what} was not counted");
+        assert!(self.daemons[0].count("repairs") > repairs, "{what} was not counted");
     }
 }
 
@@ -145,11 +134,11 @@ fn host_gw_says_who_is_off_link() {
     let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
     daemon.subnet();
     daemon.wait_text("1 peers are not on eth0's own link", secs(3));
-    assert_eq!(count(&daemon, "off_link_peers"), 1);
+    assert_eq!(daemon.count("off_link_peers"), 1);
     daemon.wait_text("set route 10.10.201.0/24 via 198.51.100.1", secs(3));
-    assert_eq!(count(&daemon, "refused_entries"), 2, "{}", daemon.text());
-    assert_eq!(count(&daemon, "foreign_leases"), 1);
-    assert_eq!(count(&daemon, "repairs"), 0);
+    assert_eq!(daemon.count("refused_entries"), 2, "{}", daemon.text());
+    assert_eq!(daemon.count("foreign_leases"), 1);
+    assert_eq!(daemon.count("repairs"), 0);
     let routes = lab.ip(&format!("-n {} route show root 10.10.0.0/16", lab.host(1)));
     let routes: Vec<_> =
         routes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -204,7 +193,7 @@ fn an_older_flannels_things_are_taken_over() {
     );
     let value = &lab.leases(Api::V3)[&subnet.key()];
     assert!(value.contains(r#""VtepMAC":"16:22:33:44:55:66""#), "{value}");
-    assert_eq!(count(&daemon, "repairs"), 0);
+    assert_eq!(daemon.count("repairs"), 0);
 }
 
 /// Peers leave while the daemon is down: their entries go at its start, unless they are so many that the store is

@@ -17,15 +17,7 @@ fn tool_entry() {
 
 /// Starts a lab with firewall tools; `None` where there can be none.
 fn hosts(count: usize) -> Option<Lab> {
-    for tool in ["iptables-save", "iptables-restore", "nft"] {
-        if !Path::new("/usr/sbin").join(tool).exists() {
-            let required = std::env::var_os("FLANNELD_TEST_REQUIRE").is_some_and(|v| v == "1");
-            assert!(!required, "this test cannot run here: {tool} is missing");
-            eprintln!("skipped: {tool} is missing");
-            return None;
-        }
-    }
-    Lab::start(count)
+    if lab::has_firewall_tools() { Lab::start(count) } else { None }
 }
 
 fn config(lab: &Lab, nftables: bool) {

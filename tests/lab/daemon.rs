@@ -86,6 +86,17 @@ impl Daemon {
         })
     }
 
+    /// Sends SIGUSR1 and reads a counter from the report, as its `count <name> <n>` line gives it.
+    pub fn count(&self, name: &str) -> u64 {
+        let before = self.text().len();
+        self.signal("USR1");
+        eventually(secs(3), &format!("the count of {name}"), || {
+            let text = self.text()[before..].to_owned();
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("count {name} ")))?;
+            line.parse().ok()
+        })
+    }
+
     /// Sends SIGUSR1 and reads the drops by reason, as `drop <reason> <n>` lines on standard error give them.
     pub fn drops(&self) -> Drops {
         let before = self.text().len();

@@ -93,6 +93,15 @@ pub fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
+/// Whether the firewall tools are here; says which one is missing otherwise.
+pub fn has_firewall_tools() -> bool {
+    let is_here = |tool: &str| {
+        ["/usr/sbin", "/sbin", "/usr/local/sbin"].iter().any(|dir| Path::new(dir).join(tool).exists())
+    };
+    let missing = ["iptables-save", "iptables-restore", "nft"].into_iter().find(|tool| !is_here(tool));
+    missing.inspect(|tool| skip(&format!("{tool} is missing"))).is_none()
+}
+
 /// Polls until the closure gives a value; panics with `what` after `limit`.
 pub fn eventually<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
