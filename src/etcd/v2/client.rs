@@ -1,9 +1,12 @@
 //! The HTTP/1.1 client of the keys API: requests to one site, redirects, and bodies in chunks.
 
+use crate::etcd::Settings;
 use crate::etcd::dial::{Link, tcp};
 use crate::etcd::endpoints::{Failure, chain, unreached};
+use crate::etcd::files::Files;
 use crate::etcd::sites::Site;
-use crate::etcd::tls::Tls;
+use crate::etcd::tls::{Protocol, Tls};
+use crate::store::Error;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION};
@@ -17,6 +20,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -88,11 +92,38 @@ pub(super) fn failure(error: HttpError) -> Failure {
     unreached(chain(&error), Some(&error))
 }
 
+/// TLS that is made when it is first needed. To load the system's certificates takes many milliseconds, and a client of
+/// `http` needs none, unless it is redirected.
+pub(super) struct LazyTls {
+    settings: Settings,
+    files: Files,
+    made: OnceLock<Tls>,
+}
+
+impl LazyTls {
+    pub(super) fn new(settings: Settings, files: Files) -> Self {
+        Self { settings, files, made: OnceLock::new() }
+    }
+
+    /// The TLS by these settings and files.
+    ///
+    /// # Errors
+    /// As [`Tls::new`].
+    pub(super) fn get(&self) -> Result<&Tls, Error> {
+        if let Some(tls) = self.made.get() {
+            return Ok(tls);
+        }
+        let tls = Tls::new(&self.settings, &self.files, Protocol::Http1)?;
+        Ok(self.made.get_or_init(|| tls))
+    }
+}
+
 impl Client {
     /// A client whose connections have `limit` to be made.
-    pub(super) fn new(site: &Site, tls: Tls, limit: Duration) -> Self {
+    pub(super) fn new(site: &Site, tls: LazyTls, limit: Duration) -> Self {
         let endpoint = &site.endpoint;
         let (host, port, address) = (endpoint.host.clone(), endpoint.port, site.address);
+        let tls = Arc::new(tls);
         Self(Legacy::builder(TokioExecutor::new()).build(Connector { host, port, address, limit, tls }))
     }
 
@@ -188,7 +219,7 @@ struct Connector {
     port: u16,
     address: SocketAddr,
     limit: Duration,
-    tls: Tls,
+    tls: Arc<LazyTls>,
 }
 
 impl Connector {
@@ -205,7 +236,8 @@ impl Connector {
         if !is_tls {
             return Ok(TokioIo::new(Link::Plain(stream)));
         }
-        Ok(TokioIo::new(Link::Tls(Box::new(self.tls.connect(host, stream).await?))))
+        let tls = self.tls.get().map_err(io::Error::other)?;
+        Ok(TokioIo::new(Link::Tls(Box::new(tls.connect(host, stream).await?))))
     }
 }
 

@@ -1,13 +1,12 @@
 //! The requests of the keys API: their URLs, authentication, TLS, and the change to another endpoint.
 
 use super::answer::{self, Answer, Fault, Unusable};
-use super::client::{self, Client, RequestBuilder, Response};
+use super::client::{self, Client, LazyTls, RequestBuilder, Response};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
-use crate::etcd::tls::{Protocol, Tls};
 use crate::store::{Error, Revision};
 use hyper::Method;
 use std::cell::{Cell, RefCell};
@@ -86,7 +85,11 @@ impl Opener for Clients {
         // Another endpoint would not mend a file.
         let files = Files::read(&self.settings).map_err(Failure::Answered)?;
         self.files.replace(files.clone());
-        let tls = Tls::new(&self.settings, &files, Protocol::Http1).map_err(Failure::Answered)?;
+        let tls = LazyTls::new(self.settings.clone(), files.clone());
+        if site.endpoint.url.starts_with("https://") {
+            // A file at fault is named now, and not taken for a server that cannot be reached.
+            tls.get().map_err(Failure::Answered)?;
+        }
         let client = Client::new(site, tls, self.settings.timeout / 2);
         let made = Made { client, files };
         let probe = Request::get(self.probe.clone(), false);
