@@ -263,6 +263,39 @@ fn a_subnet_that_another_node_took_meanwhile_is_lost() {
     assert_eq!(site.lab.leases(Api::V3)[&key], "{\"PublicIP\":\"10.77.0.66\"}", "nobody's lease was touched");
 }
 
+/// A reservation has no end, so nothing but the store's word ends what was kept of it.
+#[test]
+fn what_the_store_has_no_more_is_not_used_at_a_later_start() {
+    // A pool of two subnets: who loses one finds no other, and so has nothing new to keep.
+    let pool = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.1.1.0","SubnetMax":"10.1.2.0"}"#;
+    let Some(mut site) = Site::set(Api::V3, pool, &["--etcd-api=v3"]) else { return };
+    let key = site.subnets[0].key();
+    let value = site.lab.leases(Api::V3)[&key].clone();
+    site.lab.put(Api::V3, &format!("subnets/{key}"), &value);
+    site.daemons[0].wait_text("is a reservation now", secs(10));
+    eventually(secs(10), "a cache of a reservation", || {
+        fs::read_to_string(site.file()).ok()?.contains("\"left_ms\":null").then_some(())
+    });
+    site.stop();
+    let file = site.dir(1).join("network.cache");
+    let kept = fs::read(&file).unwrap();
+    site.lab.start_etcd();
+    site.lab.put_lease(Api::V3, &key, "10.77.0.66");
+    for (json, said) in [
+        (pool.to_owned(), "Forgetting the lease of"),
+        (pool.replace("}", ",\"Backend\":{\"Type\":\"host-gw\"}}"), "of an older network config: not used"),
+    ] {
+        fs::write(&file, &kept).unwrap();
+        site.lab.put_config(Api::V3, &json);
+        site.daemons[0] = site.start(1, &[]);
+        site.daemons[0].wait_text("Failed to acquire a subnet", secs(10));
+        let text = site.daemons[0].text();
+        assert!(text.contains(said) && !text.contains("Starting from the state directory"), "{text}");
+        eventually(secs(5), "no file", || (!file.exists()).then_some(()));
+        site.daemons[0].terminate();
+    }
+}
+
 /// The network config was changed while the daemon was down, with the store there or not at its start.
 #[test]
 fn an_older_network_config_is_not_used_for_long() {

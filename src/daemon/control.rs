@@ -85,7 +85,7 @@ impl Control {
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
         let mut asked = pin!(source.config(seed));
         let Begin { config, text, kept, doubted } = tokio::select! {
-            begin = kept::begin(&mut asked, kept) => begin,
+            begin = kept::begin(&mut asked, kept, cache.as_ref()) => begin,
             name = orders.wait(&name, notifier, |new| take_over(new, &mut settings, &source)) => {
                 info!("{name}: stopping; there was no network config yet");
                 return Ok(());

@@ -51,8 +51,12 @@ pub(super) fn load(cache: &Cache, public_ip: Ipv4Addr) -> Option<Contents> {
     }
 }
 
-/// Waits for the config; for a short time if there is one that was kept.
-pub(super) async fn begin(asked: impl Future<Output = (Config, String)>, kept: Option<Contents>) -> Begin {
+/// Waits for the config; for a short time if there is one that was kept. What `cache` has of another config goes.
+pub(super) async fn begin(
+    asked: impl Future<Output = (Config, String)>,
+    kept: Option<Contents>,
+    cache: Option<&Cache>,
+) -> Begin {
     let Some(kept) = kept else {
         let (config, text) = asked.await;
         return Begin { config, text, kept: None, doubted: false };
@@ -63,6 +67,7 @@ pub(super) async fn begin(asked: impl Future<Output = (Config, String)>, kept: O
             let is_same = kept.config == config;
             if !is_same {
                 info!("what the state directory has is of an older network config: not used");
+                forget(cache);
             }
             Begin { config, text, kept: Some(kept).filter(|_| is_same), doubted: false }
         }
@@ -101,8 +106,13 @@ pub(super) async fn doubt(
         info!("etcd has the network config of the state directory");
         return pending().await;
     }
-    if let Some(Err(error)) = cache.map(|cache| cache.remove()) {
+    forget(cache.as_ref());
+    Ending::ConfigChanged
+}
+
+/// Removes what no start may use any more, since etcd has said otherwise.
+fn forget(cache: Option<&Cache>) {
+    if let Some(Err(error)) = cache.map(Cache::remove) {
         warn!("{error}");
     }
-    Ending::ConfigChanged
 }

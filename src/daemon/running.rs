@@ -239,6 +239,7 @@ impl Running {
             Notice::Reserved { .. }
             | Notice::Revoked { .. }
             | Notice::Lost { .. }
+            | Notice::Forgotten { .. }
             | Notice::Conflict { .. }
             | Notice::Outgrown { .. }
             | Notice::Config(_)

@@ -5,6 +5,7 @@
 //! subnet by then.
 
 use crate::store::Entry;
+use crate::subnet::SubnetKey;
 use std::time::Duration;
 
 /// What an earlier run knew, on the machine's clock.
@@ -34,18 +35,22 @@ pub enum Basis {
 pub(super) struct Fallback {
     /// What may be used, and from when on. It is there as long as the store has said nothing.
     ready: Option<(Cached, Duration)>,
+    /// Our key as an earlier run wrote it down. It is there until we hold a subnet, or until the store has shown that the
+    /// key is not ours any more.
+    written: Option<Entry>,
     basis: Basis,
 }
 
 impl Fallback {
     /// Nothing is there to fall back on.
     pub(super) fn none() -> Self {
-        Self { ready: None, basis: Basis::Store }
+        Self { ready: None, written: None, basis: Basis::Store }
     }
 
     /// `cached` is used at the time `at`, or earlier if the store fails, unless the store has spoken by then.
     pub(super) fn new(cached: Cached, at: Duration) -> Self {
-        Self { ready: Some((cached, at)), basis: Basis::Store }
+        let written = Some(cached.entry.clone());
+        Self { ready: Some((cached, at)), written, basis: Basis::Store }
     }
 
     /// When what is there will be used.
@@ -67,7 +72,30 @@ impl Fallback {
             return None;
         }
         self.basis = Basis::Cache;
+        self.written = None;
         Some(cached)
+    }
+
+    /// While a subnet is sought, the store has listed these entries of ours. Returns the key that an earlier run wrote
+    /// down, once, if it must not be used any more: it is gone, somebody else's, an older copy from before a restore, or
+    /// a reservation no longer.
+    pub(super) fn forget<'a>(&mut self, mut ours: impl Iterator<Item = &'a Entry>) -> Option<SubnetKey> {
+        let written = self.written.as_ref()?;
+        let stands = ours.any(|entry| {
+            let has_end = |one: &Entry| one.lease.is_some();
+            let lives_on = has_end(written) || !has_end(entry);
+            entry.key == written.key && entry.revision >= written.revision && lives_on
+        });
+        if stands {
+            return None;
+        }
+        self.written.take().map(|entry| entry.key)
+    }
+
+    /// A subnet is ours on the store's word, so what an earlier run wrote down is written anew.
+    pub(super) fn settled(&mut self) {
+        self.written = None;
+        self.recover();
     }
 
     /// The store has spoken. Returns whether that ends the use of what was there.

@@ -292,6 +292,7 @@ impl Manager {
         let feed::Merged { listing, reset } = self.feed.merge(listing);
         if self.own.is_none() {
             self.list_spoke(now);
+            self.check_written(&listing);
             let step = self.seek.choose(now, listing, &self.us, &mut self.delays);
             return self.do_for_seek(now, now, step);
         }
@@ -421,7 +422,7 @@ impl Manager {
 
     /// This subnet is ours. The peers are those of the list that showed it free or ours.
     fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
-        self.fallback.recover();
+        self.fallback.settled();
         let (subnet, key) = (own.subnet(), own.key());
         self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
         self.own = Some(own);

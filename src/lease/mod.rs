@@ -239,6 +239,11 @@ pub enum Notice {
         /// The subnet that we do not hold for now.
         subnet: Ipv4Net,
     },
+    /// No subnet is held, and the store has not the lease that an earlier run wrote down: it must not be used again.
+    Forgotten {
+        /// The subnet that is not ours any more.
+        subnet: Ipv4Net,
+    },
     /// Somebody else has our key, or part of our subnet while our key is gone. As long as our key stands, a
     /// lease of another prefix length that overlaps it is [`Notice::Refused`]: who was first stays.
     Conflict {

@@ -3,6 +3,7 @@
 use crate::lease::{ConfigNews, How, Manager, Notice, OnLost};
 use crate::log::phrases;
 use crate::subnet::{Event, Lease};
+use ipnet::Ipv4Net;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -63,6 +64,7 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             "Lease of {subnet} was kept by an earlier run and has ended before the store answered: not forwarding, \
              since another host may own it by now"
         ),
+        Notice::Forgotten { subnet } => log_forgotten(*subnet),
         Notice::Conflict { subnet, owner, then } => {
             let then = match then {
                 OnLost::Exit => "shutting down",
@@ -106,6 +108,12 @@ fn origin(how: How) -> &'static str {
         How::Fresh => "new",
         How::Regained => "regained",
     }
+}
+
+fn log_forgotten(subnet: Ipv4Net) {
+    info!(
+        "Forgetting the lease of {subnet} in the state directory: the store has no such lease for this host"
+    );
 }
 
 /// Writes a notice about the network config in the store.

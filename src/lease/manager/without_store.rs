@@ -3,7 +3,7 @@
 use super::{Manager, Own};
 use crate::lease::cached::{Basis, Cached, Fallback};
 use crate::lease::{How, Notice};
-use crate::store::Entry;
+use crate::store::{Entry, Listing};
 use crate::subnet::{Event, Lease, LeaseAttrs, SubnetKey};
 use std::time::Duration;
 
@@ -54,6 +54,15 @@ impl Manager {
             && let Some(own) = &mut self.own
         {
             own.renew_by(now);
+        }
+    }
+
+    /// A list has come while a subnet is sought: what an earlier run wrote down must agree with it, or be forgotten.
+    /// Otherwise the next start without the store would take up what nobody gives us any more.
+    pub(super) fn check_written(&mut self, listing: &Listing) {
+        let ours = listing.entries.iter().filter(|entry| self.us.owns(entry));
+        if let Some(key) = self.fallback.forget(ours) {
+            self.say([Notice::Forgotten { subnet: key.ipv4 }]);
         }
     }
 

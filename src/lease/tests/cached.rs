@@ -84,7 +84,48 @@ fn the_word_of_the_store_comes_before_what_was_kept() {
     assert_ne!(subnet, net(1));
     b.now += 2 * PATIENCE;
     assert_eq!(b.give(Input::Tick), None);
-    assert_eq!((b.held(), b.said(), basis(&b)), (None, vec![], Basis::Store));
+    let forgotten = Notice::Forgotten { subnet: net(1) };
+    assert_eq!((b.held(), b.said(), basis(&b)), (None, vec![forgotten], Basis::Store));
+}
+
+#[test]
+fn what_was_kept_is_forgotten_when_the_store_has_it_no_more() {
+    let forgotten = [Notice::Forgotten { subnet: net(1) }];
+    let reserved = |cached: &mut Cached| {
+        cached.entry = reservation(1, US, 11);
+        cached.deadline = None;
+    };
+    for (what, listed, reserves, is_forgotten) in [
+        ("gone", vec![], false, true),
+        ("somebody else's", vec![entry(1, THEM, 15)], false, true),
+        ("an older copy, of a restored store", vec![entry(1, US, 9)], false, true),
+        ("as it was", vec![entry(1, US, 11)], false, false),
+        ("renewed since, with a lost answer", vec![entry(1, US, 15)], false, false),
+        ("a reservation since", vec![reservation(1, US, 15)], false, false),
+        ("a reservation that is gone", vec![], true, true),
+        ("a reservation no longer", vec![entry(1, US, 15)], true, true),
+    ] {
+        let mut b = kept_by(OnLost::Exit, |cached| {
+            if reserves {
+                reserved(cached);
+            }
+        });
+        b.give(Input::Tick);
+        b.give(list(20, &listed));
+        let said = b.said();
+        assert_eq!(said.starts_with(&forgotten), is_forgotten, "{what}: {said:?}");
+    }
+    // The first list shows it, its renewal gets no answer, and the second list does not show it.
+    let mut b = kept(OnLost::Exit);
+    b.give(Input::Tick);
+    assert_eq!(updated_entry(b.give(list(20, &[entry(1, US, 11)]))), entry(1, US, 11));
+    b.give(updated(Err(down())));
+    b.said();
+    assert_eq!(created_key(lists(&mut b, 21, &[])), net(1));
+    assert!(b.said().contains(&forgotten[0]));
+    b.give(created(Err(Error::Exists)));
+    lists(&mut b, 22, &[]);
+    assert_eq!(b.said(), [], "once");
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Keeper {
             Notice::Revoked { .. }
             | Notice::Lost { .. }
             | Notice::Lapsed { .. }
+            | Notice::Forgotten { .. }
             | Notice::Outgrown { .. }
             | Notice::Conflict { .. } => {
                 self.changed = true;

@@ -66,7 +66,7 @@ impl World {
         match notice {
             Notice::Acquired { how: How::Cached, .. } => self.summary.cached += 1,
             Notice::Lapsed { .. } => self.summary.lapsed += 1,
-            Notice::Conflict { .. } => self.nodes[index].kept = None,
+            Notice::Conflict { .. } | Notice::Forgotten { .. } => self.nodes[index].kept = None,
             _ => {}
         }
     }
