@@ -159,3 +159,53 @@ fn a_vxlan_peer_over_etcd_leaves_etcd_alone() {
 fn a_host_gw_peer_over_etcd_leaves_etcd_alone() {
     a_peer_over_etcd("host-gw", "");
 }
+
+const VXLAN: &str = r#"{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const PEER: &str =
+    r#"{"PublicIP":"10.77.0.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
+
+/// This host is renumbered into a subnet that a peer has: the address is this host's.
+#[test]
+fn a_peer_loses_the_subnet_that_this_host_moves_into() {
+    let Some(lab) = Lab::start(1) else { return };
+    let (sw, h1) = (lab.ns("sw"), lab.host(1));
+    lab.put_config(Api::V3, VXLAN);
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", HEALTH]);
+    let third = if daemon.subnet().key() == "10.200.5.0-24" { 6 } else { 5 };
+    hears_of(&lab, &daemon, &format!("10.200.{third}.0-24"), PEER);
+    lab.ip(&format!("-n {sw} addr add 10.200.{third}.254/24 dev br0"));
+    lab.ip(&format!("-n {h1} addr del 10.77.0.1/24 dev eth0"));
+    lab.ip(&format!("-n {h1} addr add 10.200.{third}.1/24 dev eth0"));
+    lab.ip(&format!("-n {h1} route replace default via 10.200.{third}.254 dev eth0 onlink"));
+    let said =
+        format!("Ignoring lease 10.200.{third}.0-24: it holds this host's own address 10.200.{third}.1");
+    daemon.wait_text(&said, secs(15));
+    eventually(secs(5), "a way to the neighbours", || {
+        lab.pings(&h1, format!("10.200.{third}.254").parse().unwrap()).then_some(())
+    });
+    assert_eq!(metric(&lab, "flanneld_underlay_conflicts_total"), 1);
+    assert!(daemon.running());
+}
+
+/// The gateway moves to an address that a peer's subnet holds afterwards.
+#[test]
+fn a_gateway_that_moves_into_the_overlay_is_not_swallowed() {
+    let Some(lab) = Lab::start(1) else { return };
+    let (sw, h1) = (lab.ns("sw"), lab.host(1));
+    lab.put_config(Api::V3, VXLAN);
+    let endpoint = etcd_at(&lab, "10.201.0.5");
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", &endpoint, HEALTH]);
+    let third = if daemon.subnet().key() == "10.200.9.0-24" { 8 } else { 9 };
+    let gateway = format!("10.200.{third}.9");
+    lab.ip(&format!("-n {sw} addr add {gateway}/32 dev br0"));
+    lab.ip(&format!("-n {h1} route add 10.200.0.0/16 dev eth0"));
+    lab.ip(&format!("-n {h1} route replace default via {gateway} dev eth0"));
+    // The daemon waits a second for the rest of a burst.
+    std::thread::sleep(ms(1500));
+    hears_of(&lab, &daemon, &format!("10.200.{third}.0-24"), PEER);
+    let routed = || way(&lab, &format!("10.200.{third}.6")).contains("dev flannel.1");
+    eventually(secs(5), "the peer's route", || routed().then_some(()));
+    assert!(way(&lab, &gateway).contains("dev eth0"), "{}\n{}", way(&lab, &gateway), daemon.text());
+    assert!(lab.pings(&h1, gateway.parse().unwrap()));
+    assert!(daemon.text().contains(&format!("{gateway} of a gateway")), "{}", daemon.text());
+}

@@ -103,10 +103,10 @@ impl Control {
         let rules = HostRules::start(&settings, &config, backend.port())?;
         notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
-        let (detours, underlay) = detours::start(&netlink, &config, &external, &settings.etcd).await?;
+        let (detours, mut underlay) = detours::start(&netlink, &config, &external, &settings.etcd).await?;
         let mut manager =
             Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed)
-                .over(underlay);
+                .over(underlay.borrow_and_update().clone());
         let clock = Rc::new(Clock::new());
         if let Some(kept) = kept {
             let patience = if doubted { Duration::ZERO } else { kept::PATIENCE };
@@ -119,7 +119,7 @@ impl Control {
         let (stop, stopped) = oneshot::channel::<()>();
         let doubt = kept::doubt(asked, doubted.then(|| (config.clone(), cache)));
         let (publish, attrs) = watch::channel(backend.attrs().clone());
-        let exchange = Exchange { publish: attrs, notices, status };
+        let exchange = Exchange { publish: attrs, underlay, notices, status };
         let lease = async {
             tokio::select! {
                 biased;

@@ -1,5 +1,6 @@
 //! Ways past the overlay for what lies under it: the store, the peers' outer addresses and this host's gateways. The
-//! first pass comes before the overlay has a route, the later ones come before a peer's route is made.
+//! first pass comes before the overlay has a route, the later ones come before a peer's route is made. The lease hears
+//! from here when this host has other addresses or gateways, since no subnet may take them.
 
 use super::NEVER;
 use super::underlay::{addresses_of, look};
@@ -14,6 +15,7 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -37,21 +39,26 @@ enum Routes {
 }
 
 /// A look-up of names under way.
-type LookUp = LocalBoxFuture<'static, (Vec<String>, BTreeSet<Ipv4Addr>)>;
+type LookUp = LocalBoxFuture<'static, BTreeSet<Ipv4Addr>>;
 
 /// The detours of one network.
 pub(super) struct Detours {
     network: Ipv4Net,
     routes: Routes,
+    external: External,
     store: BTreeSet<Ipv4Addr>,
-    /// Whether the store or a gateway lay in the network at the start.
-    under: bool,
+    /// What lies under the overlay, as the lease was told.
+    underlay: watch::Sender<Underlay>,
+    /// Whether the addresses or gateways of this host may be others than `underlay` says.
+    outdated: bool,
     /// The PublicIP of each peer, by its subnet.
     peers: BTreeMap<Ipv4Net, Ipv4Addr>,
     own: Option<Ipv4Net>,
     present: BTreeSet<Ipv4Addr>,
     check_at: Instant,
-    /// The names of the store's endpoints are being looked up; the endpoints come back with the answer.
+    /// Where the store is reached.
+    endpoints: Vec<String>,
+    /// The names of the endpoints are being looked up.
     look_up: LookUp,
     lost: Complaint<Instant>,
     failing: Complaint<Instant>,
@@ -63,19 +70,22 @@ pub(super) async fn start(
     config: &Config,
     external: &External,
     etcd: &etcd::Settings,
-) -> Result<(Detours, Underlay), Error> {
+) -> Result<(Detours, watch::Receiver<Underlay>), Error> {
     let store = addresses_of(&etcd.endpoints).await;
     let underlay = look(netlink, external, store.clone()).await?;
-    let mut detours = Detours::new(config, &underlay, store, etcd.endpoints.clone());
+    let (told, hears) = watch::channel(underlay);
+    let mut detours = Detours::new(config, external, told, store, etcd.endpoints.clone());
+    detours.warn_of_underlay();
     detours.look(netlink).await;
-    Ok((detours, underlay))
+    Ok((detours, hears))
 }
 
 impl Detours {
     /// The detours of the network of `config`. `store` are the addresses of `endpoints`.
     fn new(
         config: &Config,
-        underlay: &Underlay,
+        external: &External,
+        underlay: watch::Sender<Underlay>,
         store: BTreeSet<Ipv4Addr>,
         endpoints: Vec<String>,
     ) -> Detours {
@@ -84,30 +94,52 @@ impl Detours {
             "vxlan" | "host-gw" => Routes::Peers,
             _ => Routes::None,
         };
-        let network = config.network;
+        Detours {
+            network: config.network,
+            routes,
+            external: external.clone(),
+            store,
+            underlay,
+            outdated: false,
+            peers: BTreeMap::new(),
+            own: None,
+            present: BTreeSet::new(),
+            check_at: Instant::now(),
+            look_up: look_up(endpoints.clone(), LOOK_UP),
+            endpoints,
+            lost: Complaint::default(),
+            failing: Complaint::default(),
+        }
+    }
+
+    /// Says which hosts are not reached any more, if the one route of udp takes the network that this host is in.
+    fn warn_of_underlay(&self) {
+        let (network, underlay) = (self.network, self.underlay.borrow());
         // The addresses of the host's other devices, such as Docker's bridge, may be the overlay's own.
         let host = underlay.host.iter().filter(|one| one.external).map(|one| one.net.addr());
         let outer = host.chain(underlay.others.iter().copied()).filter(|address| network.contains(address));
         let outer: BTreeSet<String> = outer.map(|address| address.to_string()).collect();
-        if routes == Routes::Whole && !outer.is_empty() {
+        if self.routes == Routes::Whole && !outer.is_empty() {
             warn!(
                 "the network {network} holds {}: its route takes all of {network} that no narrower route leads \
                  elsewhere; peers, etcd and gateways are led past it, other hosts there are not reached",
                 named(&outer)
             );
         }
-        Detours {
-            network,
-            routes,
-            under: underlay.others.iter().any(|address| network.contains(address)),
-            store,
-            peers: BTreeMap::new(),
-            own: None,
-            present: BTreeSet::new(),
-            check_at: Instant::now(),
-            look_up: look_up(endpoints),
-            lost: Complaint::default(),
-            failing: Complaint::default(),
+    }
+
+    /// The external interface is another one, or has another address. The next pass is due at once.
+    pub(super) fn moved(&mut self, external: &External) {
+        self.external = external.clone();
+        self.outdated = true;
+        self.check_at = Instant::now();
+    }
+
+    /// The store is to be reached at these endpoints from now on.
+    pub(super) fn set_endpoints(&mut self, endpoints: &[String]) {
+        if self.endpoints != endpoints {
+            self.endpoints = endpoints.to_vec();
+            self.look_up = look_up(endpoints.to_vec(), Duration::ZERO);
         }
     }
 
@@ -141,25 +173,33 @@ impl Detours {
     /// Waits until the names of the store's endpoints were looked up again, and takes note of their addresses. A look-up
     /// that finds none changes nothing. Cancel-safe.
     pub(super) async fn look_up(&mut self) {
-        let (endpoints, found) = (&mut self.look_up).await;
-        self.look_up = look_up(endpoints);
+        let found = (&mut self.look_up).await;
+        self.look_up = look_up(self.endpoints.clone(), LOOK_UP);
         if !found.is_empty() && found != self.store {
             self.store = found;
-            self.hurry();
+            self.outdated = true;
+            self.check_at = Instant::now();
         }
     }
 
     /// Brings the next pass forward if `change` can concern the detours.
     pub(super) fn changed(&mut self, change: &Change) {
         let active = !self.present.is_empty() || self.lost.text().is_some();
+        self.outdated |= match change {
+            Change::Address { .. } | Change::Overrun => true,
+            Change::Route { protocol, destination, .. } => {
+                destination.prefix_len() == 0 && *protocol != ROUTE_PROTOCOL
+            }
+            Change::Link { .. } => false,
+        };
         let concerns = match change {
             Change::Route { protocol: DETOUR_PROTOCOL, destination, deleted, .. } => {
                 *deleted && self.present.contains(&destination.addr())
             }
             Change::Route { protocol: ROUTE_PROTOCOL, .. } => false,
             Change::Route { destination, .. } => active || destination.prefix_len() == 0,
-            Change::Link { .. } | Change::Address { .. } => active,
-            Change::Overrun => true,
+            Change::Link { .. } => active,
+            Change::Address { .. } | Change::Overrun => true,
         };
         if concerns {
             self.check_at = self.check_at.min(Instant::now() + CALM);
@@ -169,9 +209,36 @@ impl Detours {
     /// A pass is due at once if an outer address lies in the network.
     fn hurry(&mut self) {
         let in_network = |address: &Ipv4Addr| self.network.contains(address);
-        if self.under || self.store.iter().any(in_network) || self.peers.values().any(in_network) {
+        let gateway = self.underlay.borrow().others.iter().any(in_network);
+        if gateway || self.store.iter().any(in_network) || self.peers.values().any(in_network) {
             self.check_at = Instant::now();
         }
+    }
+
+    /// Looks at the addresses and gateways of this host again, and tells the lease of others.
+    async fn look_under(&mut self, netlink: &Netlink) -> Result<(), Error> {
+        if !self.outdated {
+            return Ok(());
+        }
+        let underlay = look(netlink, &self.external, self.store.clone()).await?;
+        self.outdated = false;
+        if !self.underlay.send_if_modified(|told| {
+            *told != underlay && {
+                *told = underlay;
+                true
+            }
+        }) {
+            return Ok(());
+        }
+        self.warn_of_underlay();
+        let taken = self.own.and_then(|own| Some((own, self.underlay.borrow().taken_by(own)?)));
+        if let Some((own, address)) = taken {
+            warn!(
+                "this host's subnet {own} holds its own address {address}; restart flanneld, which takes another \
+                 subnet, and make containers anew"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -179,6 +246,7 @@ impl Detours {
     /// Compares the detours with what the overlay swallows, and mends the difference.
     pub(super) async fn look(&mut self, netlink: &Netlink) {
         let now = Instant::now();
+        let seen = self.look_under(netlink).await;
         let routed = match self.routes {
             Routes::Whole => BTreeSet::from([self.network]),
             Routes::Peers => self.peers.keys().copied().collect(),
@@ -187,7 +255,8 @@ impl Detours {
         let swallowed = Swallowed { network: self.network, routed, own: self.own };
         let mut outer = self.store.clone();
         outer.extend(self.peers.values().copied().filter(|address| self.network.contains(address)));
-        match netlink.ensure_detours(&outer, &swallowed).await {
+        let made = netlink.ensure_detours(&outer, &swallowed).await;
+        match seen.and(made) {
             Ok(detours) => {
                 self.failing.settle();
                 if !detours.changes.is_empty() {
@@ -245,12 +314,11 @@ impl Detours {
     }
 }
 
-/// Looks up the addresses of the endpoints after a while.
-fn look_up(endpoints: Vec<String>) -> LookUp {
+/// Looks up the addresses of the endpoints after that time.
+fn look_up(endpoints: Vec<String>, after: Duration) -> LookUp {
     async move {
-        sleep(LOOK_UP).await;
-        let found = addresses_of(&endpoints).await;
-        (endpoints, found)
+        sleep(after).await;
+        addresses_of(&endpoints).await
     }
     .boxed_local()
 }

@@ -1,6 +1,7 @@
 //! SIGHUP: the settings are read again. What a running daemon can take over takes effect, the rest is named.
 
 use super::{Reloaded, Reread, Settings};
+use crate::etcd;
 use crate::log;
 use crate::membership::Source;
 use std::fmt;
@@ -41,7 +42,11 @@ impl Reload {
 /// makes the next device.
 pub(super) fn take_over(new: &Settings, settings: &mut Settings, source: &Source) {
     settings.engine.peer_filter = new.engine.peer_filter;
-    if let Err(error) = source.reload(&new.etcd) {
-        error!("SIGHUP: {error}; etcd is reached as before");
+    match source.reload(&new.etcd) {
+        Ok(()) => {
+            let (prefix, api) = (settings.etcd.prefix.clone(), settings.etcd.api);
+            settings.etcd = etcd::Settings { prefix, api, ..new.etcd.clone() };
+        }
+        Err(error) => error!("SIGHUP: {error}; etcd is reached as before"),
     }
 }

@@ -268,6 +268,7 @@ impl Running {
     /// Takes over what may change while the network runs.
     fn reload(&mut self, new: &Settings) {
         take_over(new, &mut self.settings, &self.source);
+        self.detours.set_endpoints(&self.settings.etcd.endpoints);
         if let Some((_, network)) = &mut self.network {
             network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
         }
@@ -358,6 +359,7 @@ impl Running {
                 external.name
             );
         }
+        self.detours.moved(external);
         if external.address != self.external.external().address {
             // The store is told even if the public IP is fixed: its connections came from the old address.
             self.publish.send_modify(|attrs| attrs.public_ip = backend.attrs().public_ip);

@@ -114,6 +114,7 @@ impl Manager {
                 Input::WatchFailed(error) => self.on_watch_failed(now, &error),
                 Input::Changes(changes) => self.on_changes(now, &changes),
                 Input::Publish(attrs) => self.on_publish(now, attrs),
+                Input::Underlay(underlay) => self.on_underlay(now, underlay),
                 Input::Config(newer) => self.on_config(newer),
             }
             self.tell_address();

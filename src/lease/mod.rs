@@ -69,7 +69,7 @@ mod watcher;
 
 use crate::store::{Change, Entry, Error, Listing, Revision};
 use crate::subnet::allocate::OutOfSubnets;
-use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
+use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 pub use cached::{Basis, Cached};
 use ipnet::Ipv4Net;
 pub use manager::{Manager, Status};
@@ -95,6 +95,8 @@ pub enum Input {
     /// once, if it is as we hold it. The driver has given up the connections, which came from the old address: the call
     /// under way gets no answer, and the watch is over.
     Publish(LeaseAttrs),
+    /// The host has other addresses, gateways or a store elsewhere: no subnet that is taken from now on holds them.
+    Underlay(Underlay),
     /// The network config in the store is another one now, or cannot be used for this reason.
     Config(Result<Config, String>),
 }

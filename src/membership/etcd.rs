@@ -67,7 +67,7 @@ pub(super) async fn run<R: Registry>(
     stop: impl Future<Output = ()>,
     mut keeper: Option<Keeper>,
 ) -> Ending {
-    let Exchange { mut publish, notices, status } = exchange;
+    let Exchange { mut publish, mut underlay, notices, status } = exchange;
     let mut stop = pin!(stop);
     let mut call: Option<LocalBoxFuture<'_, Input>> = None;
     let mut feed = Feed::<R>::Off;
@@ -114,6 +114,7 @@ pub(super) async fn run<R: Registry>(
                 config = Box::pin(config::changed(registry, None));
                 Input::Publish(publish.borrow_and_update().clone())
             }
+            Ok(()) = underlay.changed() => Input::Underlay(underlay.borrow_and_update().clone()),
             reply = running(&mut call) => reply,
             input = feed.next() => input,
             (seen, newer) = &mut config => {

@@ -31,7 +31,7 @@ pub use state_dir::StateDir;
 use crate::etcd::{Replaceable, Settings};
 use crate::lease::{Manager, Notice, Status};
 use crate::store::Error;
-use crate::subnet::{Config, LeaseAttrs};
+use crate::subnet::{Config, LeaseAttrs, Underlay};
 use cache::{Keep, Keeper};
 use tokio::sync::{mpsc, watch};
 
@@ -53,6 +53,8 @@ pub struct Exchange {
     /// What the lease is to publish. Whenever it is sent, the store is asked over new connections, and a change is written
     /// at once.
     pub publish: watch::Receiver<LeaseAttrs>,
+    /// What lies under the overlay. Whenever it changes, the peers are judged anew.
+    pub underlay: watch::Receiver<Underlay>,
     /// Every notice, in order.
     pub notices: mpsc::UnboundedSender<Notice>,
     /// The last state of the lease, at any time.

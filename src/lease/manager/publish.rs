@@ -1,7 +1,9 @@
 //! What we publish changes while the machine runs: this host has another address.
 
 use super::{Manager, Notice};
-use crate::subnet::LeaseAttrs;
+use crate::subnet::{LeaseAttrs, Underlay};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 impl Manager {
@@ -18,6 +20,16 @@ impl Manager {
             if is_news {
                 own.republish(now);
             }
+        }
+    }
+
+    /// The host has other addresses. A list judges the peers anew, if it makes a difference to any subnet.
+    pub(super) fn on_underlay(&mut self, now: Duration, underlay: Underlay) {
+        let within = |one: &Underlay| -> BTreeSet<Ipv4Addr> { one.within(self.network()).collect() };
+        let is_news = within(self.us.underlay()) != within(&underlay);
+        self.us.set_underlay(underlay);
+        if is_news && self.own.is_some() {
+            self.feed.list_by(now);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Tests of the whole machine: this host gets another address while it holds a subnet.
 
 use super::rig::*;
+use crate::subnet::{HostAddress, Underlay};
 use std::net::Ipv4Addr;
 
 /// The address that the host gets.
@@ -128,4 +129,26 @@ fn the_same_value_makes_new_connections_and_no_write() {
     assert_eq!(b.give(list(12, &[entry(1, US, 11), entry(3, THEM, 9)])), None);
     assert!(b.said().is_empty());
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
+}
+
+#[test]
+fn an_address_that_comes_into_a_peers_subnet_is_kept_from_it() {
+    let under = |address: &str| Underlay {
+        host: vec![HostAddress { net: address.parse().unwrap(), external: true }],
+        others: vec![],
+    };
+    let mut b = Rig::holding(OnLost::Exit);
+    assert_eq!(b.give(Input::Underlay(under("192.0.2.11/24"))), None, "no subnet holds it");
+    assert_eq!(b.give(Input::Underlay(under("10.5.3.7/24"))), Some(Call::List));
+    b.give(list(12, &[entry(1, US, 11), entry(3, THEM, 9)]));
+    let said = b.said();
+    let gone = Event::Removed(Lease { subnet: net(3), attrs: LeaseAttrs::new(THEM) });
+    assert!(said.contains(&Notice::Peers(vec![gone])), "{said:?}");
+    assert!(said.iter().any(|one| matches!(one, Notice::Refused { key, .. } if key == "10.5.3.0-24")));
+    // It leaves again, and the peer comes back.
+    assert_eq!(b.give(Input::Underlay(under("192.0.2.11/24"))), Some(Call::List));
+    b.give(list(12, &[entry(1, US, 11), entry(3, THEM, 9)]));
+    let back = Event::Added(Lease { subnet: net(3), attrs: LeaseAttrs::new(THEM) });
+    assert_eq!(b.said(), [Notice::Peers(vec![back])]);
+    assert_eq!(b.give(set(entry(2, US, 13))), None);
 }

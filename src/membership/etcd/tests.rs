@@ -4,7 +4,7 @@ use super::*;
 use crate::lease::tests::sim::store::Store;
 use crate::lease::{How, Settings, Status};
 use crate::store::{Change, Entry, Listing, Revision};
-use crate::subnet::{Event, Generation, Lease, LeaseAttrs, SubnetKey};
+use crate::subnet::{Event, Generation, Lease, LeaseAttrs, SubnetKey, Underlay};
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -115,7 +115,8 @@ fn drive(
     let clock = Clock::new();
     block_on(async {
         let (_publisher, publish) = watch::channel(LeaseAttrs::new(Ipv4Addr::UNSPECIFIED));
-        let exchange = Exchange { publish, notices, status };
+        let (_seer, underlay) = watch::channel(Underlay::default());
+        let exchange = Exchange { publish, underlay, notices, status };
         let driver = run(fake, manager, &clock, exchange, async { drop(stopped.await) }, None);
         let script = async {
             script(&mut heard, &seen).await;
