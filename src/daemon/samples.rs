@@ -6,7 +6,7 @@ use crate::report::{Sample, metric};
 /// The counters of the lease and of what is kept of it, and the number of detours.
 pub(super) fn of(status: Option<Status>, cache_failures: u64, detours: usize) -> Vec<Sample> {
     let counters = status.map(|status| status.counters).unwrap_or_default();
-    let Counters { skipped, rejected, repairs, conflicts, withheld } = counters;
+    let Counters { skipped, rejected, repairs, conflicts, withheld, lists, proofs } = counters;
     let has_drifted = status.is_some_and(|status| status.config_drift);
     vec![
         Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
@@ -14,6 +14,8 @@ pub(super) fn of(status: Option<Status>, cache_failures: u64, detours: usize) ->
         Sample::new(&metric::UNDERLAY_CONFLICTS, "underlay_conflicts", conflicts),
         Sample::new(&metric::LOST_EVENTS, "lost_events", repairs),
         Sample::new(&metric::WITHHELD_LISTS, "withheld_lists", withheld),
+        Sample::new(&metric::STORE_LISTS, "store_lists", lists),
+        Sample::new(&metric::STORE_PROOFS, "store_proofs", proofs),
         Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
         Sample::new(&metric::CONFIG_DRIFT, "config_drift", u64::from(has_drifted)),
         Sample::new(&metric::DETOURS, "detours", detours as u64),

@@ -1,7 +1,7 @@
 //! The store of the daemon: the API that the settings name, or the one that holds the config.
 
 use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
-use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Watch};
+use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Seen, Watch};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::cell::Cell;
 use std::time::Duration;
@@ -233,6 +233,10 @@ impl Registry for Store {
 
     async fn watch(&self, revision: Revision) -> Result<StoreWatch, Error> {
         each!(self, store => store.watch(revision).await.map(StoreWatch::from))
+    }
+
+    async fn resume(&self, seen: &Seen) -> Result<StoreWatch, Error> {
+        each!(self, store => store.resume(seen).await.map(StoreWatch::from))
     }
 }
 

@@ -5,7 +5,7 @@
 //! broken, and the next one begins at the new store where the old one stopped.
 
 use super::{Api, Settings, Store, StoreWatch, connect};
-use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Watch};
+use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Seen, Watch};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::rc::Rc;
 use std::time::Duration;
@@ -98,6 +98,12 @@ impl Registry for Replaceable {
     async fn watch(&self, revision: Revision) -> Result<ReplaceableWatch, Error> {
         let store = self.store.subscribe();
         let watch = self.current().watch(revision).await?;
+        Ok(ReplaceableWatch { watch, store })
+    }
+
+    async fn resume(&self, seen: &Seen) -> Result<ReplaceableWatch, Error> {
+        let store = self.store.subscribe();
+        let watch = self.current().resume(seen).await?;
         Ok(ReplaceableWatch { watch, store })
     }
 }

@@ -1,19 +1,24 @@
 //! The watch, and the lists beside it: how the two become one view without gap or step back.
+//!
+//! A failure puts the store in doubt: it may have been restored meanwhile. Either a list ends the doubt, or, which is
+//! far cheaper, a watch for which the store tells again what the last watch has brought: see [`Seen`].
+
+mod resync;
 
 use super::Notice;
 use super::delays::{Delays, RETRY_LIMIT};
-use crate::store::{Backoff, Change, Error, Listing, Revision};
-use rand::RngExt;
+use crate::store::{Backoff, Change, Error, Listing, Revision, Seen};
+use resync::Resync;
 use std::time::Duration;
 
-/// A list finds the events that the watch has lost. One is sent every so often, give or take a fifth.
-const RESYNC_EVERY: Duration = Duration::from_secs(5 * 60);
 /// A watch that has run this long did work: its next failure counts as a first one.
 const WATCH_PROVEN: Duration = Duration::from_secs(10);
 /// A watch that starts longer than this after its list was sent may be one of another store: the store may have
 /// been restored meanwhile and have come past the list's revision already, which nothing would show. No restore
 /// is faster than this.
 const LIST_FRESH: Duration = Duration::from_secs(5);
+/// A store that answers calls has this long to bring a watch back that proves it the same. Then it is listed.
+const PROVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The watch, the lists, and the revisions that join them.
 #[derive(Debug)]
@@ -31,16 +36,29 @@ pub(super) struct Feed {
     cursor_at_list: Revision,
     /// When the last list was sent.
     list_sent: Duration,
-    /// When the next list is due.
+    /// When a list is due for a reason of its own.
     list_at: Duration,
+    /// When a list is due, unless the watch has ended the doubt by then.
+    look_at: Duration,
+    /// When a list is due without any reason.
+    resync: Resync,
+    /// What the watch has brought last. `None`: our view does not stand on what it has brought.
+    seen: Option<Seen>,
     /// Something failed since the last list was sent: the store that answers now may not hold what it held.
     in_doubt: bool,
+    /// How many lists were sent since the start.
+    lists: u64,
+    /// How many watches have ended a doubt since the start.
+    proofs: u64,
 }
 
 #[derive(Debug, PartialEq)]
 enum Watch {
     Off,
-    Starting,
+    Starting {
+        /// The store has to tell first what we have seen.
+        proves: bool,
+    },
     Running {
         since: Duration,
     },
@@ -56,8 +74,8 @@ enum Watch {
 pub(super) enum Step {
     /// Tell the daemon something.
     Say(Notice),
-    /// Start a watch in place of any that runs; it follows all changes after `from`.
-    Watch { from: Revision },
+    /// Start a watch in place of any that runs; it follows all changes after `from`, and those that were seen.
+    Watch { from: Revision, seen: Option<Seen> },
     /// Make the peers what the list says. `repair`: only events that the watch has lost can make a difference.
     Compare { repair: bool },
 }
@@ -82,27 +100,61 @@ impl Feed {
             cursor_at_list: 0,
             list_sent: Duration::ZERO,
             list_at: Duration::MAX,
+            look_at: Duration::MAX,
+            resync: Resync::default(),
+            seen: None,
             in_doubt: false,
+            lists: 0,
+            proofs: 0,
         }
+    }
+
+    /// How many lists were sent since the start.
+    pub(super) fn lists(&self) -> u64 {
+        self.lists
+    }
+
+    /// How many watches have ended a doubt since the start.
+    pub(super) fn proofs(&self) -> u64 {
+        self.proofs
     }
 
     /// When to start the watch again, if it is over.
     pub(super) fn retry_at(&self) -> Option<Duration> {
         match self.watch {
             Watch::Retry { at } => Some(at),
-            Watch::Off | Watch::Starting | Watch::Running { .. } | Watch::Compacted => None,
+            Watch::Off | Watch::Starting { .. } | Watch::Running { .. } | Watch::Compacted => None,
         }
     }
 
-    /// When the next list is due.
-    pub(super) fn list_due(&self) -> Duration {
-        self.list_at
+    /// When the next list is due, if there are so many peers.
+    pub(super) fn list_due(&self, peers: usize) -> Duration {
+        self.list_at.min(self.look_at).min(self.resync.due(peers))
     }
 
-    /// Where a watch that is due again starts: the last one ended there.
-    pub(super) fn watch_due(&mut self, now: Duration) -> Option<Revision> {
-        let due = self.retry_at().is_some_and(|at| at <= now);
-        due.then(|| self.start_watch(self.cursor))
+    /// The watch that is due again, if one is. It starts where the last one ended. `own`: the revision of the key that
+    /// we hold.
+    pub(super) fn watch_due(&mut self, now: Duration, own: Option<Revision>) -> Option<Step> {
+        if self.retry_at().is_none_or(|at| at > now) {
+            return None;
+        }
+        if !self.in_doubt || !self.can_prove(own) {
+            return Some(self.start_watch(self.cursor));
+        }
+        let seen = self.seen.clone()?;
+        // Whatever fails from now on is a new doubt.
+        self.in_doubt = false;
+        self.floor = seen.to();
+        self.watch = Watch::Starting { proves: true };
+        self.check();
+        Some(Step::Watch { from: self.floor, seen: Some(seen) })
+    }
+
+    /// Whether the store can show by a watch that nothing of what we know is void: neither our own key nor a peer. A list
+    /// that is under way may be of the time before the doubt.
+    fn can_prove(&self, own: Option<Revision>) -> bool {
+        let newest = self.seen.as_ref().map(Seen::to);
+        !self.is_listing() && own.is_some() && own <= newest
     }
 
     /// The store is back: a watch that waits for its next attempt need not wait longer.
@@ -117,10 +169,21 @@ impl Feed {
         self.in_doubt = true;
     }
 
-    /// The store answers. It may have come back without what it knew (restored, wiped), so look at everything.
-    pub(super) fn look_if_in_doubt(&mut self, now: Duration, delays: &mut Delays) {
-        if self.in_doubt {
-            self.list_by(now + delays.soon());
+    /// The store answers. It may have come back without what it knew (restored, wiped): it has to prove that it has not,
+    /// or we look at everything. `own`: the revision of the key that we hold.
+    pub(super) fn look_if_in_doubt(&mut self, now: Duration, own: Option<Revision>, delays: &mut Delays) {
+        if !self.in_doubt {
+            return;
+        }
+        let soon = now + delays.soon();
+        if !self.can_prove(own) {
+            return self.list_by(soon);
+        }
+        self.look_at = self.look_at.min(now + PROVE_WITHIN);
+        match &mut self.watch {
+            Watch::Retry { at } => *at = soon.min(*at),
+            Watch::Running { .. } => self.watch = Watch::Retry { at: soon },
+            Watch::Off | Watch::Starting { .. } | Watch::Compacted => {}
         }
     }
 
@@ -129,9 +192,14 @@ impl Feed {
         self.list_at = self.list_at.min(at);
     }
 
-    /// A list is on its way.
-    pub(super) fn list_sent(&mut self, now: Duration) {
+    /// A list is on its way. There are so many peers.
+    pub(super) fn list_sent(&mut self, now: Duration, peers: usize) {
         self.in_doubt = false;
+        self.lists += 1;
+        if self.list_due(peers) <= now {
+            self.list_at = now;
+        }
+        self.look_at = Duration::MAX;
         self.list_sent = now;
         self.since_list = Some(Vec::new());
         self.cursor_at_list = self.cursor;
@@ -141,6 +209,7 @@ impl Feed {
     pub(super) fn list_failed(&mut self, at: Duration) {
         self.since_list = None;
         self.list_at = self.list_at.max(at);
+        self.resync.postpone();
     }
 
     /// Takes the answer to the list that was under way.
@@ -172,8 +241,9 @@ impl Feed {
         let repair = !reset && matches!(self.watch, Watch::Running { .. });
         self.floor = revision;
         self.cursor = if reset { revision } else { self.cursor.max(revision) };
-        if reset || self.watch == Watch::Compacted {
-            steps.push(Step::Watch { from: self.start_watch(revision) });
+        let needs_watch = matches!(self.watch, Watch::Compacted | Watch::Starting { proves: true });
+        if reset || needs_watch {
+            steps.push(self.start_watch(revision));
         }
         self.schedule_list(now, delays);
         steps.push(Step::Compare { repair });
@@ -196,32 +266,38 @@ impl Feed {
         self.floor = revision;
         self.cursor = revision;
         self.schedule_list(now, delays);
-        [Step::Compare { repair: false }, Step::Watch { from: self.start_watch(revision) }]
+        [Step::Compare { repair: false }, self.start_watch(revision)]
     }
 
     fn schedule_list(&mut self, now: Duration, delays: &mut Delays) {
-        self.list_at = if self.in_doubt {
-            // The list that has just come was sent before something failed.
-            now + delays.soon()
-        } else {
-            now + RESYNC_EVERY.mul_f64(delays.rng().random_range(0.8..=1.2))
-        };
+        self.resync = Resync::after(now, delays.rng());
+        self.look_at = Duration::MAX;
+        // In doubt, the list that has just come was sent before something failed.
+        self.list_at = if self.in_doubt { now + delays.soon() } else { Duration::MAX };
         debug_assert!(self.list_at > now, "a list would follow on this one without a pause");
     }
 
-    fn start_watch(&mut self, from: Revision) -> Revision {
+    fn start_watch(&mut self, from: Revision) -> Step {
         debug_assert!(from >= self.floor, "a watch from {from} repeats what the list of {} has", self.floor);
-        self.watch = Watch::Starting;
-        from
+        self.watch = Watch::Starting { proves: false };
+        self.seen = None;
+        Step::Watch { from, seen: None }
+    }
+
+    /// A list made a difference, or was not believed: our view is not what the watch has brought.
+    pub(super) fn forget_seen(&mut self) {
+        self.seen = None;
     }
 
     /// A watch runs. Returns whether it is one that we asked for.
     pub(super) fn watch_started(&mut self, now: Duration) -> bool {
-        if self.watch != Watch::Starting {
-            return false;
-        }
+        let Watch::Starting { proves } = self.watch else { return false };
         self.watch = Watch::Running { since: now };
-        self.in_doubt |= now > self.list_sent + LIST_FRESH;
+        self.proofs += u64::from(proves);
+        self.in_doubt |= !proves && now > self.list_sent + LIST_FRESH;
+        if !self.in_doubt {
+            self.look_at = Duration::MAX;
+        }
         true
     }
 
@@ -233,10 +309,13 @@ impl Feed {
             self.backoff.reset();
         }
         self.in_doubt = true;
+        let is_other = self.watch == Watch::Starting { proves: true } && *error == Error::Compacted;
         let at = now + self.backoff.next(delays.rng());
         if *error == Error::Compacted {
             self.watch = Watch::Compacted;
-            self.list_by(at);
+            self.seen = None;
+            // A store that is another one is looked at soon, however long it was away.
+            self.list_by(if is_other { at.min(now + delays.soon()) } else { at });
         } else {
             self.watch = Watch::Retry { at };
         }
@@ -246,7 +325,7 @@ impl Feed {
     /// The connections were given up: a watch that runs or starts is over, and begins anew at once.
     pub(super) fn reconnect(&mut self, now: Duration) {
         self.in_doubt = true;
-        if matches!(self.watch, Watch::Starting | Watch::Running { .. } | Watch::Retry { .. }) {
+        if matches!(self.watch, Watch::Starting { .. } | Watch::Running { .. } | Watch::Retry { .. }) {
             self.watch = Watch::Retry { at: now };
         }
     }
@@ -279,9 +358,15 @@ impl Feed {
             }
             self.cursor = self.cursor.max(revision);
         }
-        if let Some(seen) = &mut self.since_list {
-            seen.push(change.clone());
+        if let Some(since) = &mut self.since_list {
+            since.push(change.clone());
         }
+        self.seen = match (self.seen.take(), change) {
+            (Some(seen), _) => seen.with(change),
+            // In doubt, this may be of another history than the view that it is added to.
+            (None, Change::Set(entry)) if !self.in_doubt => Seen::new(entry),
+            (None, _) => None,
+        };
         self.check();
         true
     }

@@ -209,7 +209,7 @@ impl Manager {
             Call::Delete { .. } => Kind::Delete,
         };
         if kind == Kind::List {
-            self.feed.list_sent(now);
+            self.feed.list_sent(now, self.watcher.len());
         }
         self.in_flight = Some(InFlight { kind, sent: now });
         self.out.push(Output::Call(call));
@@ -233,7 +233,7 @@ impl Manager {
         }
         Some(match &self.own {
             None => self.seek.due(),
-            Some(own) => own.due().unwrap_or(Duration::MAX).min(self.feed.list_due()),
+            Some(own) => own.due().unwrap_or(Duration::MAX).min(self.feed.list_due(self.watcher.len())),
         })
     }
 
@@ -246,8 +246,8 @@ impl Manager {
         if lost.is_some() && !self.lapse() {
             self.do_for_own(now, lost);
         }
-        if let Some(from) = self.feed.watch_due(now) {
-            self.out.push(Output::Watch { from });
+        if let Some(feed::Step::Watch { from, seen }) = self.feed.watch_due(now, self.held_revision()) {
+            self.out.push(Output::Watch { from, seen });
         }
         if self.in_flight.is_some() || self.call_due().is_none_or(|due| due > now) {
             return;
@@ -375,12 +375,16 @@ impl Manager {
         for step in steps {
             match step {
                 feed::Step::Say(notice) => self.say([notice]),
-                feed::Step::Watch { from } => self.out.push(Output::Watch { from }),
+                feed::Step::Watch { from, seen } => self.out.push(Output::Watch { from, seen }),
                 feed::Step::Compare { repair } => {
                     let events =
                         self.watcher.snapshot(&self.us, now, &listing.entries, &listing.skipped, repair);
+                    let confirm_at = self.watcher.confirm_at();
+                    if !events.is_empty() || confirm_at.is_some() {
+                        self.feed.forget_seen();
+                    }
                     self.peers_changed(events);
-                    self.feed.list_by(self.watcher.confirm_at().unwrap_or(Duration::MAX));
+                    self.feed.list_by(confirm_at.unwrap_or(Duration::MAX));
                 }
             }
         }
@@ -412,7 +416,7 @@ impl Manager {
                 self.call(now, Call::Delete { held });
             }
             Some(seek::Step::Take { entry, how, listing }) => {
-                let own = Own::new(entry, sent, self.settings);
+                let own = Own::new(entry, sent, self.settings, &mut self.delays);
                 if own.is_over(now) {
                     return self.seek.too_late(now, &mut self.delays);
                 }

@@ -20,9 +20,12 @@
 //!   the changes that the watch sees are kept, and those that are newer than the list are replayed over it.
 //!   Changes that a list has included already are dropped.
 //! - **A restored store** goes back to an older state and counts on from there, so what we know of it may be of a
-//!   history that is no more. Therefore a list follows on every failure. If our key is absent from that list, the
-//!   lease was revoked; if the list has an older copy of our key, the lease is lost until a renewal has gone
-//!   through.
+//!   history that is no more. Therefore every failure is followed by a proof or by a list. The proof is a watch for
+//!   which the store tells again what the last one has brought ([`Seen`]): a restart of etcd costs no list. If our key
+//!   is absent from the list, the lease was revoked; if the list has an older copy of our key, the lease is lost until
+//!   a renewal has gone through.
+//! - **Many nodes** are one load on the store. The lists on the timer become rarer as the network grows, and renewals
+//!   of nodes that started together come at times of their own.
 //! - **Our address may change** while we hold a subnet. The key is overwritten under the same condition as a renewal,
 //!   at once and until it goes through; what we published before is still ours to find.
 //! - **We lose the lease** in two steps. `Lost` or `Revoked`: we do not hold it for now, and try to create or renew
@@ -47,7 +50,7 @@
 //! | `seek` | no subnet yet: which one to ask for |
 //! | `own` | a subnet: renew, adopt, lose, regain |
 //! | `identity` | who we are, and which entries are ours |
-//! | `feed` | the watch and the lists beside it |
+//! | `feed` | the watch and the lists beside it; `feed/resync` the list on the timer |
 //! | `watcher` | the peers: snapshot, deltas, what is refused |
 //! | `health` | is the store there, and when to say so |
 //! | `delays` | how long to wait, with the randomness in it |
@@ -67,7 +70,7 @@ mod settings;
 pub(crate) mod tests;
 mod watcher;
 
-use crate::store::{Change, Entry, Error, Listing, Revision};
+use crate::store::{Change, Entry, Error, Listing, Revision, Seen};
 use crate::subnet::allocate::OutOfSubnets;
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
 pub use cached::{Basis, Cached};
@@ -85,7 +88,7 @@ pub enum Input {
     Tick,
     /// The call that was under way has its answer.
     Reply(Reply),
-    /// The watch that was asked for last is running.
+    /// The watch that was asked for last is running, and the store has shown what it was to show.
     WatchStarted,
     /// The watch could not be started, or is over.
     WatchFailed(Error),
@@ -158,6 +161,8 @@ pub enum Output {
     Watch {
         /// The watch need not repeat the change of this revision, nor any older one.
         from: Revision,
+        /// The store has to show first that it has made these changes, the last of which is at `from`.
+        seen: Option<Seen>,
     },
     /// Tell the daemon something.
     Notice(Notice),

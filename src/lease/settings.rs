@@ -100,6 +100,12 @@ impl Settings {
     pub(crate) fn renew_margin(&self) -> Duration {
         self.renew_margin
     }
+
+    /// The renewals of many hosts are spread over this time before the margin begins: half the margin, so that those of
+    /// a few hosts cover a quarter of it, or half of what comes before the margin, if that is less.
+    pub(crate) fn renew_spread(&self) -> Duration {
+        (self.renew_margin / 2).min((self.ttl - self.renew_margin) / 2)
+    }
 }
 
 #[cfg(test)]

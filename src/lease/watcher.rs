@@ -25,6 +25,10 @@ pub struct Counters {
     pub conflicts: u64,
     /// Lists whose removals were held back.
     pub withheld: u64,
+    /// Lists that the store was asked for.
+    pub lists: u64,
+    /// Watches by which the store has shown after a failure that it is the same, so that no list was needed.
+    pub proofs: u64,
 }
 
 /// A list can be suspect only if this many peers are known.

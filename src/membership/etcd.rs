@@ -7,7 +7,7 @@ use super::cache::Keeper;
 use super::{Clock, Ending, Exchange, config, told};
 use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply};
 use crate::log::{Complaint, phrases};
-use crate::store::{Backoff, Error, Registry, Watch};
+use crate::store::{Backoff, Error, Registry, Revision, Seen, Watch};
 use crate::subnet::Config;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
@@ -83,7 +83,7 @@ pub(super) async fn run<R: Registry>(
                     debug_assert!(call.is_none(), "the machine makes one call at a time");
                     call = Some(Box::pin(make(registry, manager.network(), wanted)));
                 }
-                Output::Watch { from } => feed = Feed::Starting(Box::pin(registry.watch(from))),
+                Output::Watch { from, seen } => feed = Feed::Starting(Box::pin(watch(registry, from, seen))),
                 Output::Notice(notice) => {
                     told::log(&notice, &told::Facts::of(&manager, now));
                     let fatal = is_fatal(&notice);
@@ -179,6 +179,14 @@ async fn make<R: Registry>(registry: &R, network: Ipv4Net, call: Call) -> Input 
         Call::Update { held, attrs, ttl } => Reply::Updated(registry.update(&held, &attrs, ttl).await),
         Call::Delete { held } => Reply::Deleted(registry.delete(&held).await),
     })
+}
+
+/// Starts a watch. With `seen`, the store has to show that it has made those changes.
+async fn watch<R: Registry>(registry: &R, from: Revision, seen: Option<Seen>) -> Result<R::Watch, Error> {
+    match seen {
+        None => registry.watch(from).await,
+        Some(seen) => registry.resume(&seen).await,
+    }
 }
 
 /// The watch, from asking for it to its end.

@@ -97,6 +97,10 @@ metrics! {
         "Differences that a list beside a running watch found, which the watch had not told.";
     WITHHELD_LISTS: Counter "flanneld_withheld_lists_total", "lists",
         "Lists that lacked more than half of the peers and were not believed at once.";
+    STORE_LISTS: Counter "flanneld_store_lists_total", "lists",
+        "Lists of all leases that the store was asked for.";
+    STORE_PROOFS: Counter "flanneld_store_proofs_total", "watches",
+        "Watches by which the store has shown after a failure that it is the same, so that it was not listed.";
 
     RX_PACKETS: Counter "flanneld_rx_packets_total", "packets", "Packets read and passed on, by direction.";
     RX_BYTES: Counter "flanneld_rx_bytes_total", "bytes",

@@ -4,7 +4,7 @@
 //! that a watch can fall out of. Its clock stands still until [`Memory::advance`] moves it.
 
 use super::keyspace::{self, Keyspace};
-use super::{Change, Entry, Error, Listing, Registry, Revision, Watch};
+use super::{Change, Entry, Error, Listing, Registry, Revision, Seen, Shown, Watch};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -248,6 +248,14 @@ impl Registry for Memory {
             return Err(Error::Compacted);
         }
         Ok(MemoryWatch { store: self.clone(), seen: revision })
+    }
+
+    async fn resume(&self, seen: &Seen) -> Result<MemoryWatch, Error> {
+        let mut before = self.watch(seen.from().saturating_sub(1)).await?;
+        match seen.compare(&before.changes()?) {
+            Shown::All(_) => self.watch(seen.to()).await,
+            Shown::Part | Shown::Other => Err(Error::Compacted),
+        }
     }
 }
 

@@ -20,14 +20,17 @@
 //! | `mod` | the contract |
 //! | `keyspace` | where things lie in the store, and what a key and its value mean |
 //! | `memory` | a store inside this process |
+//! | `seen` | what a store has to show to prove that it is still the same |
 //! | `backoff` | how long to wait before the next attempt |
 
 mod backoff;
 pub mod keyspace;
 mod memory;
+mod seen;
 
 pub use backoff::{Backoff, jitter};
 pub use memory::{Memory, MemoryWatch};
+pub use seen::{Seen, Shown};
 
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::time::Duration;
@@ -155,6 +158,11 @@ pub trait Registry {
     fn reconnect(&self) {}
     /// Starts a watch that tells of all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;
+    /// Starts a watch that tells of all changes after those that were seen, if the store shows that it has made those.
+    /// [`Error::Compacted`]: it has forgotten them, it has made others, or it cannot tell.
+    async fn resume(&self, _seen: &Seen) -> Result<Self::Watch, Error> {
+        Err(Error::Compacted)
+    }
 }
 
 /// A running watch over all leases.

@@ -8,7 +8,8 @@
 //! | update | grant; txn { mod revision and value = held → put with the new lease }; the old lease becomes loose |
 //! | update of a reservation | txn { mod revision and value = held → put without a lease } |
 //! | delete | txn { mod revision and value = held → delete }; its lease becomes loose |
-//! | watch | prefix watch from revision + 1, which needs a leader |
+//! | watch | prefix watch from the known revision, which needs a leader |
+//! | watch again | the same from the newest known write with a lease, which etcd has to tell again |
 //!
 //! Loose etcd leases, which hold no key any more, do not pile up: `loose.rs` revokes them.
 
@@ -23,7 +24,7 @@ pub use watch::V3Watch;
 use super::Settings;
 use super::endpoints::{MOST_BYTES, seconds};
 use crate::store::keyspace::{self, Keyspace};
-use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
+use crate::store::{Entry, Error, Listing, Registry, Revision, Seen, Skipped};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use connection::Connection;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
@@ -235,6 +236,10 @@ impl Registry for V3 {
 
     async fn watch(&self, revision: Revision) -> Result<V3Watch, Error> {
         V3Watch::open(Rc::clone(&self.connection), self.keys.clone(), revision).await
+    }
+
+    async fn resume(&self, seen: &Seen) -> Result<V3Watch, Error> {
+        V3Watch::resume(Rc::clone(&self.connection), self.keys.clone(), seen).await
     }
 }
 

@@ -4,16 +4,22 @@
 //! server has answered one, a later one without an answer ends the watch. etcd before 3.4 does not know such requests,
 //! so there only the pings help. etcd 3.5 and newer answers none on a watch that begins at a revision of the future, even
 //! the very next one; so each watch begins at the revision that is known already, and the changes of that are left out.
+//!
+//! A watch that is resumed begins at a write that etcd has to tell again: see [`Seen`]. etcd tells the past within 100 ms
+//! (`syncWatchersLoop`), and answers a progress request only after it; so such an answer shows that there is no more.
 
 use super::connection::{Connection, failure};
 use super::{decoded, unsigned};
 use crate::etcd::endpoints::{Failure, MOST_BYTES};
 use crate::store::keyspace::{self, Keyspace};
-use crate::store::{Change, Error, Revision, Watch};
+use crate::store::{Change, Error, Revision, Seen, Shown, Watch};
 use etcd_client::{Client, Error as ClientError, Event, EventType, WatchOptions, WatchResponse, WatchStream};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+
+/// A store that tells nothing is asked this often whether there is something to tell.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// A running watch over gRPC.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub struct V3Watch {
     asked: bool,
     /// Whether this server has answered a progress request before.
     answers: bool,
+    /// What was told while the watch was resumed.
+    news: Vec<Change>,
     /// The error that ended the watch.
     over: Option<Error>,
 }
@@ -42,11 +50,43 @@ impl V3Watch {
         keys: Keyspace,
         revision: Revision,
     ) -> Result<Self, Error> {
+        let at_least = super::signed(revision);
+        Self::start(connection, keys, revision, at_least).await
+    }
+
+    /// Starts a watch for all changes after those that were seen, once etcd has told those again.
+    pub(super) async fn resume(
+        connection: Rc<Connection>,
+        keys: Keyspace,
+        seen: &Seen,
+    ) -> Result<Self, Error> {
+        let at_least = super::signed(seen.to());
+        let mut watch = Self::start(connection, keys, seen.from(), at_least).await?;
+        // The change at the first revision is to be told, too.
+        watch.known = seen.from().saturating_sub(1);
+        let news = match watch.recognize(seen).await {
+            Ok(news) => news,
+            Err(error) => return Err(watch.fail(error)),
+        };
+        (watch.known, watch.news) = (seen.to(), news);
+        watch.deadline = Instant::now();
+        Ok(watch)
+    }
+
+    /// Starts a watch at a revision that is known, in a store that has come at least so far.
+    async fn start(
+        connection: Rc<Connection>,
+        keys: Keyspace,
+        revision: Revision,
+        at_least: i64,
+    ) -> Result<Self, Error> {
         let directory = format!("{}/", keys.leases());
         // etcd takes 0 for "from now on".
         let from = super::signed(revision.max(1));
         let (generation, stream) = connection
-            .call(async |client, attempt| Ok((attempt.generation, start(client, &directory, from).await?)))
+            .call(async |client, attempt| {
+                Ok((attempt.generation, start(client, &directory, from, at_least).await?))
+            })
             .await?;
         Ok(Self {
             connection,
@@ -57,8 +97,49 @@ impl V3Watch {
             deadline: Instant::now(),
             asked: false,
             answers: false,
+            news: Vec::new(),
             over: None,
         })
+    }
+
+    /// Waits until etcd has told all that was seen, and returns what it has told beyond that.
+    async fn recognize(&mut self, seen: &Seen) -> Result<Vec<Change>, Error> {
+        let (mut told, mut ask_at) = (Vec::new(), Instant::now() + ASK_EVERY);
+        let until = Instant::now() + self.connection.patience();
+        loop {
+            match seen.compare(&told) {
+                Shown::All(count) => return Ok(told.split_off(count)),
+                Shown::Other => return Err(Error::Compacted),
+                Shown::Part => {}
+            }
+            match timeout_at(ask_at.min(until), self.stream.message()).await {
+                // A busy store tells late, and one before 3.4 does not say that it has nothing to tell.
+                Err(_) if Instant::now() >= until => return Err(Error::Compacted),
+                Err(_) => {
+                    self.stream.request_progress().await.map_err(ended)?;
+                    ask_at = Instant::now() + ASK_EVERY;
+                }
+                Ok(Ok(Some(response))) => {
+                    let has_caught_up = response.events().is_empty()
+                        && response.header().is_some_and(|header| unsigned(header.revision()) >= seen.to());
+                    told.extend(self.changes(&response)?);
+                    if has_caught_up {
+                        return Err(Error::Compacted);
+                    }
+                }
+                Ok(Ok(None)) => return Err(Error::Unavailable("etcd ended the watch".to_owned())),
+                Ok(Err(error)) => return Err(ended(error)),
+            }
+        }
+    }
+
+    /// Ends the watch. After silence, the next call makes another connection.
+    fn fail(&mut self, error: Error) -> Error {
+        if matches!(error, Error::Unavailable(_)) {
+            self.connection.fail(self.generation);
+        }
+        self.over = Some(error.clone());
+        error
     }
 
     /// Acts on silence: asks for a sign of life, or ends the watch if one was asked for in vain.
@@ -95,7 +176,7 @@ impl V3Watch {
 
     /// Makes one step, which may bring no change.
     async fn step(&mut self) -> Result<Vec<Change>, Error> {
-        match tokio::time::timeout_at(self.deadline, self.stream.message()).await {
+        match timeout_at(self.deadline, self.stream.message()).await {
             Err(_) => self.silent().await.map(|()| Vec::new()),
             Ok(Ok(Some(response))) => self.changes(&response),
             Ok(Ok(None)) => Err(Error::Unavailable("etcd ended the watch".to_owned())),
@@ -109,17 +190,14 @@ impl Watch for V3Watch {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
+        if !self.news.is_empty() {
+            return Ok(std::mem::take(&mut self.news));
+        }
         loop {
             match self.step().await {
                 Ok(changes) if changes.is_empty() => {}
                 Ok(changes) => return Ok(changes),
-                Err(error) => {
-                    if matches!(error, Error::Unavailable(_)) {
-                        self.connection.fail(self.generation);
-                    }
-                    self.over = Some(error.clone());
-                    return Err(error);
-                }
+                Err(error) => return Err(self.fail(error)),
             }
         }
     }
@@ -131,6 +209,7 @@ async fn start(
     client: &mut Client,
     directory: &str,
     from: i64,
+    at_least: i64,
 ) -> Result<Result<WatchStream, Error>, ClientError> {
     let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
     let mut watch = client.watch_client().max_decoding_message_size(MOST_BYTES);
@@ -147,7 +226,7 @@ async fn start(
     }
     // etcd accepts a revision that it has not reached yet, and then is silent until it reaches it. After a restore from
     // an older state that would hide every change until then.
-    if first.header().is_some_and(|header| header.revision() < from) {
+    if first.header().is_some_and(|header| header.revision() < at_least) {
         return Ok(Err(Error::Compacted));
     }
     Ok(Ok(stream))

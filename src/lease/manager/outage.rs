@@ -2,7 +2,7 @@
 
 use super::{Kind, Manager};
 use crate::lease::health::Way;
-use crate::store::Error;
+use crate::store::{Error, Revision};
 use std::time::Duration;
 
 impl Manager {
@@ -33,8 +33,13 @@ impl Manager {
         }
         // A search begins with a list anyway.
         if self.own.is_some() {
-            self.feed.look_if_in_doubt(now, &mut self.delays);
+            self.feed.look_if_in_doubt(now, self.held_revision(), &mut self.delays);
         }
+    }
+
+    /// The revision of the key that we hold at this instant.
+    pub(super) fn held_revision(&self) -> Option<Revision> {
+        self.own.as_ref().filter(|own| own.is_live()).map(|own| own.entry().revision)
     }
 
     /// Decides when to try again after a call that got no answer.

@@ -52,6 +52,8 @@ impl Manager {
             basis: self.fallback.basis(),
             counters: Counters {
                 conflicts: self.watcher.counters().conflicts + self.seek.conflicts(),
+                lists: self.feed.lists(),
+                proofs: self.feed.proofs(),
                 ..self.watcher.counters()
             },
         }

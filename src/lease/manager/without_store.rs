@@ -36,7 +36,7 @@ impl Manager {
         let (key, revision) = (entry.key, entry.revision);
         // The search has failed to list, and this is when it would do so again.
         let again_at = self.seek.due().max(now);
-        let own = Own::resume(entry, deadline, again_at, self.settings);
+        let own = Own::resume(entry, deadline, again_at, self.settings, &mut self.delays);
         let subnet = own.subnet();
         self.say([Notice::Acquired { subnet, how: How::Cached, deadline }]);
         self.own = Some(own);

@@ -13,7 +13,7 @@ const RENEW_RETRY_MIN: Duration = Duration::from_millis(100);
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(60);
 // `clamp` panics if the two are not in this order.
 const _: () = assert!(RENEW_RETRY_MIN.as_nanos() < RENEW_RETRY_MAX.as_nanos());
-/// A key of ours whose value another host wrote with our PublicIP is written anew within this time. It is not
+/// A key of ours that was written, but not in answer to a call, is written anew within this time. It is not
 /// done at once, since two hosts with one PublicIP must not outbid each other as fast as they can.
 const OUTBID_AFTER: Duration = Duration::from_secs(5);
 
@@ -39,7 +39,7 @@ impl Own {
             return None;
         }
         let was_live = std::mem::replace(&mut self.live, true);
-        self.phase = Phase::Held { renew_at: self.renew_at() };
+        self.phase = Phase::Held { renew_at: self.renew_at(delays) };
         delays.settled();
         self.check();
         let (subnet, deadline) = (self.subnet(), self.deadline);
@@ -78,16 +78,19 @@ impl Own {
             self.deadline = Some(now + self.settings.renew_margin());
             *renew_at = Some(now);
         }
-        if !same {
+        // It may be an older copy, in a store that was restored: only a write of our own tells how long it lives.
+        if !same || !is_reserved {
             let soon = now + delays.upper_half(OUTBID_AFTER);
             *renew_at = Some(renew_at.map_or(soon, |at| at.min(soon)));
         }
         (is_reserved && !was_reserved).then_some(Step::Say(Notice::Reserved { subnet }))
     }
 
-    /// When a lease that was just written is to be renewed.
-    pub(super) fn renew_at(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_sub(self.settings.renew_margin()))
+    /// When a lease that was just written is to be renewed: never later than the margin says, and earlier by a random
+    /// time, since hosts that started together should not renew together.
+    pub(super) fn renew_at(&self, delays: &mut Delays) -> Option<Duration> {
+        let early = delays.up_to(self.settings.renew_spread());
+        self.deadline.map(|deadline| deadline.saturating_sub(self.settings.renew_margin() + early))
     }
 
     /// The wait before the next attempt to renew: the nearer the end, the shorter.

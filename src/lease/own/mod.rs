@@ -67,7 +67,7 @@ pub(super) enum Step {
 
 impl Own {
     /// A subnet that the store has just given us in answer to a request that was sent at that time.
-    pub(super) fn new(entry: Entry, sent: Duration, settings: Settings) -> Self {
+    pub(super) fn new(entry: Entry, sent: Duration, settings: Settings, delays: &mut Delays) -> Self {
         let deadline = entry.lease.map(|_| sent + settings.ttl());
         let mut own = Self {
             entry,
@@ -79,17 +79,23 @@ impl Own {
             outdated: false,
             settings,
         };
-        own.phase = Phase::Held { renew_at: own.renew_at() };
+        own.phase = Phase::Held { renew_at: own.renew_at(delays) };
         own.check();
         own
     }
 
     /// A subnet that an earlier run held, until `deadline` at least; a reservation has none. The store is to be asked at
     /// the time `at` and not before.
-    pub(super) fn resume(entry: Entry, deadline: Option<Duration>, at: Duration, settings: Settings) -> Self {
-        let mut own = Self::new(entry, Duration::ZERO, settings);
+    pub(super) fn resume(
+        entry: Entry,
+        deadline: Option<Duration>,
+        at: Duration,
+        settings: Settings,
+        delays: &mut Delays,
+    ) -> Self {
+        let mut own = Self::new(entry, Duration::ZERO, settings, delays);
         own.deadline = deadline;
-        own.phase = Phase::Held { renew_at: own.renew_at().map(|due| due.max(at)) };
+        own.phase = Phase::Held { renew_at: own.renew_at(delays).map(|due| due.max(at)) };
         own.check();
         own
     }

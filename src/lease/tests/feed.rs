@@ -75,6 +75,130 @@ fn a_watch_that_breaks_resumes_where_it_was() {
     assert!(matches!(b.said()[..], [Notice::StoreBack { .. }]));
 }
 
+/// A machine that has seen the event of its own write at 11, and that of a peer at 17.
+fn with_seen() -> Rig {
+    let mut b = Rig::holding(OnLost::Exit);
+    b.give(set(entry(1, US, 11)));
+    b.give(set(entry(2, THEM, 17)));
+    b.said();
+    b
+}
+
+/// The watch breaks, and is asked for again.
+fn break_watch(b: &mut Rig) {
+    assert_eq!(b.give(Input::WatchFailed(down())), None);
+    let watches = b.watches.len();
+    while b.watches.len() == watches {
+        b.now = b.m.wake_at().unwrap();
+        assert_eq!(b.give(Input::Tick), None, "nothing but the watch is asked for");
+    }
+}
+
+/// A restart of the store costs no list, if the store shows what the watch has brought.
+#[test]
+fn a_store_that_proves_itself_is_not_listed() {
+    let mut b = with_seen();
+    for outage in 0..3 {
+        break_watch(&mut b);
+        assert_eq!((b.watches.last(), b.seen.as_ref().map(Seen::from)), (Some(&17), Some(17)));
+        let back = b.now;
+        b.give(Input::WatchStarted);
+        // The next call is the renewal, or the list on the timer.
+        match b.sleep() {
+            Call::Update { .. } => drop(b.give(updated(Ok(entry(1, US, 11))))),
+            other => panic!("{other:?}"),
+        }
+        assert!(b.now > back + Duration::from_secs(10), "outage {outage}: {:?}", b.now - back);
+        b.give(set(entry(2, THEM, 17)));
+    }
+    assert_eq!((b.held(), b.m.status().peers), (Some(net(1)), 2));
+}
+
+/// What the store does not show leads to a list at once, and what was known before proves nothing any more.
+#[test]
+fn a_store_that_is_another_one_is_listed_at_once() {
+    let mut b = with_seen();
+    // An outage of minutes: the back-off has grown.
+    for _ in 0..12 {
+        break_watch(&mut b);
+    }
+    assert!(b.seen.is_some());
+    let back = b.now;
+    b.give(Input::WatchFailed(Error::Compacted));
+    assert_eq!(b.sleep(), Call::List);
+    assert!(b.now <= back + Duration::from_secs(1), "{:?}", b.now - back);
+    b.give(list(30, &[entry(1, US, 11), entry(3, THEM, 9)]));
+    assert_eq!((b.m.status().peers, b.watches.last()), (1, Some(&30)));
+    assert_eq!(b.seen, None);
+    b.give(Input::WatchStarted);
+    b.outage();
+    assert_eq!(b.sleep(), Call::List, "nothing was seen since the list");
+}
+
+/// Deletions and reservations since are part of what the store has to show.
+#[test]
+fn what_was_deleted_has_to_be_shown_too() {
+    let mut b = with_seen();
+    b.give(gone(2, 18));
+    b.give(set(reservation(2, THEM, 19)));
+    break_watch(&mut b);
+    let seen = b.seen.clone().unwrap();
+    assert_eq!((seen.from(), seen.to(), b.watches.last()), (17, 19, Some(&19)));
+}
+
+/// Our own key is to be shown, too: a write whose event has not come is not.
+#[test]
+fn an_own_write_that_was_not_seen_is_looked_at() {
+    let mut b = with_seen();
+    while !matches!(b.sleep(), Call::Update { .. }) {}
+    b.give(updated(Ok(entry(1, US, 20))));
+    break_watch(&mut b);
+    assert_eq!(b.seen, None);
+    b.give(Input::WatchStarted);
+    assert_eq!(b.sleep(), Call::List);
+}
+
+/// A list that finds something that the watch has not brought ends the proof: nobody knows what else was missed.
+#[test]
+fn a_list_that_repairs_ends_the_proof() {
+    for (third, proves) in [(2, true), (77, false)] {
+        let mut b = with_seen();
+        let own = list_under_way(&mut b, 11);
+        b.give(list(40, &[own, entry(third, THEM, 17), entry(3, THEM, 9)]));
+        break_watch(&mut b);
+        assert_eq!(b.seen.is_some(), proves);
+    }
+}
+
+/// Calls fail while the watch runs: the store need not be the one of the watch any more. It has to prove that it is,
+/// and has a few seconds for that.
+#[test]
+fn failed_calls_are_followed_by_a_proof_or_a_list() {
+    for proves in [true, false] {
+        let mut b = with_seen();
+        while !matches!(b.sleep(), Call::Update { .. }) {}
+        b.give(updated(Err(down())));
+        while !matches!(b.sleep(), Call::Update { .. }) {}
+        let back = b.now;
+        b.give(updated(Ok(entry(1, US, 11))));
+        let watches = b.watches.len();
+        while b.watches.len() == watches {
+            b.now = b.m.wake_at().unwrap();
+            assert_eq!(b.give(Input::Tick), None);
+        }
+        assert!(b.seen.is_some() && b.now <= back + Duration::from_secs(1));
+        let limit = back + Duration::from_secs(5);
+        if proves {
+            b.give(Input::WatchStarted);
+            while !matches!(b.sleep(), Call::Update { .. } | Call::List) {}
+            assert!(b.now > limit, "{:?}", b.now - back);
+        } else {
+            assert_eq!(b.sleep(), Call::List);
+            assert!(b.now <= limit, "{:?}", b.now - back);
+        }
+    }
+}
+
 #[test]
 fn a_restored_store_is_noticed_and_followed_from_its_own_revision() {
     let mut b = Rig::holding(OnLost::Exit);

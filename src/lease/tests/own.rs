@@ -7,7 +7,7 @@ fn renewal_is_conditional_and_counts_from_before_the_request() {
     let mut b = Rig::holding(OnLost::Exit);
     let acquired = b.now;
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 11));
-    assert_eq!(b.now, acquired + TTL - MARGIN);
+    assert_spread(&b, acquired);
     let sent = b.now;
     b.now += Duration::from_secs(2);
     b.give(updated(Ok(entry(1, US, 15))));
@@ -15,7 +15,41 @@ fn renewal_is_conditional_and_counts_from_before_the_request() {
     // The event of our own write says nothing new.
     assert_eq!(b.give(set(entry(1, US, 15))), None);
     assert_eq!(updated_entry(Some(b.sleep())), entry(1, US, 15));
-    assert_eq!(b.now, sent + TTL - MARGIN);
+    assert_spread(&b, sent);
+}
+
+/// Checks that a lease that was written at this time is renewed now, before the margin and not long before it.
+fn assert_spread(b: &Rig, written: Duration) {
+    let margin_begins = written + TTL - MARGIN;
+    assert!(b.now <= margin_begins && b.now >= margin_begins - MARGIN / 2, "{:?}", b.now - written);
+}
+
+/// Hosts that start together and have the same end are not renewed together.
+#[test]
+fn renewals_of_hosts_that_started_together_are_spread() {
+    let renewal = |seed| {
+        let settings = Settings::new(TTL, Some(MARGIN), OnLost::Exit).unwrap();
+        let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
+        let mut b = Rig::of(Manager::new(config, LeaseAttrs::new(US), Some(net(1)), settings, seed));
+        b.give(Input::Tick);
+        b.give(list(10, &[]));
+        let acquired = b.now;
+        b.give(created(Ok(entry(1, US, 11))));
+        let promised = b.m.renew_at().unwrap();
+        while !matches!(b.sleep(), Call::Update { .. }) {}
+        assert_eq!(b.now, promised, "what the log says is not what happens");
+        assert_spread(&b, acquired);
+        promised
+    };
+    let mut times: Vec<Duration> = (0..40).map(renewal).collect();
+    times.sort();
+    assert!(times[39] - times[0] >= MARGIN / 4, "{times:?}");
+    // None of the quarters of that time is left out.
+    let quarter = (times[39] - times[0]) / 4;
+    for n in 0..4 {
+        let (from, to) = (times[0] + quarter * n, times[0] + quarter * (n + 1));
+        assert!(times.iter().any(|at| (from..=to).contains(at)), "{times:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 pub(super) use crate::lease::{
     Call, ConfigNews, How, Input, Manager, Notice, OnLost, Output, Reply, Settings,
 };
-pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
+pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Seen, Skipped};
 pub(super) use crate::subnet::{Config, Event, Generation, Lease, LeaseAttrs, SubnetKey};
 pub(super) use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -58,6 +58,8 @@ pub(super) struct Rig {
     pub(super) now: Duration,
     pub(super) notices: Vec<Notice>,
     pub(super) watches: Vec<Revision>,
+    /// What the store has to show before the last watch of them runs.
+    pub(super) seen: Option<Seen>,
 }
 
 impl Rig {
@@ -73,7 +75,7 @@ impl Rig {
     }
 
     pub(super) fn of(m: Manager) -> Self {
-        Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![] }
+        Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![], seen: None }
     }
 
     /// A machine that holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
@@ -93,7 +95,11 @@ impl Rig {
         for output in self.m.handle(self.now, input) {
             match output {
                 Output::Call(wanted) => assert_eq!(call.replace(wanted), None, "two calls"),
-                Output::Watch { from } => self.watches.push(from),
+                Output::Watch { from, seen } => {
+                    assert!(seen.as_ref().is_none_or(|seen| seen.to() == from));
+                    self.watches.push(from);
+                    self.seen = seen;
+                }
                 Output::Notice(notice) => self.notices.push(notice),
             }
         }

@@ -1,11 +1,13 @@
 //! The nemesis: what goes wrong, as the seed decides.
 
 use super::world::{Ev, QUIET, World};
-use crate::lease::Input;
+use crate::lease::{Call, Input, Reply};
+use crate::store::Error;
 use crate::subnet::{LeaseAttrs, SubnetKey};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 impl World {
     pub(super) fn nemesis(&mut self) {
@@ -94,6 +96,21 @@ impl World {
         if self.verbose {
             println!("{:>12.3?} nemesis {action} on {}", self.now, entry.key);
         }
+    }
+
+    /// A call gets no answer.
+    pub(super) fn no_answer(&mut self, node: usize, life: u64, call: &Call, at: Duration) {
+        let error = Error::Unavailable("no answer".to_owned());
+        let reply = match call {
+            Call::List => Reply::Listed(Err(error)),
+            Call::Create { .. } => Reply::Created(Err(error)),
+            Call::Update { .. } => Reply::Updated(Err(error)),
+            Call::Delete { .. } => Reply::Deleted(Err(error)),
+        };
+        // Some networks refuse at once, some are silent.
+        let at =
+            if self.rng.random_bool(0.3) { self.now + Duration::from_millis(5) } else { at.max(self.now) };
+        self.at(at, Ev::Reply { node, life, reply, restores: self.restores });
     }
 
     fn rob(&mut self, key: SubnetKey) {

@@ -6,14 +6,14 @@
 
 use super::world::{Doubt, Ev, QUIET, TIMEOUT, World};
 use crate::lease::{Manager, Reply};
-use crate::store::{Error, Listing};
+use crate::store::{Error, Listing, Revision, Seen};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use std::time::Duration;
 
 /// How long a node that hears from a restored store may believe in what it held before, apart from the time that
-/// its [`CALLS`] take.
-const BOUND: Duration = Duration::from_secs(2);
+/// its [`CALLS`] take: the store has 5 s to prove by a watch that it is the same.
+const BOUND: Duration = Duration::from_secs(2 + 5);
 /// The calls of that time: one that is under way, a list within a second of it, a write.
 const CALLS: u32 = 3;
 
@@ -26,7 +26,8 @@ impl World {
         }
         self.summary.restores += 1;
         self.restores += 1;
-        self.store = snapshot;
+        let before = std::mem::replace(&mut self.store, snapshot);
+        self.store.leases_after(&before);
         self.store.tick(self.now);
         self.drop_requests();
         for index in 0..self.nodes.len() {
@@ -72,6 +73,9 @@ impl World {
             Reply::Deleted(result) => (result.as_ref().err(), false),
             Reply::Outgrown(_) => (None, false),
         };
+        if let Reply::Created(Ok(entry)) | Reply::Updated(Ok(entry)) = reply {
+            self.nodes[index].written = Some(entry.clone());
+        }
         if restores != self.restores
             && let Reply::Created(Ok(entry)) | Reply::Updated(Ok(entry)) = reply
         {
@@ -90,12 +94,44 @@ impl World {
     }
 
     /// Whether this list tells a node that what it believes is right or that it is wrong. A lease of its own that
-    /// it did not know, perhaps an older copy, says nothing about when it ends, so the node has to write.
+    /// it has not written last, perhaps an older copy, says nothing about when it ends, so the node has to write.
     fn knows(&self, index: usize, list: &Listing) -> bool {
         let node = &self.nodes[index];
         let Some(held) = node.manager.as_ref().and_then(Manager::lease) else { return true };
         let found = list.entries.iter().find(|entry| entry.key == held.key);
-        found.is_none_or(|entry| entry == held || !node.had(entry.attrs.public_ip) || entry.lease.is_none())
+        let is_own = |entry| entry == held && node.written.as_ref() == Some(held);
+        found.is_none_or(|entry| is_own(entry) || !node.had(entry.attrs.public_ip) || entry.lease.is_none())
+    }
+
+    /// Whether the store can start a watch, and has made what this node has seen.
+    pub(super) fn shown(&mut self, index: usize, from: Revision, seen: Option<&Seen>) -> Result<(), Error> {
+        self.store.changes(from)?;
+        match seen {
+            None => {}
+            Some(seen) if self.store.shows(seen) => {
+                self.summary.proven += 1;
+                self.proven(index);
+            }
+            Some(_) => {
+                self.summary.unproven += 1;
+                return Err(Error::Compacted);
+            }
+        }
+        Ok(())
+    }
+
+    /// The store has made all that this node has seen, so a restore has made nothing of it void. What it has made since,
+    /// the watch brings.
+    fn proven(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let held = node.manager.as_ref().and_then(Manager::lease);
+        let is_own = held.is_none_or(|held| held.lease.is_none() || node.written.as_ref() == Some(held));
+        if node.doubt.is_none() || !is_own {
+            return;
+        }
+        node.doubt = None;
+        let robbed = held.filter(|held| self.store.get(held.key) != Some(held));
+        node.robbed = robbed.map(|held| held.revision.max(self.store.revision));
     }
 
     pub(super) fn heard(&mut self, index: usize) {

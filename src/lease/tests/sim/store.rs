@@ -1,6 +1,6 @@
 //! A store with revisions, TTLs, history and compaction, and nothing else.
 
-use crate::store::{Change, Entry, Error, Listing, Revision, Skipped};
+use crate::store::{Change, Entry, Error, Listing, Revision, Seen, Shown, Skipped};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -121,6 +121,18 @@ impl Store {
     pub(crate) fn compact(&mut self) {
         self.compacted = self.revision;
         self.log.clear();
+    }
+
+    /// Whether it has made all of these changes, and still knows.
+    pub(crate) fn shows(&self, seen: &Seen) -> bool {
+        let told = self.changes(seen.from().saturating_sub(1)).unwrap_or_default();
+        let told: Vec<Change> = told.into_iter().map(|(_, change)| change).collect();
+        matches!(seen.compare(&told), Shown::All(_))
+    }
+
+    /// Goes on with the ids of leases after those of another store: etcd makes no id twice, not even after a restore.
+    pub(crate) fn leases_after(&mut self, other: &Self) {
+        self.leases = other.leases;
     }
 
     /// All changes after `from`, each with its revision.

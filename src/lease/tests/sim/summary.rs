@@ -24,6 +24,10 @@ pub(crate) struct Summary {
     pub(super) readdressed: u64,
     /// How often the store gave another address of a node to its peers.
     pub(super) published: u64,
+    /// How often the store has shown that it is the same, so that no list was needed.
+    pub(super) proven: u64,
+    /// How often it was another one, or had forgotten.
+    pub(super) unproven: u64,
 }
 
 impl AddAssign for Summary {
@@ -45,6 +49,8 @@ impl AddAssign for Summary {
         self.lapsed += other.lapsed;
         self.readdressed += other.readdressed;
         self.published += other.published;
+        self.proven += other.proven;
+        self.unproven += other.unproven;
     }
 }
 
@@ -57,6 +63,7 @@ impl Summary {
         assert!(self.restores > 20 && self.resets > 20, "{self:?}");
         assert!(self.cached > 20 && self.lapsed > 5, "{self:?}");
         assert!(self.readdressed > 20 && self.published > 20, "{self:?}");
+        assert!(self.proven > 20 && self.unproven > 20, "{self:?}");
     }
 }
 

@@ -4,7 +4,7 @@ use super::kept::Kept;
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
 use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Settings};
-use crate::store::{Change, Error, Revision};
+use crate::store::{Change, Entry, Error, Revision, Seen};
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;
@@ -45,6 +45,7 @@ pub(super) enum Ev {
         node: usize,
         watch: u64,
         from: Revision,
+        seen: Option<Seen>,
     },
     WatchFail {
         node: usize,
@@ -80,6 +81,8 @@ pub(super) struct Node {
     pub(super) kept: Option<Kept>,
     pub(super) partition_until: Duration,
     pub(super) paused_until: Duration,
+    /// The newest write that the store has confirmed to it.
+    pub(super) written: Option<Entry>,
     /// The nemesis took its key at that revision. Nobody promises anything until it has written anew.
     pub(super) robbed: Option<Revision>,
     /// The store was restored, and this node may not know it.
@@ -166,6 +169,7 @@ impl World {
                 kept: None,
                 partition_until: Duration::ZERO,
                 paused_until: Duration::ZERO,
+                written: None,
                 robbed: None,
                 doubt: None,
                 routes: BTreeMap::new(),
@@ -270,7 +274,7 @@ impl World {
                     self.input(node, Input::Reply(reply));
                 }
             }
-            Ev::WatchOpen { node, watch, from } => self.open_watch(node, watch, from),
+            Ev::WatchOpen { node, watch, from, seen } => self.open_watch(node, watch, from, seen.as_ref()),
             Ev::WatchFail { node, watch, error } => {
                 if self.nodes[node].watch == watch {
                     self.nodes[node].watch_from = None;
@@ -330,13 +334,13 @@ impl World {
             }
             match output {
                 Output::Call(call) => self.send(index, call),
-                Output::Watch { from } => {
+                Output::Watch { from, seen } => {
                     let node = &mut self.nodes[index];
                     node.watch += 1;
                     node.watch_from = None;
                     let watch = node.watch;
                     let at = self.within(1, 20);
-                    self.at(at, Ev::WatchOpen { node: index, watch, from });
+                    self.at(at, Ev::WatchOpen { node: index, watch, from, seen });
                 }
                 Output::Notice(notice) => self.notice(index, notice),
             }
@@ -406,19 +410,6 @@ impl World {
         self.at(at, Ev::Request { node, life, call, reply_by: Some(reply_by) });
     }
 
-    pub(super) fn no_answer(&mut self, node: usize, life: u64, call: &Call, at: Duration) {
-        let error = Error::Unavailable("no answer".to_owned());
-        let reply = match call {
-            Call::List => Reply::Listed(Err(error)),
-            Call::Create { .. } => Reply::Created(Err(error)),
-            Call::Update { .. } => Reply::Updated(Err(error)),
-            Call::Delete { .. } => Reply::Deleted(Err(error)),
-        };
-        // Some networks refuse at once, some are silent.
-        let at = if self.rng.random_bool(0.3) { self.now + ms(5) } else { at.max(self.now) };
-        self.at(at, Ev::Reply { node, life, reply, restores: self.restores });
-    }
-
     fn request(&mut self, node: usize, life: u64, call: &Call, reply_by: Option<Duration>) {
         let now = self.now;
         let reply = match call {
@@ -446,7 +437,7 @@ impl World {
         self.at(at, Ev::Reply { node, life, reply, restores: self.restores });
     }
 
-    fn open_watch(&mut self, index: usize, watch: u64, from: Revision) {
+    fn open_watch(&mut self, index: usize, watch: u64, from: Revision, seen: Option<&Seen>) {
         if self.nodes[index].watch != watch {
             return;
         }
@@ -455,7 +446,7 @@ impl World {
             let error = Error::Unavailable("no answer".to_owned());
             return self.at(at, Ev::WatchFail { node: index, watch, error });
         }
-        if let Err(error) = self.store.changes(from) {
+        if let Err(error) = self.shown(index, from, seen) {
             return self.at(self.now, Ev::WatchFail { node: index, watch, error });
         }
         self.nodes[index].watch_from = Some(from);
