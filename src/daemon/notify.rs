@@ -28,7 +28,7 @@ impl Notifier {
         self.send(&[NotifyState::Watchdog]);
     }
 
-    /// Sends `STOPPING=1`: the daemon is about to end.
+    /// Sends `STOPPING=1`: the process is about to end. systemd kills it if it goes on.
     pub(super) fn stopping(self) {
         self.send(&[NotifyState::Stopping]);
     }

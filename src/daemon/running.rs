@@ -193,7 +193,10 @@ impl Running {
             }
         };
         // What is dropped at the end of this function stops the rest: the network its workers, and with them the TUN.
-        self.notifier.stopping();
+        // A changed config ends the network and not the process, and systemd kills a process that does not end when told.
+        if !matches!(end, End::ConfigChanged) {
+            self.notifier.stopping();
+        }
         self.farewell().await;
         drop(stop);
         if self.settings.state_dir.is_some() && matches!(end, End::Signal(_)) {
