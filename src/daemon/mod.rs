@@ -111,7 +111,10 @@ fn control_thread(settings: Settings, signals: Signals, reread: Reread) -> Resul
     // Tasks that libraries spawn (connections) may run as long as the runtime: none of them holds what we own.
     let tasks = tokio::task::LocalSet::new();
     let result = tasks.block_on(&runtime, async {
-        place::check(settings.networks.as_ref().map_or(&settings.subnet_file, |networks| &networks.dir))?;
+        match &settings.networks {
+            Some(networks) => place::check_directory(&networks.dir)?,
+            None => place::check_file(&settings.subnet_file)?,
+        }
         let asks = match &settings.status {
             Some(address) => Some(serve_status(address).await?),
             None => None,

@@ -23,18 +23,28 @@ pub enum PlaceError {
     PrivateTmp(PathBuf),
 }
 
-/// Checks the place of a subnet file, or of the directory of several. What may pass (a missing mount, a full disk) is
-/// no error here: the daemon goes on and tries to write until it can.
-pub(super) fn check(path: &Path) -> Result<(), PlaceError> {
+/// Checks the place of a subnet file. What may pass (a missing mount, a full disk) is no error here: the daemon goes on
+/// and tries to write until it can.
+pub(super) fn check_file(path: &Path) -> Result<(), PlaceError> {
+    // A file that is mounted by itself can be written where nothing beside it can.
+    let is_writable = || File::options().write(true).open(path).is_ok();
+    check(path, path.parent().unwrap_or(path), is_writable)
+}
+
+/// Checks the directory of several subnet files, in the same way.
+pub(super) fn check_directory(dir: &Path) -> Result<(), PlaceError> {
+    check(dir, dir, || false)
+}
+
+/// Checks `path`, which the settings name, by a new file in `dir`; there is none if `path` is writable as it is.
+fn check(path: &Path, dir: &Path, is_writable: impl Fn() -> bool) -> Result<(), PlaceError> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if is_private(path, &mounts) {
         return Err(PlaceError::PrivateTmp(path.to_owned()));
     }
-    // A file that is mounted by itself can be written where nothing beside it can.
-    if File::options().write(true).open(path).is_ok() {
+    if is_writable() {
         return Ok(());
     }
-    let dir = path.parent().unwrap_or(path);
     let probe = dir.join(format!(".flanneld-{}", std::process::id()));
     let tried = fs::create_dir_all(dir).and_then(|()| File::create_new(&probe));
     match tried {
@@ -81,9 +91,12 @@ mod tests {
     fn a_place_that_can_be_written_is_left_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("new/subnet.env");
-        assert_eq!(check(&place), Ok(()));
+        assert_eq!(check_file(&place), Ok(()));
         assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 0);
+        let several = dir.path().join("several");
+        assert_eq!(check_directory(&several), Ok(()));
+        assert_eq!(fs::read_dir(&several).unwrap().count(), 0);
         // This place is no read-only one, only one where no file can be.
-        assert_eq!(check(Path::new("/proc/version/subnet.env")), Ok(()));
+        assert_eq!(check_file(Path::new("/proc/version/subnet.env")), Ok(()));
     }
 }
