@@ -14,7 +14,8 @@ field() { jq -r "$1" <<<"$package"; }
 version="$(field .version)-$(field '.metadata.deb.revision')"
 arch="$(dpkg --print-architecture)"
 tree="$(mktemp -d)"
-trap 'rm -rf "$tree"' EXIT
+work="$(mktemp -d)"
+trap 'rm -rf "$tree" "$work"' EXIT
 chmod 755 "$tree"
 
 while IFS=$'\t' read -r from to mode; do
@@ -23,6 +24,14 @@ while IFS=$'\t' read -r from to mode; do
     install -D -m "$mode" "$from" "$tree/$to"
 done < <(field '.metadata.deb.assets[] | @tsv')
 strip --strip-debug "$tree/usr/bin/flanneld"
+
+# `$auto` stands for the packages of the libraries that the binary is linked with. cargo-deb asks the same program, which
+# wants a source package around it.
+mkdir -p "$work/debian"
+: >"$work/debian/control"
+auto="$(cd "$work" && dpkg-shlibdeps -O -e "$tree/usr/bin/flanneld" 2>/dev/null | sed -n 's/^shlibs:Depends=//p')"
+[ -n "$auto" ] || { echo "deb.sh: dpkg-shlibdeps (package dpkg-dev) names no libraries of $binary" >&2; exit 1; }
+depends="$(field .metadata.deb.depends)"
 
 mkdir "$tree/DEBIAN"
 scripts="$(field '.metadata.deb["maintainer-scripts"]')"
@@ -37,7 +46,7 @@ Maintainer: $(field '.metadata.deb.maintainer')
 Section: $(field '.metadata.deb.section')
 Priority: $(field '.metadata.deb.priority')
 Installed-Size: $(du -sk --exclude=DEBIAN "$tree" | cut -f1)
-Depends: libc6, libgcc-s1
+Depends: ${depends//\$auto/$auto}
 Recommends: $(field '.metadata.deb.recommends')
 Conflicts: $(field '.metadata.deb.conflicts')
 Description: $(field .description)

@@ -5,12 +5,14 @@ mod lab;
 
 use lab::systemd::package;
 use lab::{Api, Lab, Proc, Subnet, TUTORIAL, eventually, flanneld, secs, skip};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// What it takes to make the package and to install it.
+const PACKAGERS: [&str; 6] = ["dpkg", "dpkg-deb", "dpkg-shlibdeps", "jq", "strip", "cargo"];
 const UNIT: &str = "usr/lib/systemd/system/flanneld.service";
 
 fn here(command: &str) -> bool {
@@ -55,7 +57,7 @@ fn settings(unit: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn the_package_installs_keeps_settings_and_goes() {
-    if !can(&["dpkg", "dpkg-deb", "jq", "strip", "cargo"]) {
+    if !can(&PACKAGERS) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -65,12 +67,14 @@ fn the_package_installs_keeps_settings_and_goes() {
     assert!(dpkg(&root, &["-s", "flanneld"]).contains("Status: install ok installed"));
     let listed = dpkg(&root, &["-L", "flanneld"]);
     let files: Vec<_> = listed.lines().filter(|path| root.join(&path[1..]).is_file()).collect();
-    assert_eq!(files.len(), 12, "{files:?}");
+    assert_eq!(files.len(), 14, "{files:?}");
     for (path, mode) in [
         ("usr/bin/flanneld", 0o755),
         ("usr/bin/mk-docker-opts.sh", 0o755),
         ("usr/lib/flanneld/docker-opts", 0o755),
         (UNIT, 0o644),
+        ("usr/lib/systemd/system/flannel-docker-opts.path", 0o644),
+        ("usr/lib/systemd/system/flannel-docker-opts.service", 0o644),
         ("usr/lib/systemd/system/flannel-docker.path", 0o644),
         ("usr/lib/systemd/system/flannel-docker.service", 0o644),
         ("etc/default/flanneld", 0o644),
@@ -96,6 +100,45 @@ fn the_package_installs_keeps_settings_and_goes() {
     assert!(!root.join(UNIT).exists() && settings.exists());
     dpkg(&root, &["-P", "flanneld"]);
     assert!(!settings.exists());
+}
+
+/// A library that is no dependency is a daemon that does not start on a small Debian. dpkg's own database says which
+/// package a library is of, and readelf which libraries the binary takes.
+#[test]
+fn the_package_depends_on_the_libraries_of_its_binary() {
+    if !can(&PACKAGERS) || !can(&["readelf", "dpkg-query"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let deb = package(dir.path());
+    let depends = ok(Command::new("dpkg-deb").arg("-f").arg(&deb).arg("Depends"));
+    let depends: BTreeSet<&str> =
+        depends.split([',', '|']).filter_map(|one| one.split_whitespace().next()).collect();
+    ok(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir.path()));
+    let dynamic = ok(Command::new("readelf").arg("-dW").arg(dir.path().join("usr/bin/flanneld")));
+    let needed: Vec<&str> = dynamic
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        .collect();
+    assert!(needed.contains(&"libc.so.6"), "{dynamic}");
+    let mut owners = BTreeSet::new();
+    for library in needed {
+        let owned = ok(Command::new("dpkg-query").args(["-S", &format!("*/{library}")]));
+        let packages: BTreeSet<String> = owned
+            .lines()
+            .filter_map(|line| Some(line.split_once(": ")?.0.split(':').next()?.to_owned()))
+            .collect();
+        assert!(
+            packages.iter().any(|one| depends.contains(one.as_str())),
+            "{library} of {packages:?}: {depends:?}"
+        );
+        owners.extend(packages);
+    }
+    assert!(depends.iter().all(|one| owners.contains(*one)), "{depends:?} of {owners:?}");
+    // cargo-deb fills in the same list.
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("\ndepends = \"$auto\"\n"));
 }
 
 #[test]
@@ -198,7 +241,7 @@ fn start(lab: &Lab, root: &Path, capabilities: &str, log: &str, subnet_file: &Pa
 
 #[test]
 fn the_installed_daemon_works_with_the_units_rights_alone() {
-    if !can(&["dpkg", "dpkg-deb", "jq", "strip", "cargo", "setpriv"]) {
+    if !can(&PACKAGERS) || !can(&["setpriv"]) {
         return;
     }
     let Some(lab) = Lab::start(2) else { return };

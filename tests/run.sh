@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 need_root
 need_build
 need etcd:etcd-server etcdctl:etcd-client ip:iproute2 iperf3:iperf3 ping:iputils-ping ethtool:ethtool \
-    tcpdump:tcpdump curl:curl openssl:openssl jq:jq iptables:iptables nft:nftables strip:binutils setpriv:util-linux \
+    tcpdump:tcpdump curl:curl openssl:openssl jq:jq iptables:iptables nft:nftables strip:binutils dpkg-shlibdeps:dpkg-dev setpriv:util-linux \
     busybox:busybox-static systemd-analyze:systemd mmdebstrap:mmdebstrap \
     dockerd:docker.io docker:docker.io
 need_tun

@@ -75,8 +75,9 @@ inside() {
     cd "$new"
     mkdir -p .old
     pivot_root . .old
+    # The mounts are shared, as on a real host and in nspawn: without that a unit's LoadCredential= gives no file.
     exec env -i container=systemd-lab PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb chroot . /bin/sh -c \
-        'umount -l /.old && rmdir /.old; exec /lib/systemd/systemd --unit=multi-user.target --show-status=no \
+        'umount -l /.old && rmdir /.old; mount --make-rshared /; exec /lib/systemd/systemd --unit=multi-user.target --show-status=no \
          --log-target=journal </dev/null >/dev/null 2>&1'
 }
 

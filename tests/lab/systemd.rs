@@ -1,7 +1,8 @@
 //! A host whose PID 1 is a real systemd, in namespaces of its own (`tests/systemd-lab.sh`), with the Debian package of
 //! this build.
 
-use super::{Lab, eventually, flanneld, secs, skip};
+use super::pair::config;
+use super::{Api, Lab, Subnet, eventually, flanneld, secs, skip};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -39,7 +40,8 @@ fn script(path: &str) -> PathBuf {
 
 /// What this machine lacks for a systemd of its own, if anything.
 fn missing() -> Option<String> {
-    let tools = ["mmdebstrap", "unshare", "nsenter", "setsid", "dpkg-deb", "jq", "strip", "cargo"];
+    let tools =
+        ["mmdebstrap", "unshare", "nsenter", "setsid", "dpkg-deb", "dpkg-shlibdeps", "jq", "strip", "cargo"];
     let lacks = |tool: &&&str| {
         let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).output();
         !found.is_ok_and(|out| out.status.success())
@@ -131,5 +133,65 @@ impl Drop for Machine {
             eprintln!("{}", self.journal("-n 40"));
         }
         let _ = Command::new(script("tests/systemd-lab.sh")).arg("down").arg(&self.dir).output();
+    }
+}
+
+/// A service in Docker's place, ordered as Docker's own unit is. It keeps the environment of its start.
+const DOCKER: &str = "[Unit]\nAfter=network-online.target containerd.service\nWants=network-online.target\n\
+    [Service]\nEnvironmentFile=-/run/flannel/docker_opts.env\nExecStart=/bin/sleep infinity\n\
+    [Install]\nWantedBy=multi-user.target\n";
+/// The settings file of a host without wishes.
+pub const SETTINGS: &str = "FLANNELD_ETCD_ENDPOINTS=http://10.77.0.254:2379\nFLANNELD_ETCD_API=v3\n";
+/// So that a test need not wait for a second after each crash.
+pub const QUICK: &str = "[Service]\nRestartSec=100ms\n";
+
+/// A host with the package under systemd, a service in Docker's place, and a lab with etcd around it. The fields are
+/// dropped in this order.
+pub struct Host {
+    pub machine: Machine,
+    pub deb: PathBuf,
+    pub lab: Lab,
+}
+
+impl Host {
+    pub fn start(backend: &str, settings: &str) -> Option<Self> {
+        let lab = Lab::start(2)?;
+        let machine = Machine::boot(&lab, 1)?;
+        lab.put_config(Api::V3, &config(backend));
+        let deb = package(&lab.path(""));
+        machine.install(&deb);
+        machine.write("/etc/systemd/system/docker.service", DOCKER);
+        machine.write("/etc/default/flanneld", &format!("{SETTINGS}{settings}"));
+        machine.drop_in(QUICK);
+        Some(Self { machine, deb, lab })
+    }
+
+    pub fn subnet(&self) -> Subnet {
+        Subnet::parse(&self.machine.read("/run/flannel/subnet.env").unwrap()).unwrap()
+    }
+
+    /// Docker's process, and the options that it was started with.
+    pub fn docker(&self) -> (String, String) {
+        let pid = self.machine.show("docker", "MainPID");
+        let environment = self.machine.run(&format!("tr '\\0' '\\n' </proc/{pid}/environ"));
+        let options = environment.lines().find_map(|line| line.strip_prefix("DOCKER_OPTS="));
+        (pid, options.unwrap_or_default().to_owned())
+    }
+
+    /// Waits until flanneld runs as another process than `before` and is ready.
+    pub fn restarted(&self, before: &str) -> String {
+        let pid = self.machine.wait_for("flanneld", "MainPID", |pid| pid != before && pid != "0");
+        self.machine.wait_for("flanneld", "ActiveState", |state| state == "active");
+        pid
+    }
+
+    pub fn pid(&self) -> String {
+        self.machine.show("flanneld", "MainPID")
+    }
+
+    /// Has another node write over this host's key, so that the lease is lost.
+    pub fn take_the_lease(&self) {
+        let key = format!("subnets/{}", self.subnet().key());
+        self.lab.put(Api::V3, &key, r#"{"PublicIP":"10.77.0.99"}"#);
     }
 }
