@@ -6,6 +6,7 @@
 //! `command.rs` beside this one says how a command line is read.
 
 use super::command::Command;
+use super::strangers::Strangers;
 use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::Netlink;
@@ -115,7 +116,7 @@ struct Commands {
     queue: Sender<Command>,
     /// The peers' leases as they were added, since a removal needs the same data.
     peers: BTreeMap<Ipv4Net, Lease>,
-    foreign: u64,
+    strangers: Strangers,
     unusable: u64,
     failures: Arc<AtomicU64>,
 }
@@ -130,21 +131,31 @@ impl Commands {
             .name("fl-extension".to_owned())
             .spawn(move || work(&commands, &count))
             .map_err(BackendError::Thread)?;
-        Ok(Commands { config, queue, peers: BTreeMap::new(), foreign: 0, unusable: 0, failures })
+        Ok(Commands {
+            config,
+            queue,
+            peers: BTreeMap::new(),
+            strangers: Strangers::default(),
+            unusable: 0,
+            failures,
+        })
     }
 
     fn added(&mut self, lease: &Lease) {
         let kind = lease.attrs.backend_type.as_deref();
         if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) {
-            self.foreign += 1;
-            warn!(subnet = %lease.subnet, ?kind, "not an extension node's lease: ignored");
             self.removed(lease.subnet);
-        } else if self.enqueue(self.config.subnet_add.clone(), lease) {
+            self.strangers.add(lease);
+            return;
+        }
+        self.strangers.remove(lease.subnet);
+        if self.enqueue(self.config.subnet_add.clone(), lease) {
             self.peers.insert(lease.subnet, lease.clone());
         }
     }
 
     fn removed(&mut self, subnet: Ipv4Net) {
+        self.strangers.remove(subnet);
         if let Some(lease) = self.peers.remove(&subnet) {
             self.enqueue(self.config.subnet_remove.clone(), &lease);
         }
@@ -179,14 +190,15 @@ impl Network for Commands {
                 Event::Removed(lease) => self.removed(lease.subnet),
             }
         }
+        self.strangers.tell(KIND);
     }
 
     fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
-        let samples = vec![
-            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),
+        let mut samples = self.strangers.samples().to_vec();
+        samples.extend([
             Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
             Sample::new(&metric::FAILED_COMMANDS, "failed_commands", self.failures.load(Ordering::Relaxed)),
-        ];
+        ]);
         ready(Some(DataPath { workers: Vec::new(), peers: self.peers.len(), samples })).boxed_local()
     }
 }

@@ -103,15 +103,17 @@ impl Routes {
     fn follow(&mut self, event: &Event) {
         match event {
             Event::Added(lease) if is_ours(lease) => {
+                self.tables.upkeep.strangers.remove(lease.subnet);
                 self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, None);
             }
             Event::Added(lease) => {
-                self.tables.upkeep.foreign_lease();
-                let kind = lease.attrs.backend_type.as_deref();
-                warn!(subnet = %lease.subnet, ?kind, "not a host-gw node's lease: ignored");
+                self.tables.upkeep.strangers.add(lease);
                 self.tables.wanted.remove(lease.subnet);
             }
-            Event::Removed(lease) => self.tables.wanted.remove(lease.subnet),
+            Event::Removed(lease) => {
+                self.tables.upkeep.strangers.remove(lease.subnet);
+                self.tables.wanted.remove(lease.subnet);
+            }
         }
     }
 
@@ -147,6 +149,7 @@ impl Network for Routes {
         for event in events {
             self.follow(event);
         }
+        self.tables.upkeep.strangers.tell(KIND);
     }
 
     fn follow(&mut self, external: &External) -> Result<(), BackendError> {

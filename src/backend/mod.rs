@@ -22,6 +22,7 @@ mod extension;
 mod host_gw;
 mod repairs;
 mod restarts;
+mod strangers;
 mod tables;
 mod udp;
 mod upkeep;

@@ -7,6 +7,7 @@
 //! everything stays for a while; the watch brings back whoever is really there.
 
 use super::repairs::Repairs;
+use super::strangers::Strangers;
 use crate::log::Complaint;
 use crate::netlink::{Changes, Error};
 use crate::report::{DataPath, Sample, metric};
@@ -49,8 +50,8 @@ pub(super) enum Reason {
 #[derive(Debug)]
 pub(super) struct Upkeep {
     sweep: Sweep,
-    /// How many events were of leases of another backend's nodes.
-    foreign: u64,
+    /// The peers of other backends.
+    pub(super) strangers: Strangers,
     /// How many events were of leases of this backend's type that it cannot use.
     unusable: u64,
     /// The passes that had to put something right.
@@ -64,16 +65,12 @@ impl Upkeep {
     pub(super) fn new() -> Self {
         Self {
             sweep: Sweep::Due,
-            foreign: 0,
+            strangers: Strangers::default(),
             unusable: 0,
             repairs: Repairs::default(),
             refused: BTreeMap::new(),
             complaint: Complaint::default(),
         }
-    }
-
-    pub(super) fn foreign_lease(&mut self) {
-        self.foreign += 1;
     }
 
     pub(super) fn unusable_lease(&mut self) {
@@ -185,12 +182,12 @@ impl Upkeep {
 
     /// The report of a data path with `peers` peers.
     pub(super) fn report(&self, peers: usize) -> DataPath {
-        let samples = vec![
-            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.foreign),
+        let mut samples = self.strangers.samples().to_vec();
+        samples.extend([
             Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
             Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
             Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", self.refused.len() as u64),
-        ];
+        ]);
         DataPath { workers: Vec::new(), peers, samples }
     }
 }

@@ -260,11 +260,11 @@ impl Tunnel {
 
     fn added(&mut self, lease: &Lease) {
         let kind = lease.attrs.backend_type.as_deref();
+        self.tables.upkeep.strangers.remove(lease.subnet);
         let mac = vtep_mac(lease).filter(|mac| *mac != self.config.device.mac);
         match mac {
             _ if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) => {
-                self.tables.upkeep.foreign_lease();
-                warn!(subnet = %lease.subnet, ?kind, "not a vxlan node's lease: ignored");
+                self.tables.upkeep.strangers.add(lease);
             }
             Some(mac) => {
                 self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, Some(mac));
@@ -298,9 +298,13 @@ impl Network for Tunnel {
         for event in events {
             match event {
                 Event::Added(lease) => self.added(lease),
-                Event::Removed(lease) => self.tables.wanted.remove(lease.subnet),
+                Event::Removed(lease) => {
+                    self.tables.upkeep.strangers.remove(lease.subnet);
+                    self.tables.wanted.remove(lease.subnet);
+                }
             }
         }
+        self.tables.upkeep.strangers.tell(KIND);
     }
 
     fn follow(&mut self, external: &External) -> Result<(), BackendError> {

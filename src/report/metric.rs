@@ -138,6 +138,8 @@ metrics! {
 
     RECONCILE_REPAIRS: Counter "flanneld_reconcile_repairs_total", "times",
         "Times that a device, address or route was missing and was put back.";
+    OTHER_BACKEND_PEERS: Gauge "flanneld_other_backend_peers", "nodes",
+        "Peers whose nodes run another backend, so that nothing leads to them from here.";
     FOREIGN_LEASES: Counter "flanneld_foreign_leases_total", "leases",
         "Leases of nodes of another backend, ignored.";
     UNUSABLE_LEASES: Counter "flanneld_unusable_leases_total", "leases",

@@ -232,10 +232,8 @@ impl Overlay {
         let overflows = self.past_overflows + self.overflows();
         let kernel =
             |queue, value| Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, queue, ("reason", queue), value);
-        let mut samples = vec![
-            Sample::new(&metric::FOREIGN_LEASES, "foreign_leases", self.peers.foreign()),
-            Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
-        ];
+        let mut samples = self.peers.strangers.samples().to_vec();
+        samples.push(Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()));
         samples.extend(sum.samples());
         samples.extend([kernel("tun_queue_full", queue_full), kernel("socket_overflow", overflows)]);
         DataPath { workers, peers: self.peers.len(), samples }
@@ -253,6 +251,7 @@ impl Network for Overlay {
                 self.broken = true;
             }
         }
+        self.peers.strangers.tell(KIND);
     }
 
     fn set_peer_filter(&mut self, filter: PeerFilter, netlink: &Netlink) {

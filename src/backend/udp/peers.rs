@@ -1,35 +1,30 @@
 //! The peers of the `udp` backend, and what an event of their leases means for the workers' routes.
 
+use crate::backend::strangers::Strangers;
 use crate::route::{Peer, RouteCommand};
 use crate::subnet::{Event, Lease};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
-use tracing::warn;
 
 /// Every peer that this network reaches, with the address that its packets go to.
 #[derive(Debug)]
 pub(super) struct Peers {
     port: u16,
     known: BTreeMap<Ipv4Net, SocketAddrV4>,
-    /// How many events were of leases of another backend's nodes.
-    foreign: u64,
+    /// The peers of other backends.
+    pub(super) strangers: Strangers,
 }
 
 impl Peers {
     /// Starts without peers; all that come listen on `port`.
     pub(super) fn new(port: u16) -> Self {
-        Self { port, known: BTreeMap::new(), foreign: 0 }
+        Self { port, known: BTreeMap::new(), strangers: Strangers::default() }
     }
 
     /// How many peers there are.
     pub(super) fn len(&self) -> usize {
         self.known.len()
-    }
-
-    /// How many events were of leases of another backend's nodes.
-    pub(super) fn foreign(&self) -> u64 {
-        self.foreign
     }
 
     /// All peers as routes, for workers that are new.
@@ -41,16 +36,19 @@ impl Peers {
     pub(super) fn follow(&mut self, event: &Event) -> Option<RouteCommand> {
         match event {
             Event::Added(lease) if is_ours(lease) => {
+                self.strangers.remove(lease.subnet);
                 let address = SocketAddrV4::new(lease.attrs.public_ip, self.port);
                 let known = self.known.insert(lease.subnet, address);
                 (known != Some(address)).then(|| set(lease.subnet, address))
             }
             Event::Added(lease) => {
-                self.foreign += 1;
-                warn!(subnet = %lease.subnet, kind = ?lease.attrs.backend_type, "not a udp node's lease: ignored");
+                self.strangers.add(lease);
                 self.forget(lease.subnet)
             }
-            Event::Removed(lease) => self.forget(lease.subnet),
+            Event::Removed(lease) => {
+                self.strangers.remove(lease.subnet);
+                self.forget(lease.subnet)
+            }
         }
     }
 
@@ -95,6 +93,7 @@ mod tests {
         let foreign = peers.follow(&Event::Added(lease(3, Some("vxlan"))));
         assert_eq!(foreign, Some(RouteCommand::Del { subnet }), "the node changed its backend");
         assert_eq!(peers.follow(&Event::Removed(lease(3, None))), None);
-        assert_eq!((peers.len(), peers.foreign()), (0, 1));
+        let [present, ever] = peers.strangers.samples();
+        assert_eq!((peers.len(), present.value, ever.value), (0, 0, 1));
     }
 }
