@@ -21,7 +21,6 @@ use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -112,8 +111,7 @@ impl Control {
             let patience = if doubted { Duration::ZERO } else { kept::PATIENCE };
             manager = manager.with_cached(kept.at(clock.now()), clock.now() + patience);
         }
-        let failures = Rc::new(Cell::new(0));
-        let keep = kept::keep(cache.clone(), &config, text, &failures);
+        let (keep, failures, endpoints) = kept::keep(cache.clone(), &config, text, &settings.etcd);
         let (notices, inbox) = mpsc::unbounded_channel();
         let (status, held) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -133,6 +131,7 @@ impl Control {
             notifier,
             lease: held,
             cache_failures: failures,
+            endpoints,
             publish,
             clock: Rc::clone(&clock),
             source: Rc::clone(&source),

@@ -5,6 +5,7 @@
 //! with what was kept, and the question goes on beside it: a config that turns out to be another one ends the network,
 //! which is then started anew, so it never runs on a part of what was kept.
 
+use crate::etcd;
 use crate::log::phrases;
 use crate::membership::Ending;
 use crate::membership::cache::{Cache, Contents, Keep, Moment};
@@ -14,6 +15,7 @@ use std::future::pending;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -84,15 +86,19 @@ pub(super) async fn begin(
     }
 }
 
-/// What is to be kept of a network with that config and its text, if there is a place for it.
+/// What is to be kept of a network with that config and its text, if there is a place for it; with it the count of the
+/// writes that fail, and the way to say that etcd is reached at other endpoints.
 pub(super) fn keep(
     cache: Option<Cache>,
     config: &Config,
     text: String,
-    failures: &Rc<Cell<u64>>,
-) -> Option<Keep> {
-    let (generation, failures) = (config.generation, Rc::clone(failures));
-    cache.map(|cache| Keep { cache, config: text, generation, failures })
+    etcd: &etcd::Settings,
+) -> (Option<Keep>, Rc<Cell<u64>>, watch::Sender<Vec<String>>) {
+    let (told, endpoints) = watch::channel(etcd.endpoints.clone());
+    let failures = Rc::new(Cell::new(0));
+    let (generation, count) = (config.generation, Rc::clone(&failures));
+    let keep = cache.map(|cache| Keep { cache, endpoints, config: text, generation, failures: count });
+    (keep, failures, told)
 }
 
 /// Waits until the store tells another config than the one that was kept; for ever without a doubt.

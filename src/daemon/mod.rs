@@ -78,9 +78,10 @@ pub enum DaemonError {
     /// Somebody else owns our subnet.
     #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
-    /// The network config was changed while the store could not be reached, and the network ran with the old one.
+    /// The network config was changed while the store could not be reached, and the network ran with the old one. The
+    /// settings are those that it ran with in the end, since SIGHUP may have changed some.
     #[error("the network config is not the one in the state directory any more; starting anew with it")]
-    ConfigChanged,
+    ConfigChanged(Box<Settings>),
     /// The control thread panicked.
     #[error("the control thread panicked")]
     Panicked,
@@ -135,10 +136,15 @@ fn control_thread(settings: Settings, signals: Signals, reread: Reread) -> Resul
 }
 
 /// Runs the one network of the usual mode, and starts it anew if its config is another one than it began with.
-async fn one_network(settings: Settings, orders: &mut Orders) -> Result<(), DaemonError> {
+async fn one_network(mut settings: Settings, orders: &mut Orders) -> Result<(), DaemonError> {
     loop {
         match Control::start(settings.clone(), "").await?.run(orders).await {
-            Err(error @ DaemonError::ConfigChanged) => tracing::warn!("{error}"),
+            Err(error @ DaemonError::ConfigChanged(_)) => {
+                tracing::warn!("{error}");
+                if let DaemonError::ConfigChanged(newest) = error {
+                    settings = *newest;
+                }
+            }
             result => return result,
         }
     }

@@ -11,9 +11,10 @@ use super::control::Control;
 use super::kept;
 use super::notify::Notifier;
 use super::orders::{Order, Orders};
+use super::reload::adopt;
 use super::settings::{Networks, Settings};
 use super::signals::{CLEANUP_LIMIT, STOP_LIMIT};
-use crate::etcd::{self, Replaceable};
+use crate::etcd::Replaceable;
 use crate::iface;
 use crate::log::Complaint;
 use crate::membership::StateDir;
@@ -232,16 +233,7 @@ impl Supervisor {
 
     /// Hands new settings over to the networks and to those that start later.
     fn reload(&self, new: &Rc<Settings>, store: &Replaceable) {
-        match store.replace(&new.etcd) {
-            Ok(()) => {
-                let mut settings = self.settings.borrow_mut();
-                settings.engine.peer_filter = new.engine.peer_filter;
-                // The prefix and the API take a restart.
-                let etcd::Settings { prefix, api, .. } = settings.etcd.clone();
-                settings.etcd = etcd::Settings { prefix, api, ..new.etcd.clone() };
-            }
-            Err(error) => error!("SIGHUP: {error}; etcd is reached as before"),
-        }
+        adopt(new, &mut self.settings.borrow_mut(), |etcd| store.replace(etcd));
         self.each(|| Order::Reload(Rc::clone(new)));
     }
 
@@ -321,7 +313,7 @@ async fn keep_up(shared: Rc<RefCell<Settings>>, name: String, subnet_file: PathB
         };
         let error = match result {
             Ok(()) => return,
-            Err(error @ DaemonError::ConfigChanged) => {
+            Err(error @ DaemonError::ConfigChanged(_)) => {
                 warn!("{error}");
                 continue;
             }

@@ -4,6 +4,7 @@ use super::{Reloaded, Reread, Settings};
 use crate::etcd;
 use crate::log;
 use crate::membership::Source;
+use crate::store::Error;
 use std::fmt;
 use std::rc::Rc;
 use tracing::{error, info, warn};
@@ -41,8 +42,18 @@ impl Reload {
 /// Hands `new` over to a network that runs or comes up: to the source of its leases, and to the settings with which it
 /// makes the next device.
 pub(super) fn take_over(new: &Settings, settings: &mut Settings, source: &Source) {
+    adopt(new, settings, |etcd| source.reload(etcd));
+}
+
+/// Takes over from `new` what can change while networks run, and has the store reached by it with `replace`.
+pub(super) fn adopt(
+    new: &Settings,
+    settings: &mut Settings,
+    replace: impl FnOnce(&etcd::Settings) -> Result<(), Error>,
+) {
     settings.engine.peer_filter = new.engine.peer_filter;
-    match source.reload(&new.etcd) {
+    match replace(&new.etcd) {
+        // The prefix and the API take a restart.
         Ok(()) => {
             let (prefix, api) = (settings.etcd.prefix.clone(), settings.etcd.api);
             settings.etcd = etcd::Settings { prefix, api, ..new.etcd.clone() };

@@ -56,6 +56,8 @@ pub(super) struct Parts {
     pub(super) lease: watch::Receiver<Option<Status>>,
     /// How many writes to the state directory have failed.
     pub(super) cache_failures: Rc<Cell<u64>>,
+    /// Where the store is reached, for those who keep what it says.
+    pub(super) endpoints: watch::Sender<Vec<String>>,
     /// What the lease is to publish.
     pub(super) publish: watch::Sender<LeaseAttrs>,
     pub(super) clock: Rc<Clock>,
@@ -77,6 +79,7 @@ pub(super) struct Running {
     notifier: Notifier,
     lease: watch::Receiver<Option<Status>>,
     cache_failures: Rc<Cell<u64>>,
+    endpoints: watch::Sender<Vec<String>>,
     publish: watch::Sender<LeaseAttrs>,
     clock: Rc<Clock>,
     source: Rc<Source>,
@@ -130,6 +133,7 @@ impl Running {
             notifier: parts.notifier,
             lease: parts.lease,
             cache_failures: parts.cache_failures,
+            endpoints: parts.endpoints,
             publish: parts.publish,
             clock: parts.clock,
             source: parts.source,
@@ -210,7 +214,7 @@ impl Running {
                 Ok(())
             }
             End::LeaseLost => Err(DaemonError::LeaseLost),
-            End::ConfigChanged => Err(DaemonError::ConfigChanged),
+            End::ConfigChanged => Err(DaemonError::ConfigChanged(Box::new(self.settings))),
         }
     }
 
@@ -271,7 +275,14 @@ impl Running {
     /// Takes over what may change while the network runs.
     fn reload(&mut self, new: &Settings) {
         take_over(new, &mut self.settings, &self.source);
-        self.detours.set_endpoints(&self.settings.etcd.endpoints);
+        let endpoints = &self.settings.etcd.endpoints;
+        self.detours.set_endpoints(endpoints);
+        self.endpoints.send_if_modified(|known| {
+            known != endpoints && {
+                known.clone_from(endpoints);
+                true
+            }
+        });
         if let Some((_, network)) = &mut self.network {
             network.set_peer_filter(self.settings.engine.peer_filter, &self.netlink);
         }

@@ -4,12 +4,13 @@
 //! waited for by a thread of the runtime's own. One write is under way at most.
 
 use super::{Cache, Moment, encode};
-use crate::lease::{Manager, Notice};
+use crate::lease::{Basis, Manager, Notice};
 use crate::log::Complaint;
 use crate::subnet::{FileError, Generation};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -22,6 +23,8 @@ const WRITE_EVERY: Duration = Duration::from_secs(5);
 pub struct Keep {
     /// The file that is kept up to date.
     pub cache: Cache,
+    /// The endpoints at which the store is reached, whenever they change.
+    pub endpoints: watch::Receiver<Vec<String>>,
     /// The text of the network config.
     pub config: String,
     /// The generation by whose rules the config was read.
@@ -43,7 +46,9 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn new(keep: Keep) -> Keeper {
+    pub(crate) fn new(mut keep: Keep) -> Keeper {
+        // They may have changed since the file was read.
+        keep.endpoints.mark_changed();
         Keeper { keep, changed: false, at: Instant::now(), writing: None, complaint: Complaint::default() }
     }
 
@@ -79,10 +84,15 @@ impl Keeper {
     /// Waits until a write is due; [`Keeper::save`] makes it. Cancel-safe.
     pub(crate) async fn due(&mut self) {
         self.written().await;
-        if !self.changed {
-            return std::future::pending().await;
+        loop {
+            tokio::select! {
+                Ok(()) = self.keep.endpoints.changed() => {
+                    self.changed |= self.keep.cache.reached_at(&self.keep.endpoints.borrow_and_update());
+                }
+                () = sleep_until(self.at), if self.changed => return,
+                else => return std::future::pending().await,
+            }
         }
-        sleep_until(self.at).await;
     }
 
     /// Waits for the write that is under way.
@@ -113,6 +123,10 @@ impl Keeper {
     pub(crate) fn save(&mut self, manager: &Manager, now: Duration) {
         debug_assert!(self.writing.is_none(), "one write at a time");
         (self.changed, self.at) = (false, Instant::now() + WRITE_EVERY);
+        if manager.status().basis != Basis::Store {
+            // What stands in the file is not written again on its own word.
+            return;
+        }
         let Keep { cache, config, generation, .. } = &self.keep;
         let cache = cache.clone();
         self.writing = Some(match manager.held() {

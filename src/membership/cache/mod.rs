@@ -39,6 +39,8 @@ use std::time::Duration;
 const MAGIC: &str = "flanneld-cache";
 /// The number of the format. A change of any line is another number.
 const VERSION: u32 = 1;
+/// How many endpoints from before a SIGHUP are kept.
+const MOST_FORMER: usize = 16;
 /// What the last line, with the checksum in hexadecimal, takes: eight digits and the end of the line.
 const SUM_LENGTH: usize = 9;
 
@@ -180,6 +182,18 @@ impl Cache {
         &self.file
     }
 
+    /// The store is reached at these endpoints from now on. What is written then may be used by a start with one of
+    /// them, or with one of those before. Returns whether any is new.
+    pub(super) fn reached_at(&mut self, endpoints: &[String]) -> bool {
+        if self.origin.endpoints.starts_with(endpoints) {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.origin.endpoints, endpoints.to_vec());
+        let others = before.into_iter().filter(|one| !endpoints.contains(one)).take(MOST_FORMER);
+        self.origin.endpoints.extend(others);
+        true
+    }
+
     /// Reads the file; `None` if there is none. [`Contents::check_host`] is left to the caller.
     ///
     /// # Errors
@@ -288,7 +302,16 @@ fn peer(line: &str) -> Result<Entry, Refusal> {
     keyspace::entry(key, value, 0, None).map_err(|skipped| damaged(skipped.reason))
 }
 
-/// Whether a file of `there` may be used by `here`. Of the endpoints one has to be the same: members come and go.
+/// The host and the port of an endpoint: how it is spelled beside them says nothing of the store behind it.
+fn place(endpoint: &str) -> String {
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+    place.to_ascii_lowercase()
+}
+
+/// Whether a file of `there` may be used by `here`. Of the endpoints one has to be the same: members come and go. Which
+/// cluster it is nobody can tell while the store is away; when it answers, its leases count.
 fn same_origin(there: &Origin, here: &Origin) -> Result<(), Refusal> {
     if there.prefix != here.prefix {
         return Err(foreign("--etcd-prefix", &there.prefix, &here.prefix));
@@ -296,7 +319,8 @@ fn same_origin(there: &Origin, here: &Origin) -> Result<(), Refusal> {
     if there.api != here.api {
         return Err(foreign("--etcd-api", &there.api, &here.api));
     }
-    if !there.endpoints.iter().any(|endpoint| here.endpoints.contains(endpoint)) {
+    let places: BTreeSet<String> = here.endpoints.iter().map(|one| place(one)).collect();
+    if !there.endpoints.iter().any(|one| places.contains(&place(one))) {
         return Err(foreign("etcd", &there.endpoints.join(","), &here.endpoints.join(",")));
     }
     if there.machine != here.machine {

@@ -102,6 +102,11 @@ fn a_file_of_another_store_or_host_is_refused() {
         let said = reason(decode(&a_day(), &here, &later(0, 0)));
         assert!(said.contains(text), "{said}");
     }
+    // The same host and port spelled otherwise.
+    for endpoint in ["https://192.0.2.2:2379/", "192.0.2.2:2379", "http://user@192.0.2.2:2379/etcd"] {
+        let here = Origin { endpoints: vec![endpoint.to_owned()], ..origin() };
+        assert!(decode(&a_day(), &here, &later(0, 0)).is_ok(), "{endpoint}");
+    }
     // Members come and go: one that is still there is enough.
     let here = Origin { endpoints: vec!["x".to_owned(), "http://192.0.2.2:2379".to_owned()], ..origin() };
     let found = decode(&a_day(), &here, &later(0, 0)).unwrap();
