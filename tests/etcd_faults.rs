@@ -248,6 +248,43 @@ fn freezes_and_thaws(release: Release) {
     });
 }
 
+/// The watch of the config has no sign of life of its own. It ends with the connection that the watch of the leases gives
+/// up, and sooner than by the pings of HTTP/2, which take 15 s.
+#[test]
+fn a_v3_watch_of_the_config_ends_with_that_of_the_leases() {
+    let etcd = Etcd::start();
+    etcd.etcdctl(&["put", "/n/config", "{}"]);
+    let mut settings = etcd.settings(Api::V3, "/n");
+    settings.timeout = Duration::from_millis(300);
+    let store = store(&settings);
+    run(async {
+        store.config().await.unwrap();
+        let revision = store.list().await.unwrap().revision;
+        let mut watch = store.watch(revision).await.unwrap();
+        // A second in which both show that they live.
+        let quiet = async { tokio::join!(watch.next(), store.config_changed()) };
+        assert!(tokio::time::timeout(Duration::from_secs(1), quiet).await.is_err());
+        etcd.signal("-STOP");
+        let since = Instant::now();
+        let (leases, config) = tokio::join!(
+            async {
+                assert!(matches!(watch.next().await, Err(Error::Unavailable(_))));
+                since.elapsed()
+            },
+            async {
+                assert!(matches!(store.config_changed().await, Err(Error::Unavailable(_))));
+                since.elapsed()
+            },
+        );
+        assert!(
+            leases < Duration::from_secs(8) && config < leases + Duration::from_secs(1),
+            "{leases:?} {config:?}"
+        );
+        etcd.signal("-CONT");
+        until_available(async || store.config().await).await;
+    });
+}
+
 #[test]
 fn auto_takes_the_api_that_holds_the_config() {
     let mut etcd = Etcd::start();

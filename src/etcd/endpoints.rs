@@ -9,7 +9,7 @@ use crate::store::Error;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// The longest time for which a watch may be silent.
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ pub(super) struct Endpoints<O: Opener> {
     live: RefCell<Option<Live<O::Made>>>,
     /// The site that failed last. The one after it is tried first.
     failed: RefCell<Option<Site>>,
-    generation: Cell<u64>,
+    generation: watch::Sender<u64>,
     /// Held while sites are tried, so that calls that begin together open one connection.
     opening: Mutex<()>,
     timeout: Duration,
@@ -48,7 +48,7 @@ impl<O: Opener> std::fmt::Debug for Endpoints<O> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (endpoints, generation) = (&self.endpoints, &self.generation);
         let mut form = f.debug_struct("Endpoints");
-        form.field("endpoints", endpoints).field("generation", generation).finish_non_exhaustive()
+        form.field("endpoints", endpoints).field("generation", &*generation.borrow()).finish_non_exhaustive()
     }
 }
 
@@ -100,7 +100,7 @@ impl<O: Opener> Endpoints<O> {
             return Err(Error::Invalid("no etcd endpoint is given".to_owned()));
         }
         let (live, failed, opening) = (RefCell::new(None), RefCell::new(None), Mutex::new(()));
-        let (generation, timeout) = (Cell::new(0), settings.timeout);
+        let (generation, timeout) = (watch::Sender::new(0), settings.timeout);
         Ok(Self { opener, endpoints, live, failed, generation, opening, timeout })
     }
 
@@ -124,16 +124,23 @@ impl<O: Opener> Endpoints<O> {
     /// A number that changes whenever the site in use has failed. What was made in an older generation must not be
     /// used any more, so that certificates and keys are read again.
     pub(super) fn generation(&self) -> u64 {
-        self.generation.get()
+        *self.generation.borrow()
+    }
+
+    /// Waits until what was made in this generation must not be used any more.
+    pub(super) async fn replaced(&self, generation: u64) {
+        let mut present = self.generation.subscribe();
+        // It cannot fail: the sender is ours.
+        let _ = present.wait_for(|present| *present != generation).await;
     }
 
     /// Notes that what was made in this generation has failed: the next call opens another site if there is one. A
     /// failure that is told late, when another site is in use already, changes nothing.
     pub(super) fn fail(&self, generation: u64) {
-        if generation != self.generation.get() {
+        if generation != self.generation() {
             return;
         }
-        self.generation.set(generation.wrapping_add(1));
+        self.generation.send_replace(generation.wrapping_add(1));
         if let Some(live) = self.live.take() {
             self.failed.replace(Some(live.site));
         }
@@ -141,7 +148,7 @@ impl<O: Opener> Endpoints<O> {
 
     /// Gives up the site in use, which need not have failed: the next call opens one anew.
     pub(super) fn renew(&self) {
-        self.generation.set(self.generation.get().wrapping_add(1));
+        self.generation.send_modify(|generation| *generation = generation.wrapping_add(1));
         self.live.take();
     }
 
@@ -203,7 +210,7 @@ impl<O: Opener> Endpoints<O> {
                     .map_err(|answer| answer.unwrap_or_else(|| combined(failures)))?;
             let error = match tokio::time::timeout(self.timeout, self.opener.enter(&made)).await {
                 Ok(Ok(())) => {
-                    let live = Live { site, made, generation: self.generation.get() };
+                    let live = Live { site, made, generation: self.generation() };
                     self.live.replace(Some(live.clone()));
                     return Ok(live);
                 }

@@ -163,6 +163,11 @@ impl Connection {
         self.endpoints.fail(generation);
     }
 
+    /// Waits until what was made in this generation is dead.
+    pub(super) async fn replaced(&self, generation: u64) {
+        self.endpoints.replaced(generation).await;
+    }
+
     /// Makes a call at the first site that answers. If the token is refused, it is replaced once and the call is
     /// repeated. This is safe for writes too, because etcd refuses a token before it writes.
     pub(super) async fn call<T>(

@@ -233,21 +233,29 @@ async fn start(
 }
 
 /// Waits until one key was written or deleted after `revision`, or until the store no longer knows what happened since.
+/// It asks for no sign of life of its own, which would double what idle nodes ask of etcd: the watch of the leases does,
+/// and when that gives the connection up, this one ends too.
 pub(super) async fn wait_for_change(connection: &Connection, key: &str, revision: i64) -> Result<(), Error> {
     let options = WatchOptions::new().with_start_revision(revision + 1);
-    let opened = connection.call(async |client, _| {
+    let opened = connection.call(async |client, attempt| {
         let mut stream = client.watch_client().watch(key, Some(options.clone())).await?;
         match stream.message().await? {
             Some(first) if first.canceled() && first.compact_revision() == 0 => {
                 Err(ClientError::WatchError(first.cancel_reason().to_owned()))
             }
-            Some(first) => Ok((stream, first)),
+            Some(first) => Ok((stream, first, attempt.generation)),
             None => Err(ClientError::WatchError("etcd ended the watch at once".to_owned())),
         }
     });
-    let (mut stream, mut message) = opened.await?;
+    let (mut stream, mut message, generation) = opened.await?;
     while message.events().is_empty() && message.compact_revision() == 0 {
-        match stream.message().await {
+        let next = tokio::select! {
+            next = stream.message() => next,
+            () = connection.replaced(generation) => {
+                return Err(Error::Unavailable("the connection was given up".to_owned()));
+            }
+        };
+        match next {
             Ok(Some(next)) if !next.canceled() || next.compact_revision() != 0 => message = next,
             Ok(_) => return Err(Error::Unavailable("etcd ended the watch".to_owned())),
             Err(error) => return Err(ended(error)),
