@@ -73,6 +73,9 @@ fn a_table_that_iptables_cannot_show_is_no_empty_table() {
         let text = sh(&lab, 1, "nft -s list table ip flannel-ipv4");
         assert_eq!(text.matches("masquerade").count(), 2, "{text}");
         assert!(!text.contains("chain forward"), "iptables can keep the forward rules: {text}");
+        let nat = sh(&lab, 1, "nft -s list table ip nat");
+        assert!(!nat.contains("FLANNEL"), "those of the run before, for whichever subnet: {nat}");
+        assert!(nat.contains("ip saddr 192.0.2.0/24 masquerade"), "{nat}");
         assert!(rules(&lab).contains("-A FLANNEL-FWD -s 10.10.0.0/16"), "{}", rules(&lab));
         assert_eq!(daemon.text().matches("the table nat of iptables holds rules that nft wrote").count(), 1);
         std::thread::sleep(ms(2200));
@@ -114,6 +117,11 @@ fn a_table_that_iptables_cannot_show_ends_no_daemon() {
     assert!(daemon.running());
     let metrics = lab.run(&lab.host(1), &["curl", "-sSm5", "http://127.0.0.1:8471/metrics"]);
     assert!(metrics.contains("\nflanneld_rules_in_place 0\n"), "{metrics}");
+    // Nobody has changed rules that were never there.
+    sh(&lab, 1, "nft delete chain ip nat theirs");
+    daemon.wait_text("Masquerade and forward rules are in place now", secs(5));
+    assert!(rules(&lab).contains("-A FLANNEL-POSTRTG -s 10.10.0.0/16"), "{}", rules(&lab));
+    assert!(!daemon.text().contains("changed by somebody"), "{}", daemon.text());
     daemon.terminate();
 }
 
@@ -162,31 +170,43 @@ fn the_program_that_is_there_is_used() {
     assert!(!sh(&lab, 1, "nft list tables").contains("flannel"));
 }
 
-/// `nft list ruleset` prints no comments of iptables, so a ruleset that was saved and loaded by it has lost them.
+/// `nft list ruleset` prints no comments of iptables, so a ruleset that was saved and loaded by it has lost them. Its
+/// masquerade rules are such as iptables cannot show, and with them it shows nothing of the table nat.
 #[test]
 fn rules_that_lost_their_comments_are_still_known() {
-    let Some(lab) = hosts(1) else { return };
-    config(&lab, false);
-    // Rules with a native masquerade cannot be shown at all after that (see above), so this is about the others.
-    start(&lab, 1, &[]).0.terminate();
-    let whole = rules(&lab);
-    assert!(whole.contains("FLANNEL-FWD") && whole.contains("FLANNEL-GUARD"), "{whole}");
-    for round in 0..3 {
-        sh(&lab, 1, "nft list ruleset > /tmp/$$.nft; nft flush ruleset; nft -f /tmp/$$.nft; rm /tmp/$$.nft");
-        assert!(!rules(&lab).contains("comment"), "{}", rules(&lab));
-        let (mut daemon, _) = start(&lab, 1, &[]);
-        eventually(
-            "as before",
-            4,
-            || rules(&lab) == whole,
-            || format!("round {round}: {}\n{whole}", rules(&lab)),
-        );
+    let reload = "nft list ruleset > /tmp/$$.nft; nft flush ruleset; nft -f /tmp/$$.nft; rm /tmp/$$.nft";
+    for masq in [&[] as &[&str], &["-ip-masq"]] {
+        let Some(lab) = hosts(1) else { return };
+        config(&lab, false);
+        let (mut daemon, first) = start(&lab, 1, masq);
         daemon.terminate();
+        let whole = rules(&lab);
+        assert!(whole.contains("FLANNEL-FWD") && whole.contains("FLANNEL-GUARD"), "{whole}");
+        assert_eq!(whole.contains("FLANNEL-POSTRTG"), !masq.is_empty(), "{whole}");
+        for round in 0..3 {
+            sh(&lab, 1, reload);
+            assert!(!rules(&lab).contains("comment"), "{}", rules(&lab));
+            assert_eq!(rules(&lab).contains("# Table `nat' is incompatible"), !masq.is_empty());
+            // The lease of the run before may have expired, and the stale rules are for its subnet.
+            for (key, _) in lab.leases(Api::V3) {
+                lab.delete_lease(Api::V3, &key);
+            }
+            std::fs::remove_file(lab.path("h1/flannel/subnet.env")).unwrap();
+            let (mut daemon, now) = start(&lab, 1, masq);
+            let whole = whole.replace(&first.key().replace('-', "/"), &now.key().replace('-', "/"));
+            let shown = || format!("round {round}: {}\n{whole}", rules(&lab));
+            eventually("as before", 4, || rules(&lab) == whole, shown);
+            assert!(!daemon.text().contains("changed by somebody"), "{}", daemon.text());
+            assert!(!sh(&lab, 1, "nft list tables").contains("flannel"), "it has moved back");
+            daemon.terminate();
+        }
+        sh(&lab, 1, reload);
+        let (mut daemon, _) = start(&lab, 1, &[masq, &["--cleanup-on-exit"]].concat());
+        sh(&lab, 1, reload);
+        daemon.terminate();
+        let left = sh(&lab, 1, "nft list ruleset");
+        assert!(!left.contains("FLANNEL") && !left.contains("flannel"), "{left}");
     }
-    sh(&lab, 1, "nft list ruleset > /tmp/$$.nft; nft flush ruleset; nft -f /tmp/$$.nft; rm /tmp/$$.nft");
-    let (mut daemon, _) = start(&lab, 1, &["--cleanup-on-exit"]);
-    daemon.terminate();
-    assert!(!rules(&lab).contains("FLANNEL"), "{}", rules(&lab));
 }
 
 /// What flannel 0.6.2, 0.9 to 0.11 and 0.16 wrote straight into the built-in chains.
@@ -295,39 +315,64 @@ fn a_reject_at_the_end_of_forward_comes_after_our_accepts() {
     assert_eq!(forward(), "-j ACCEPT -j wall ");
 }
 
-/// A table of nft that drops, such as firewalld's, can only be named.
+/// A table of nft that drops, such as firewalld's, can only be named. So can a chain of iptables' own tables where our
+/// accepts cannot be: one that iptables cannot show, or one of another table than filter.
 #[test]
 fn a_wall_in_another_table_is_named() {
+    let firewalld = "nft 'table inet firewalld { chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; ct state established accept; reject with icmpx admin-prohibited; }; }'";
+    let unseen = "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; iifname lo numgen random mod 2 0 accept; }; }'";
+    let mangle = "iptables -t mangle -P FORWARD DROP";
     for nftables in [false, true] {
-        let Some(lab) = hosts(1) else { return };
-        config(&lab, nftables);
-        sh(
-            &lab,
-            1,
-            "nft 'table inet firewalld { chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; ct state established accept; reject with icmpx admin-prohibited; }; }'",
-        );
-        let (mut daemon, _) = start(&lab, 1, &[]);
-        daemon.wait_text("may be dropped by the chain filter_FORWARD of nft's table inet firewalld", secs(5));
-        std::thread::sleep(ms(2500));
-        assert_eq!(daemon.text().matches("may be dropped").count(), 1, "{}", daemon.text());
-        daemon.terminate();
-        sh(&lab, 1, "nft insert rule inet firewalld filter_FORWARD ip saddr 10.10.0.0/16 accept");
-        let (mut daemon, _) = start(&lab, 1, &[]);
-        daemon.wait_text("Wrote subnet file", secs(5));
-        std::thread::sleep(ms(500));
-        assert!(!daemon.text().contains("may be dropped"), "{}", daemon.text());
-        daemon.terminate();
+        for (wall, chain, accepts) in [
+            (firewalld, "filter_FORWARD of nft's table inet firewalld", "inet firewalld filter_FORWARD"),
+            (unseen, "FORWARD of nft's table ip filter", "ip filter FORWARD"),
+            (mangle, "FORWARD of nft's table ip mangle", "ip mangle FORWARD"),
+        ] {
+            let Some(lab) = hosts(1) else { return };
+            config(&lab, nftables);
+            sh(&lab, 1, wall);
+            let (mut daemon, _) = start(&lab, 1, &[]);
+            daemon.wait_text(&format!("may be dropped by the chain {chain},"), secs(5));
+            std::thread::sleep(ms(1500));
+            assert_eq!(daemon.text().matches("may be dropped").count(), 1, "{}", daemon.text());
+            daemon.terminate();
+            sh(&lab, 1, &format!("nft insert rule {accepts} ip saddr 10.10.0.0/16 accept"));
+            let (mut daemon, _) = start(&lab, 1, &[]);
+            daemon.wait_text("Wrote subnet file", secs(5));
+            std::thread::sleep(ms(500));
+            assert!(!daemon.text().contains("may be dropped"), "{}", daemon.text());
+            daemon.terminate();
+        }
     }
+    // Where our accepts come first, nothing is in the way.
+    let Some(lab) = hosts(1) else { return };
+    config(&lab, false);
+    sh(&lab, 1, "iptables -P FORWARD DROP");
+    let (mut daemon, _) = start(&lab, 1, &[]);
+    daemon.wait_text("Wrote subnet file", secs(5));
+    std::thread::sleep(ms(500));
+    assert!(!daemon.text().contains("may be dropped"), "{}", daemon.text());
+    daemon.terminate();
+}
+
+/// The hosts' addresses lie outside the network, or inside of it, as in the tutorial.
+const OUTSIDE: &str = r#""Network":"10.10.0.0/16""#;
+const INSIDE: &str =
+    r#""Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.15.0.0","SubnetMax":"10.15.255.0""#;
+
+fn config_with(lab: &Lab, network: &str, nftables: bool, backend: &str) {
+    let config = format!(r#"{{{network},"EnableNFTables":{nftables},"Backend":{backend}}}"#);
+    lab.put_config(Api::V3, &config);
 }
 
 /// The datagrams of a container that reach a socket on the overlay's port of another host.
-fn forged(nftables: bool, args: &[&str]) -> (usize, Lab) {
+fn forged(nftables: bool, network: &str, args: &[&str]) -> (usize, Lab) {
     let Some(lab) = hosts(2) else { panic!("checked by the caller") };
-    config(&lab, nftables);
+    config_with(&lab, network, nftables, r#"{"Type":"udp"}"#);
     let (daemon, subnet) = start(&lab, 1, args);
     let container = lab.container(1, &subnet);
     // Docker masquerades, whether we do or not.
-    sh(&lab, 1, "iptables -t nat -A POSTROUTING -s 10.10.0.0/16 ! -d 10.10.0.0/16 -j MASQUERADE");
+    sh(&lab, 1, "iptables -t nat -I POSTROUTING -s 10.0.0.0/9 -o eth0 -j MASQUERADE");
     sh(&lab, 1, "sysctl -qw net.ipv4.ip_forward=1");
     // Another host's port of the overlay, without a daemon that would refuse the packet.
     let socket = lab.tool(&lab.host(2), "udp_socket 10.77.0.2:8285");
@@ -362,9 +407,11 @@ fn no_container_forges(nftables: bool) {
     if hosts(1).is_none() {
         return;
     }
-    for masq in [&[] as &[&str], &["-ip-masq"]] {
-        let (seen, lab) = forged(nftables, masq);
-        assert_eq!(seen, 0, "with {masq:?}");
+    for (network, masq) in
+        [(OUTSIDE, &[] as &[&str]), (OUTSIDE, &["-ip-masq"]), (INSIDE, &[]), (INSIDE, &["-ip-masq"])]
+    {
+        let (seen, lab) = forged(nftables, network, masq);
+        assert_eq!(seen, 0, "{network} with {masq:?}");
         let count = if nftables {
             sh(&lab, 1, "nft list chain ip flannel-ipv4 guard | grep -o 'packets [0-9]*'")
         } else {
@@ -372,8 +419,30 @@ fn no_container_forges(nftables: bool) {
         };
         assert_eq!(count.trim(), "packets 5", "the rule counts what it drops");
     }
-    let (seen, _) = forged(nftables, &["--port-guard=false"]);
+    let (seen, _) = forged(nftables, INSIDE, &["--port-guard=false"]);
     assert_eq!(seen, 5, "the switch");
+}
+
+/// A container may have a socket of its own on the overlay's port, and other containers reach it.
+fn containers_may_use_the_port(nftables: bool, network: &str, backend: &str, port: u16) {
+    let Some(lab) = hosts(2) else { return };
+    config_with(&lab, network, nftables, backend);
+    let (_daemons, ends) = pair(&lab, &[]);
+    lab.reaches(&ends[0].ns, ends[1].addr, secs(5));
+    let socket = lab.tool(&ends[1].ns, &format!("udp_socket {}:{port}", ends[1].addr));
+    let mut sender = lab.tool(&ends[0].ns, &format!("udp_socket {}:5000", ends[0].addr));
+    sender.write(&format!("{}:{port} 01", ends[1].addr));
+    assert_eq!(socket.line(secs(3)), format!("{}:5000 01", ends[0].addr), "{backend}");
+}
+
+#[test]
+fn containers_reach_that_port_of_each_other() {
+    let direct = r#"{"Type":"vxlan","DirectRouting":true}"#;
+    for (nftables, network) in [(false, INSIDE), (true, OUTSIDE)] {
+        containers_may_use_the_port(nftables, network, r#"{"Type":"udp"}"#, 8285);
+        containers_may_use_the_port(nftables, network, r#"{"Type":"vxlan"}"#, 8472);
+        containers_may_use_the_port(nftables, network, direct, 8472);
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod wanted;
 pub use command::CommandError;
 
 use crate::iface::External;
+use crate::masq::Guard;
 use crate::netlink::{self, Netlink};
 use crate::report::DataPath;
 use crate::subnet::{Config, ConfigError, Event, LeaseAttrs};
@@ -214,8 +215,9 @@ pub trait Backend: fmt::Debug {
     /// The MTU for containers, in bytes.
     fn mtu(&self) -> u32;
 
-    /// The UDP port on which hosts send each other packets; `None` if the backend has none.
-    fn port(&self) -> Option<u16> {
+    /// The UDP port on which hosts send each other packets, which containers must not reach; `None` if the backend has
+    /// none.
+    fn guard(&self) -> Option<Guard> {
         None
     }
 

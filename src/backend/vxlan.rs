@@ -14,6 +14,7 @@ use super::tables::Tables;
 use super::wanted::Wanted;
 use super::{Backend, BackendError, Look, Network, Progress, Setup};
 use crate::iface::External;
+use crate::masq::Guard;
 use crate::netlink::{Change, Changes, DEFAULT_VXLAN_PORT, Mac, Mtu, Netlink, Territory, Vxlan};
 use crate::report::DataPath;
 use crate::subnet::{ConfigError, Event, Lease, LeaseAttrs};
@@ -111,8 +112,8 @@ impl Backend for Config {
         self.device.mtu
     }
 
-    fn port(&self) -> Option<u16> {
-        Some(self.device.port)
+    fn guard(&self) -> Option<Guard> {
+        Some(Guard { port: self.device.port, direct: self.direct_routing })
     }
 
     fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {

@@ -99,7 +99,7 @@ impl Control {
                 return Ok(());
             }
         };
-        let rules = HostRules::start(&settings, &config, backend.port())?;
+        let rules = HostRules::start(&settings, &config, backend.guard())?;
         notifier.status("waiting for a subnet lease");
         let previous = previous_subnet(&settings, &config);
         let (detours, mut underlay) = detours::start(&netlink, &config, &external, &settings.etcd).await?;

@@ -2,7 +2,7 @@
 //! removed at the end if that was asked for. If masquerading is asked for, it is there before `subnet.env` is written.
 
 use super::{DaemonError, NEVER, Settings};
-use crate::masq::{self, Flavour, Keeper};
+use crate::masq::{self, Flavour, Guard, Keeper};
 use crate::netlink::Netlink;
 use crate::subnet::{Config, EnvFile};
 use ipnet::Ipv4Net;
@@ -39,20 +39,20 @@ pub(super) enum Due {
 }
 
 impl HostRules {
-    /// Finds out whether masquerading can work here at all. `port`: the UDP port of the overlay, if it has one.
+    /// Finds out whether masquerading can work here at all. `guard`: the UDP port of the overlay, if it has one.
     ///
     /// # Errors
     /// Masquerading is wanted and cannot work.
     pub(super) fn start(
         settings: &Settings,
         config: &Config,
-        port: Option<u16>,
+        guard: Option<Guard>,
     ) -> Result<HostRules, DaemonError> {
         // An unreadable file was logged when the previous subnet was looked for.
         let older = EnvFile::read(&settings.subnet_file).ok().flatten();
         let flavour = if config.enable_nftables { Flavour::Nftables } else { Flavour::Iptables };
         let network = older.map(|file| file.network);
-        let keeper = Keeper::start(flavour, settings.masq, config.network, network, port)?;
+        let keeper = Keeper::start(flavour, settings.masq, config.network, network, guard)?;
         Ok(HostRules {
             settings: settings.masq,
             keeper,

@@ -2,6 +2,7 @@
 //! not help against a drop in theirs.
 
 use super::command;
+use super::iptables::GUARD_CHAIN;
 use ipnet::Ipv4Net;
 use std::path::Path;
 
@@ -42,19 +43,31 @@ fn ends_in_a_wall(listing: &str, chain: &str) -> bool {
     last == "drop" || last == "reject" || last.starts_with("reject with ")
 }
 
+/// Whether a table names the network somewhere, so that it was told about it. What we drop in it ourselves tells nothing.
+fn is_told(listing: &str, network: Ipv4Net) -> bool {
+    let mut chain = "";
+    listing.lines().any(|line| {
+        if let ["chain", name, "{"] = line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            chain = name;
+        }
+        chain != GUARD_CHAIN && line.contains(&network.to_string())
+    })
+}
+
 /// Names the chains outside our own tables that may drop forwarded packets of this network. A table that names the
-/// network somewhere is taken for one that was told about it. `by_iptables`: the chains of iptables' own tables are
-/// looked after by other means.
+/// network somewhere is taken for one that was told about it. `by_iptables`: iptables shows its table `filter`, where
+/// our accepts come before what drops.
 pub(super) fn barriers(nft: &Path, network: Ipv4Net, by_iptables: bool) -> Vec<String> {
     let run = |args: &[&str]| command::run(nft, args, "").ok().and_then(|output| output.text().ok());
     let Some(text) = run(&["list", "chains"]) else { return Vec::new() };
     let is_ours = |chain: &Chain<'_>| chain.family == "ip" && chain.table.starts_with("flannel-ipv4");
-    let is_iptables = |chain: &Chain<'_>| by_iptables && chain.family == "ip" && chain.name == "FORWARD";
+    let is_iptables = |chain: &Chain<'_>| {
+        by_iptables && (chain.family, chain.table, chain.name) == ("ip", "filter", "FORWARD")
+    };
     let others = forward_chains(&text).into_iter().filter(|chain| !is_ours(chain) && !is_iptables(chain));
     let walls = others.filter(|chain| {
         let Some(listing) = run(&["-s", "list", "table", chain.family, chain.table]) else { return false };
-        let is_told = listing.contains(&network.to_string());
-        !is_told && (chain.drops || ends_in_a_wall(&listing, chain.name))
+        !is_told(&listing, network) && (chain.drops || ends_in_a_wall(&listing, chain.name))
     });
     walls
         .map(|chain| format!("the chain {} of nft's table {} {}", chain.name, chain.family, chain.table))
@@ -75,6 +88,17 @@ mod tests {
         let found: Vec<_> =
             forward_chains(text).into_iter().map(|chain| (chain.table, chain.name, chain.drops)).collect();
         assert_eq!(found, [("firewalld", "filter_FORWARD", false), ("filter", "FORWARD", true)]);
+    }
+
+    #[test]
+    fn a_table_is_told_by_others_than_our_guard() {
+        let network = "10.10.0.0/16".parse().unwrap();
+        let table = |chain: &str| {
+            format!("table ip mangle {{\n\tchain {chain} {{\n\t\tip saddr 10.10.0.0/16 drop\n\t}}\n}}\n")
+        };
+        assert!(is_told(&table("mine"), network) && is_told(&table("FORWARD"), network));
+        assert!(!is_told(&table("FLANNEL-GUARD"), network));
+        assert!(!is_told(&table("mine"), "10.20.0.0/16".parse().unwrap()));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The thread that brings the rules in and keeps them in place.
 
 use super::barriers::barriers;
-use super::iptables::{Iptables, Placed};
+use super::iptables::{Iptables, Placed, remove_unseen};
 use super::nftables::Nftables;
-use super::{Error, Flavour, Past, Rules, Settings};
+use super::{Error, Flavour, Guard, Past, Rules, Settings};
 use crate::log::Complaint;
 use ipnet::Ipv4Net;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Finds the programs and starts the thread, which belongs to the network namespace of the caller. `older` is the
-    /// network of an earlier run, if it was another one; `port` is the UDP port of the overlay, if it has one.
+    /// network of an earlier run, if it was another one; `guard` is the UDP port of the overlay, if it has one.
     ///
     /// # Errors
     /// [`Error::Missing`] if masquerading is wanted and there is no program for it; [`Error::Thread`] if the thread does
@@ -50,12 +50,12 @@ impl Keeper {
         settings: Settings,
         network: Ipv4Net,
         older: Option<Ipv4Net>,
-        port: Option<u16>,
+        guard: Option<Guard>,
     ) -> Result<Keeper, Error> {
         let path = std::env::var("PATH").ok();
         let tools =
             Tools { iptables: Iptables::find(path.as_deref()), nftables: Nftables::find(path.as_deref()) };
-        let wants_any = settings.masquerade || settings.forward || (settings.guard && port.is_some());
+        let wants_any = settings.masquerade || settings.forward || (settings.guard && guard.is_some());
         let flavour = tools.flavour(flavour, wants_any);
         check_presence(flavour, &settings, !wants_any || tools.has(flavour))?;
         let by_iptables = flavour == Flavour::Iptables && tools.has(flavour);
@@ -68,7 +68,7 @@ impl Keeper {
         let worker = Worker {
             settings,
             network,
-            port,
+            guard,
             past: Past { networks: older, sweep: true },
             flavour,
             tools,
@@ -185,7 +185,7 @@ impl Tools {
 struct Worker {
     settings: Settings,
     network: Ipv4Net,
-    port: Option<u16>,
+    guard: Option<Guard>,
     /// What is to be removed with the first rules that are brought in.
     past: Past,
     flavour: Flavour,
@@ -223,9 +223,15 @@ impl Worker {
     }
 
     fn set(&mut self, subnet: Ipv4Net) -> Result<(), Error> {
-        let rules = Rules::new(self.network, subnet, self.port, &self.settings);
+        let rules = Rules::new(self.network, subnet, self.guard, &self.settings);
         self.wanted = Some(rules);
-        let changed = self.ensure(&rules)?;
+        let result = self.ensure(&rules);
+        match &result {
+            Ok(_) => _ = self.complaint.settle(),
+            // Whoever has asked says why. What repairs this later must not take it for the deed of somebody else.
+            Err(error) => _ = self.complaint.is_news(Instant::now(), &error.to_string()),
+        }
+        let changed = result?;
         self.search_barriers();
         let what = match (rules.masquerade, rules.forward) {
             (true, true) => "Masquerade and forward rules",
@@ -253,11 +259,11 @@ impl Worker {
         let Some(rules) = self.wanted else { return };
         match self.ensure(&rules) {
             Ok(changed) => {
-                if changed {
-                    warn!("Masquerade or forward rules were changed by somebody; put back");
-                }
                 if self.complaint.settle() {
-                    info!("Masquerade and forward rules can be checked again");
+                    let how = if changed { "are in place now" } else { "can be checked again" };
+                    info!("Masquerade and forward rules {how}");
+                } else if changed {
+                    warn!("Masquerade or forward rules were changed by somebody; put back");
                 }
             }
             Err(error) => {
@@ -287,6 +293,25 @@ impl Worker {
 
     /// Writes through iptables. Rules for tables that it cannot show go through nft.
     fn place_by_iptables(&mut self, rules: &Rules) -> Result<bool, Error> {
+        let (mut placed, mut changed) = self.place_in_both(rules)?;
+        if self.remove_unseen(rules, &placed.hidden)? {
+            // What was removed may be all that hid the table.
+            placed = self.place_in_both(rules)?.0;
+            changed = true;
+        }
+        if self.is_split && placed.hidden != self.hidden {
+            warn!(
+                "the table {} of iptables holds rules that nft wrote, so iptables shows nothing of it; our rules \
+                 for it are in a table of their own",
+                wanted_of(rules, &placed.hidden)
+            );
+        }
+        self.hidden = placed.hidden;
+        Ok(changed)
+    }
+
+    /// Writes the rules once. Returns what came of iptables, and whether one of the two had something to write.
+    fn place_in_both(&mut self, rules: &Rules) -> Result<(Placed, bool), Error> {
         let placed = match &self.tools.iptables {
             Some(iptables) => iptables.ensure(rules, &self.past)?,
             None => Placed::default(),
@@ -297,7 +322,7 @@ impl Worker {
         let mut changed = placed.changed;
         match &mut self.tools.nftables {
             _ if !(is_first || has_rest || self.is_split) => {}
-            None if has_rest => return Err(Error::Hidden { tables: placed.hidden.join(" and ") }),
+            None if has_rest => return Err(Error::Hidden { tables: wanted_of(rules, &placed.hidden) }),
             None => {}
             Some(nftables) => match nftables.ensure(&rest, &self.past) {
                 Ok(written) if has_rest || self.is_split => changed |= written,
@@ -307,16 +332,20 @@ impl Worker {
                 Err(error) => warn_of_unused(&error),
             },
         }
-        if placed.hidden != self.hidden && has_rest {
-            warn!(
-                "the table {} of iptables holds rules that nft wrote, so iptables shows nothing of it; our rules \
-                 for it are in a table of their own",
-                placed.hidden.join(" and ")
-            );
-        }
         self.is_split = has_rest;
-        self.hidden = placed.hidden;
-        Ok(changed)
+        Ok((placed, changed))
+    }
+
+    /// Removes our chains from tables that iptables cannot show.
+    fn remove_unseen(&self, rules: &Rules, tables: &[&str]) -> Result<bool, Error> {
+        let Some(nftables) = self.tools.nftables.as_ref().filter(|_| !tables.is_empty()) else {
+            return Ok(false);
+        };
+        let removed = remove_unseen(nftables.program(), tables, rules, &self.past.networks)?;
+        if removed {
+            info!("Removed rules of ours from iptables' tables by nft, since iptables cannot show them");
+        }
+        Ok(removed)
     }
 
     /// Writes through nft. Where iptables' own chain `FORWARD` drops, our accept goes there, too.
@@ -324,6 +353,8 @@ impl Worker {
         let is_first = self.past.sweep;
         let placed = match &self.tools.iptables {
             Some(iptables) => iptables.ensure_where_dropped(rules, &self.past),
+            // An iptables that was here once may have left its chains.
+            None if is_first => Ok(Placed { hidden: Iptables::TABLES.to_vec(), ..Placed::default() }),
             None => Ok(Placed::default()),
         };
         match placed {
@@ -332,14 +363,16 @@ impl Worker {
                 if placed.changed && is_first {
                     info!("iptables' rules of flannel are as this flavour needs them");
                 }
+                self.hidden = placed.hidden;
             }
             Err(error) if is_first => warn_of_unused(&error),
             Err(_) => {}
         }
-        match &mut self.tools.nftables {
-            Some(nftables) => nftables.ensure(rules, &self.past),
-            None => Ok(false),
-        }
+        let changed = match &mut self.tools.nftables {
+            Some(nftables) => nftables.ensure(rules, &self.past)?,
+            None => false,
+        };
+        Ok(self.remove_unseen(rules, &self.hidden)? || changed)
     }
 
     /// Names the tables of others that drop what we accept.
@@ -347,7 +380,8 @@ impl Worker {
         self.search_at = Instant::now() + BARRIER_SEARCH;
         let Some(rules) = self.wanted.filter(|rules| rules.forward) else { return };
         let Some(nft) = self.tools.nftables.as_ref().map(Nftables::program) else { return };
-        let found = barriers(nft, rules.network, self.tools.iptables.is_some());
+        let is_shown = self.tools.iptables.is_some() && !self.hidden.contains(&"filter");
+        let found = barriers(nft, rules.network, is_shown);
         let text = found.join(", ");
         if text.is_empty() {
             self.barriers.settle();
@@ -359,6 +393,12 @@ impl Worker {
             );
         }
     }
+}
+
+/// The tables among these of which rules are wanted, as a sentence names them.
+fn wanted_of(rules: &Rules, tables: &[&'static str]) -> String {
+    let wanted = tables.iter().copied().filter(|table| rules.of_tables(&[table]).any());
+    wanted.collect::<Vec<_>>().join(" and ")
 }
 
 fn say_swept(count: usize) {

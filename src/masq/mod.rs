@@ -2,7 +2,7 @@
 //! overlay may be forwarded.
 //!
 //! Theory of operation. [`Rules`] says which rules should exist. It is a value, made from the network, the subnet of
-//! this host and the flags. Two flavours turn it into text: `iptables.rs` for `iptables-restore`, `nftables.rs` for
+//! this host and the flags. Two flavours turn it into text: `iptables/` for `iptables-restore`, `nftables.rs` for
 //! `nft -f`. Each reads the present rules. If they are right, it writes nothing; if not, it hands the whole difference
 //! to the kernel in one step. The [`Keeper`] is a thread of its own that does so when the subnet changes, and then once
 //! every resync period. So a slow `iptables-save` on a host with many rules delays neither packets nor the lease.
@@ -28,10 +28,13 @@
 //! as Docker's `FORWARD` policy. So where iptables' own `FORWARD` drops, our accept goes there too. A drop in any other
 //! table can only be named (`barriers.rs`).
 //!
+//! iptables shows nothing of a table that holds rules it does not know. Our rules for such a table are in nft's table,
+//! and what earlier runs left in it is removed through nft (`iptables/unseen.rs`).
+//!
 //! One rule guards the overlay itself. A container may send UDP to the overlay's port of another host. Masquerading,
 //! Docker's or ours, would give that packet the address of this host, and the receiver would take it for a packet of
-//! the overlay. The rule drops it where packets are forwarded. The packets that this daemon sends itself leave by
-//! `OUTPUT`, which the rule does not touch.
+//! the overlay. The rule drops it where packets are forwarded, unless it leaves by the overlay's device or is for this
+//! host's own subnet. The packets that this daemon sends itself leave by `OUTPUT`, which the rule does not touch.
 
 mod barriers;
 mod command;
@@ -41,7 +44,7 @@ mod nftables;
 mod rules;
 
 pub use keeper::Keeper;
-pub use rules::Rules;
+pub use rules::{Guard, Rules};
 
 use ipnet::Ipv4Net;
 use std::time::Duration;

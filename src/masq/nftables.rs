@@ -4,6 +4,7 @@
 //! ours is named after our network, and keeps that name.
 
 use super::command;
+use super::rules::{Guard, OWN_DEVICES};
 use super::{Error, Past, Rules};
 use ipnet::Ipv4Net;
 use std::fmt::Write;
@@ -61,12 +62,13 @@ fn script(rules: &Rules, table: &str) -> String {
 \t}}\n"
         );
     }
-    if let Some(port) = rules.guard {
+    if let Some(Guard { port, direct }) = rules.guard {
+        let inside = if direct { network } else { subnet };
         let _ = write!(
             text,
             "\tchain guard {{
 \t\ttype filter hook forward priority -150; policy accept;
-\t\tip saddr {network} ip daddr != {network} udp dport {port} counter drop
+\t\tip saddr {network} ip daddr != {inside} oifname != \"{OWN_DEVICES}*\" udp dport {port} counter drop
 \t}}\n"
         );
     }
@@ -149,7 +151,7 @@ mod tests {
             masquerade: true,
             random_fully: true,
             forward: true,
-            guard: Some(8285),
+            guard: Some(Guard { port: 8285, direct: false }),
         };
         let head = "add table ip flannel-ipv4\ndelete table ip flannel-ipv4\n";
         let masquerade = "\tchain postrtg {
@@ -168,7 +170,7 @@ mod tests {
 \t}\n";
         let guard = "\tchain guard {
 \t\ttype filter hook forward priority -150; policy accept;
-\t\tip saddr 10.10.0.0/16 ip daddr != 10.10.0.0/16 udp dport 8285 counter drop
+\t\tip saddr 10.10.0.0/16 ip daddr != 10.10.5.0/24 oifname != \"flannel*\" udp dport 8285 counter drop
 \t}\n";
         let table = |chains: &str| format!("{head}table ip flannel-ipv4 {{\n{chains}}}\n");
         assert_eq!(script(&all, TABLE), table(&format!("{masquerade}{forward}{guard}")));
@@ -176,6 +178,11 @@ mod tests {
         assert_eq!(script(&plain, TABLE), table(&masquerade.replace(" fully-random", "")));
         assert_eq!(script(&Rules { masquerade: false, guard: None, ..all }, TABLE), table(forward));
         assert_eq!(script(&all.none(), TABLE), head);
+        let direct = script(&Rules { guard: Some(Guard { port: 8472, direct: true }), ..all }, TABLE);
+        assert!(
+            direct.contains("ip daddr != 10.10.0.0/16 oifname != \"flannel*\" udp dport 8472"),
+            "{direct}"
+        );
     }
 
     #[test]

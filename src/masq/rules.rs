@@ -16,15 +16,31 @@ pub struct Rules {
     pub random_fully: bool,
     /// Whether forwarded packets from and to the overlay are accepted.
     pub forward: bool,
-    /// The UDP port of the overlay, if packets of containers to that port of a host are dropped. A container could else
-    /// send a peer what looks like an overlay packet of this host, since masquerading gives it the host's address.
-    pub guard: Option<u16>,
+    /// The guard of the overlay's port, if packets of containers to that port of a host are dropped. A container could
+    /// else send a peer what looks like an overlay packet of this host, since masquerading gives it the host's address.
+    pub guard: Option<Guard>,
 }
 
+/// What tells a packet for the overlay's port of a host from one for a container.
+///
+/// An address does not: hosts may lie inside the overlay's network. A packet for a container leaves by the overlay's
+/// device, or is for this host's own subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guard {
+    /// The UDP port of the overlay.
+    pub port: u16,
+    /// Whether packets for containers leave by other devices, too, as with `DirectRouting` of vxlan. Then whatever is
+    /// for the network passes, and hosts inside of it are not guarded.
+    pub direct: bool,
+}
+
+/// How the names of the overlay's devices begin: `flannel0`, `flannel.1`.
+pub(super) const OWN_DEVICES: &str = "flannel";
+
 impl Rules {
-    /// The rules that `settings` ask for, for this subnet. `port`: the UDP port of the overlay, if it has one.
+    /// The rules that `settings` ask for, for this subnet. `guard`: the UDP port of the overlay, if it has one.
     #[must_use]
-    pub fn new(network: Ipv4Net, subnet: Ipv4Net, port: Option<u16>, settings: &Settings) -> Rules {
+    pub fn new(network: Ipv4Net, subnet: Ipv4Net, guard: Option<Guard>, settings: &Settings) -> Rules {
         debug_assert!(network.contains(&subnet), "{subnet} is no part of {network}");
         Rules {
             network: network.trunc(),
@@ -32,7 +48,7 @@ impl Rules {
             masquerade: settings.masquerade,
             random_fully: settings.random_fully,
             forward: settings.forward,
-            guard: port.filter(|_| settings.guard),
+            guard: guard.filter(|_| settings.guard),
         }
     }
 

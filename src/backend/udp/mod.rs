@@ -24,6 +24,7 @@ use super::{Backend, BackendError, Look, Network, Progress, boxed, shared};
 use crate::engine::Snapshot;
 use crate::iface::External;
 use crate::log::Complaint;
+use crate::masq::Guard;
 use crate::netlink::{Change, Changes, Mtu, Netlink, Route};
 use crate::report::{DataPath, Sample, Worker, metric};
 use crate::subnet::{Event, LeaseAttrs};
@@ -52,8 +53,8 @@ impl Backend for Config {
         self.mtu.into()
     }
 
-    fn port(&self) -> Option<u16> {
-        Some(self.port).filter(|port| *port != 0)
+    fn guard(&self) -> Option<Guard> {
+        Some(self.port).filter(|port| *port != 0).map(|port| Guard { port, direct: false })
     }
 
     fn follow(&self, external: &External) -> Result<Rc<dyn Backend>, BackendError> {

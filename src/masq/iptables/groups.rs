@@ -1,11 +1,13 @@
 //! The chains of ours and the rules in them, and how such rules are known again.
 
 use super::listing::{Line, Listing};
-use crate::masq::Rules;
+use crate::masq::rules::{Guard, OWN_DEVICES, Rules};
 use ipnet::Ipv4Net;
 
 /// The chain of the forward rules, which has flannel's name.
 pub(super) const FORWARD_CHAIN: &str = "FLANNEL-FWD";
+/// The chain of the guard.
+pub(in crate::masq) const GUARD_CHAIN: &str = "FLANNEL-GUARD";
 
 /// A chain of ours, the jump that leads to it, and the rules in it.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,15 +53,16 @@ impl Group {
         networks.iter().any(|network| {
             let within = subnets.iter().filter(|subnet| network.contains(*subnet));
             let rules =
-                within.flat_map(|subnet| [true, false].map(|random| every(*network, *subnet, port, random)));
+                within.flat_map(|subnet| [true, false].map(|either| every(*network, *subnet, port, either)));
             rules.filter_map(in_group).any(|group| group.body.iter().any(|spec| line.is_bare(spec)))
         })
     }
 }
 
-/// All rules that a host can have.
-fn every(network: Ipv4Net, subnet: Ipv4Net, guard: Option<u16>, random_fully: bool) -> Rules {
-    Rules { network, subnet, masquerade: true, random_fully, forward: true, guard }
+/// All rules that a host can have. Two of them have two forms, and `either` chooses.
+fn every(network: Ipv4Net, subnet: Ipv4Net, port: Option<u16>, either: bool) -> Rules {
+    let guard = port.map(|port| Guard { port, direct: either });
+    Rules { network, subnet, masquerade: true, random_fully: either, forward: true, guard }
 }
 
 /// The chains of ours, with the rules that belong into them.
@@ -76,10 +79,10 @@ pub(super) fn groups(rules: &Rules) -> [Group; 3] {
     ];
     let comment = "-m comment --comment \"flanneld forward\" -j";
     let forward = [format!("-s {c} {comment} ACCEPT"), format!("-d {c} {comment} ACCEPT")];
-    let guard = |port| {
-        format!(
-            "-s {c} ! -d {c} -p udp -m udp --dport {port} -m comment --comment \"flanneld guard\" -j DROP"
-        )
+    let guard = |Guard { port, direct }| {
+        let inside = if direct { c } else { p };
+        let comment = "-m comment --comment \"flanneld guard\" -j";
+        format!("-s {c} ! -d {inside} ! -o {OWN_DEVICES}+ -p udp -m udp --dport {port} {comment} DROP")
     };
     [
         Group {
@@ -105,7 +108,7 @@ pub(super) fn groups(rules: &Rules) -> [Group; 3] {
         Group {
             table: "mangle",
             builtin: "FORWARD",
-            chain: "FLANNEL-GUARD",
+            chain: GUARD_CHAIN,
             comment: "flanneld guard",
             head: None,
             body: rules.guard.map(guard).into_iter().collect(),

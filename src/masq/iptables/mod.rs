@@ -2,6 +2,7 @@
 
 mod groups;
 mod listing;
+mod unseen;
 
 use super::command;
 use super::{Error, Past, Rules};
@@ -11,6 +12,9 @@ use listing::{Line, Listing};
 use std::cell::OnceCell;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+pub(super) use groups::GUARD_CHAIN;
+pub(super) use unseen::remove as remove_unseen;
 
 /// How many seconds to wait for the lock that other writers hold.
 const WAIT: u64 = 5;
@@ -23,7 +27,7 @@ const MODERN: (u32, u32, u32) = (1, 6, 2);
 struct Plan<'a> {
     /// The input for `iptables-restore --noflush`; empty if nothing has to change.
     script: String,
-    /// The tables of which rules are wanted and which iptables cannot show.
+    /// The tables of ours which iptables cannot show.
     hidden: Vec<&'static str>,
     /// Rules of an older flannel that the script removes.
     older: Vec<Line<'a>>,
@@ -39,9 +43,7 @@ fn plan<'a>(listing: &Listing<'a>, rules: &Rules, past: &Past) -> Plan<'a> {
         };
         debug_assert!(group.body.iter().all(is_known), "a rule that we write is known as ours");
         if listing.hides(group.table) {
-            if !group.body.is_empty() {
-                plan.hidden.push(group.table);
-            }
+            plan.hidden.push(group.table);
             continue;
         }
         let mut commands = commands(listing, &group, &networks);
@@ -136,6 +138,8 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
+    /// The tables in which our chains are.
+    pub(super) const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
     pub(super) const PROGRAM: &'static str = "iptables-restore";
 
     /// Searches for the programs.
