@@ -3,8 +3,9 @@
 
   perf/leases.py URL PREFIX set COUNT PUBLIC_IP        have exactly COUNT filler leases
   perf/leases.py URL PREFIX churn RATE SECONDS PUBLIC_IP   add and remove others, RATE changes a second
-  perf/leases.py URL PREFIX nodes FIRST COUNT [PAUSE]      leases of vxlan nodes, each at an address and a MAC of its own,
-                                                           all at once or one every PAUSE seconds
+  perf/leases.py URL PREFIX nodes FIRST COUNT [PAUSE [TTL]]  leases of vxlan nodes, each at an address and a MAC of its own,
+                                                           all at once or one every PAUSE seconds, without an end or
+                                                           each with an etcd lease of TTL seconds
   perf/leases.py URL PREFIX leave FIRST COUNT              and their end
 
 Filler i is the subnet 10.129.0.0/24 + i, node i the same subnet at 10.64.1.0 + i. Changes travel in transactions, so that the writer costs little; etcd's watch
@@ -34,8 +35,11 @@ class Etcd:
         self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=10)
         self.prefix = prefix.rstrip("/") + "/subnets/"
 
-    def call(self, what, body):
-        self.connection.request("POST", f"/v3/kv/{what}", json.dumps(body), {"Content-Type": "application/json"})
+    def grant(self, ttl):
+        return self.call("grant", {"TTL": ttl}, "lease")["ID"]
+
+    def call(self, what, body, service="kv"):
+        self.connection.request("POST", f"/v3/{service}/{what}", json.dumps(body), {"Content-Type": "application/json"})
         answer = self.connection.getresponse()
         text = answer.read()
         if answer.status != 200:
@@ -96,20 +100,23 @@ def churn(etcd, rate, seconds, public_ip):
         etcd.change([etcd.delete(filler)])
 
 
-def node(etcd, i):
+def node(etcd, i, ttl):
     """A vxlan node's lease, as flannel writes it."""
     address = ipaddress.IPv4Address(int(ipaddress.IPv4Address("10.64.1.0")) + i)
     mac = "0a:00:" + ":".join(f"{byte:02x}" for byte in i.to_bytes(4, "big"))
     value = {"PublicIP": str(address), "PublicIPv6": None, "BackendType": "vxlan",
              "BackendData": {"VNI": 1, "VtepMAC": mac}}
     text = json.dumps(value, separators=(",", ":"))
-    return {"requestPut": {"key": etcd.key(i), "value": coded(text)}}
+    put = {"key": etcd.key(i), "value": coded(text)}
+    if ttl:
+        put["lease"] = etcd.grant(ttl)
+    return {"requestPut": put}
 
 
-def nodes(etcd, first, count, pause):
+def nodes(etcd, first, count, pause, ttl):
     a_batch = 1 if pause else A_BATCH
     for start in range(first, first + count, a_batch):
-        etcd.change([node(etcd, i) for i in range(start, min(start + a_batch, first + count))])
+        etcd.change([node(etcd, i, ttl) for i in range(start, min(start + a_batch, first + count))])
         time.sleep(pause)
 
 
@@ -121,7 +128,7 @@ def main():
     elif command == "churn":
         churn(etcd, float(rest[0]), float(rest[1]), rest[2])
     elif command == "nodes":
-        nodes(etcd, int(rest[0]), int(rest[1]), float(rest[2]) if len(rest) > 2 else 0)
+        nodes(etcd, int(rest[0]), int(rest[1]), float((rest[2:] or [0])[0]), int((rest[3:] or [0])[0]))
     elif command == "leave":
         etcd.change([etcd.delete(i) for i in range(int(rest[0]), int(rest[0]) + int(rest[1]))])
     else:

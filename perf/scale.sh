@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a network of many nodes costs one node, in the kernel's tables. The leases of N nodes stand in a real etcd; the
-# daemons of all variants start in turn in one namespace, and medians are compared with those of the first variant.
+# What a network of many nodes costs one node, in the kernel's tables, and what it costs etcd. The leases of N nodes
+# stand in a real etcd; the daemons of all variants start in turn in one namespace, and medians are compared with those
+# of the first variant.
 #
 #   vxlan    every peer behind the tunnel: a route, an ARP and a forwarding entry each
 #   direct   DirectRouting with every peer on the link: a route each
@@ -14,13 +15,28 @@
 # health_ms     the slowest answer of /healthz while all is programmed, in a start of its own
 # health_bad    answers other than 200 meanwhile
 #
-# Usage: perf/scale.sh [--rounds N] [--nodes N] [--joins N] [--cases LIST] [--variant NAME=PATH]... [--out FILE]
+#   store    etcd under 40 daemons (alloc) that start together, each of which lists all nodes
+#
+# list_kb       bytes that etcd sends for one list
+# list_cpu_ms   processor time of etcd for one list
+# start_kb      bytes that etcd sends to each daemon until all of them are quiet
+# event_bytes   bytes that etcd sends to each daemon for one node that joins
+# event_cpu_us  processor time of etcd for each daemon and each node that joins
+# quiet_kb      bytes that etcd sends to each daemon in the --quiet seconds (600) after that
+# restart_lists bytes that etcd sends in the 10 s after it was killed and started again, in lists of a daemon each
+# restart_cpu_ms  processor time of etcd in those 10 s
+# restart_late_s  from then until each daemon knows of one more node
+# renew_spread_s  from the first renewal to the last, of daemons with a margin of 60 s
+# renew_late_s  how much later than the margin the last renewal is; less than 0 is earlier
+#
+# Usage: perf/scale.sh [--rounds N] [--nodes N] [--joins N] [--daemons N] [--quiet SECONDS] [--cases LIST]
+#                      [--variant NAME=PATH]... [--out FILE]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . perf/lab.sh
 . perf/pair.sh
 
-rounds=3 nodes=10000 joins=10 cases="vxlan direct foreign" out=
+rounds=3 nodes=10000 joins=10 daemons=40 quiet=600 cases="vxlan direct foreign store" out=
 variants=()
 declare -A binary
 while [ $# -gt 0 ]; do
@@ -29,10 +45,12 @@ while [ $# -gt 0 ]; do
     --rounds) rounds="${2:?}"; shift ;;
     --nodes) nodes="${2:?}"; shift ;;
     --joins) joins="${2:?}"; shift ;;
+    --daemons) daemons="${2:?}"; shift ;;
+    --quiet) quiet="${2:?}"; shift ;;
     --cases) cases="${2//,/ }"; shift ;;
     --variant) variants+=("${2%%=*}"); binary[${2%%=*}]="$(realpath "${2#*=}")"; shift ;;
     --out) out="${2:?}"; shift ;;
-    -h | --help) sed -n '2,20s/^# \{0,1\}//p' perf/scale.sh; exit 0 ;;
+    -h | --help) sed -n '2,36s/^# \{0,1\}//p' perf/scale.sh; exit 0 ;;
     *) die "unknown option $1 (see --help)" ;;
     esac
     shift
@@ -47,6 +65,9 @@ out="${out:-perf/out/scale-$(date +%Y%m%dT%H%M%S).txt}"
 mkdir -p "$(dirname "$out")"
 
 lab_begin
+# A build meanwhile changes nothing.
+cp "$PAIR_DAEMON" "$LAB_DIR/flanneld"
+binary[ours]="$LAB_DIR/flanneld"
 lab_switch
 lab_ns h1
 ip -n "$LAB-h1" link add eth0 type veth peer name p1 netns "$LAB-sw"
@@ -55,17 +76,22 @@ ip -n "$LAB-h1" addr add 10.77.0.1/24 dev eth0
 ip -n "$LAB-h1" link set eth0 up
 # Every node is on the link, at an address that the kernel need not ask for.
 ip -n "$LAB-h1" addr add 10.64.0.1/16 dev eth0
-lab_spawn sw "$LAB_DIR/etcd.log" etcd --name lab --data-dir "$LAB_DIR/etcd" --unsafe-no-fsync \
-    --listen-client-urls "$PAIR_ETCD" --advertise-client-urls "$PAIR_ETCD" \
-    --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
-    --initial-cluster lab=http://127.0.0.1:2380 --max-txn-ops 1024
-wait_for 20 etcd in_ns sw curl -fsS "$PAIR_ETCD/health"
+# etcd_up: etcd, in $etcd; a second start finds the data of the first.
+etcd_up() {
+    lab_spawn sw "$LAB_DIR/etcd.log" etcd --name lab --data-dir "$LAB_DIR/etcd" --unsafe-no-fsync \
+        --listen-client-urls "$PAIR_ETCD" --advertise-client-urls "$PAIR_ETCD" \
+        --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
+        --initial-cluster lab=http://127.0.0.1:2380 --max-txn-ops 1024
+    etcd="$LAB_PID"
+    wait_for 20 etcd in_ns sw curl -fsS "$PAIR_ETCD/health"
+}
+etcd_up
 
 leases() { in_ns sw python3 perf/leases.py "$PAIR_ETCD" "/scale/$1" "${@:2}"; }
 # network NAME BACKEND COUNT: a network of that many nodes.
 network() {
     in_ns sw env ETCDCTL_API=3 etcdctl --endpoints "$PAIR_ETCD" put "/scale/$1/config" \
-        "{\"Network\":\"10.128.0.0/9\",\"SubnetMin\":\"10.128.1.0\",\"SubnetMax\":\"10.128.9.0\",\"Backend\":$2}" >/dev/null
+        "{\"Network\":\"10.128.0.0/9\",\"SubnetMin\":\"10.128.1.0\",\"SubnetMax\":\"10.128.250.0\",\"Backend\":$2}" >/dev/null
     leases "$1" nodes 0 "$3"
 }
 # start NAME VARIANT [FLAGS...]: the daemon, in $pid.
@@ -86,8 +112,8 @@ stop() {
 routes() { ip -n "$LAB-h1" route show proto 78 | wc -l; }
 has_routes() { [ "$(routes)" -ge "$1" ]; }
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
-# cpu_us: processor time of all its threads so far, as the scheduler counts it.
-cpu_us() { cat "/proc/$pid"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f\n", sum / 1000 }'; }
+# cpu_us [PID]: processor time of all its threads so far, as the scheduler counts it.
+cpu_us() { cat "/proc/${1:-$pid}"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f\n", sum / 1000 }'; }
 # work: processor time that the daemon needs for a command, less what it needs in as long a time without.
 work() {
     local begin idle before after
@@ -151,11 +177,14 @@ health() {
 case_vxlan() { figures "$nodes"; health "$nodes"; }
 case_direct() { figures "$nodes"; health "$nodes"; }
 case_foreign() { figures 100; }
+. perf/scale-store.sh
 
 say "leases of $nodes nodes"
 network vxlan '{"Type":"vxlan"}' "$nodes"
 network direct '{"Type":"vxlan","DirectRouting":true}' "$nodes"
 network foreign '{"Type":"vxlan"}' 100
+network store '{"Type":"alloc"}' 0
+leases store nodes 0 "$nodes" 0 86400
 for round in $(seq "$rounds"); do
     for case in $cases; do
         if [ "$case" = foreign ]; then

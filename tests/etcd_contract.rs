@@ -48,7 +48,7 @@ fn bytes_in_the_store_are_flannels() {
     run(async {
         let mut vxlan = attrs(7);
         vxlan.backend_type = Some("vxlan".to_owned());
-        vxlan.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}));
+        vxlan.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}).into());
         for (api, prefix) in [(Api::V2, "coreos.com/network/"), (Api::V3, "/coreos.com//network/")] {
             let store = support::store(&etcd.settings(api, prefix));
             store.create(key("10.1.5.0-24"), &attrs(7), DAY).await.unwrap();

@@ -11,7 +11,7 @@ use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::Netlink;
 use crate::report::{DataPath, Sample, metric};
-use crate::subnet::{Event, Lease, LeaseAttrs};
+use crate::subnet::{BackendData, Event, Lease, LeaseAttrs};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use ipnet::Ipv4Net;
@@ -49,7 +49,7 @@ impl Config {
         let backend_data = match command("PreStartupCommand")? {
             Some(line) => {
                 let command = Command { line, variables: Vec::new(), input: String::new() };
-                Some(Value::String(command.run().await?))
+                Some(Value::String(command.run().await?).into())
             }
             None => None,
         };
@@ -163,9 +163,9 @@ impl Commands {
 
     /// Queues the command `line` for a peer; false if the peer's data are not what an extension node publishes.
     fn enqueue(&mut self, line: Option<String>, lease: &Lease) -> bool {
-        let data = match &lease.attrs.backend_data {
-            Some(Value::String(text)) => text.as_str(),
-            None => "",
+        let data = match lease.attrs.backend_data.as_ref().map(BackendData::value) {
+            Some(Value::String(text)) => text,
+            None => String::new(),
             Some(other) => {
                 self.unusable += 1;
                 warn!(subnet = %lease.subnet, data = %other, "BackendData is no string: ignored");

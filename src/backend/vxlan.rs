@@ -82,7 +82,7 @@ impl Config {
         let attrs = LeaseAttrs {
             public_ip: external.public_ip,
             backend_type: Some(KIND.to_owned()),
-            backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac.to_string() })),
+            backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac.to_string() }).into()),
         };
         let direct_routing = fields.field("DirectRouting")?.unwrap_or(false);
         let (network, subnet_len) = (config.network, config.subnet_len);
@@ -174,7 +174,7 @@ fn derive_mac(machine_id: &str, public_ip: Ipv4Addr, vni: u32) -> Mac {
 /// The MAC of the far end of the tunnel, from a lease that any flannel has written: `{"VtepMAC":"…"}` with or without
 /// `VNI`, keys in any case.
 fn vtep_mac(lease: &Lease) -> Option<Mac> {
-    let Some(Value::Object(data)) = &lease.attrs.backend_data else { return None };
+    let Value::Object(data) = lease.attrs.backend_data.as_ref()?.value() else { return None };
     let mac = data.iter().find(|(key, _)| key.eq_ignore_ascii_case("VtepMAC"))?.1;
     mac.as_str()?.parse().ok().filter(|mac: &Mac| mac.is_unicast())
 }
@@ -356,7 +356,7 @@ mod tests {
         let attrs = LeaseAttrs {
             public_ip: Ipv4Addr::new(192, 0, 2, 7),
             backend_type: Some("vxlan".to_owned()),
-            backend_data: Some(data),
+            backend_data: Some(data.into()),
         };
         Lease { subnet: "10.1.7.0/24".parse().unwrap(), attrs }
     }

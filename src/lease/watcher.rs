@@ -262,12 +262,12 @@ impl Watcher {
             self.own
         );
         debug_assert!(self.network.contains(&subnet), "{subnet} lies outside of {}", self.network);
-        let attrs = peer.1.clone();
-        let known = self.peers.insert(subnet, peer);
-        if known.is_some_and(|(_, known)| known == attrs) {
-            return None;
-        }
-        Some(Event::Added(Lease { subnet, attrs }))
+        let attrs = match self.peers.get(&subnet) {
+            Some((_, known)) if *known == peer.1 => None,
+            Some(_) | None => Some(peer.1.clone()),
+        };
+        self.peers.insert(subnet, peer);
+        attrs.map(|attrs| Event::Added(Lease { subnet, attrs }))
     }
 
     fn judge(&self, us: &Identity, entry: &Entry) -> Verdict {

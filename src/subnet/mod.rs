@@ -34,7 +34,7 @@ pub use drift::Drift;
 pub use env_file::{EnvFile, Written};
 pub use event::{Event, Lease};
 pub use generation::Generation;
-pub use lease::{LeaseAttrs, SubnetKey};
+pub use lease::{BackendData, LeaseAttrs, SubnetKey};
 pub use replace::FileError;
 pub use underlay::{HostAddress, Underlay};
 

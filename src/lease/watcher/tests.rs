@@ -55,7 +55,7 @@ fn backend_data_counts_as_a_change() {
     let mut w = watcher();
     w.snapshot(&us(), NOW, &[entry(2, 2, 2)], &[], false);
     let mut moved = entry(2, 2, 3);
-    moved.attrs.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}));
+    moved.attrs.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}).into());
     assert_eq!(w.snapshot(&us(), NOW, std::slice::from_ref(&moved), &[], true).len(), 1);
     assert_eq!(w.apply(&us(), &Change::Set(entry(2, 2, 4))), Some(added(2, 2)));
 }

@@ -43,7 +43,7 @@ fn attrs(n: u32) -> LeaseAttrs {
     let data = n.is_multiple_of(2).then(|| serde_json::json!({"VNI": 7, "VtepMAC": "02:00:00:00:00:01"}));
     LeaseAttrs {
         backend_type: Some("vxlan".to_owned()),
-        backend_data: data,
+        backend_data: data.map(Into::into),
         ..LeaseAttrs::new(Ipv4Addr::from(0xc633_6400 + n))
     }
 }

@@ -64,7 +64,7 @@ fn vxlan() -> LeaseAttrs {
     LeaseAttrs {
         public_ip: Ipv4Addr::new(192, 0, 2, 7),
         backend_type: Some("vxlan".to_owned()),
-        backend_data: Some(json!({"VNI": 1, "VtepMAC": "aa:bb:cc:dd:ee:ff"})),
+        backend_data: Some(json!({"VNI": 1, "VtepMAC": "aa:bb:cc:dd:ee:ff"}).into()),
     }
 }
 
@@ -124,7 +124,7 @@ proptest! {
         let attrs = LeaseAttrs {
             public_ip: ip.into(),
             backend_type: kind,
-            backend_data: data.map(|(key, value)| json!({ key: value })),
+            backend_data: data.map(|(key, value)| json!({ key: value }).into()),
         };
         let form = if new { Generation::V3 } else { Generation::V2 };
         prop_assert_eq!(LeaseAttrs::decode(&attrs.encode(form)).unwrap(), attrs);
