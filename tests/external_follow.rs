@@ -277,6 +277,44 @@ fn an_address_that_comes_back_at_once_is_kept() {
     eprintln!("the second address is published after {:?}", start.elapsed());
 }
 
+/// A host gives itself a link-local address where DHCP is silent; nobody else can send to it.
+#[test]
+fn a_link_local_address_takes_no_place() {
+    let Some(change) = Change::set(r#"{"Type":"udp"}"#, &["--iface=eth0"]) else { return };
+    change.ip(&["addr add 169.254.7.7/16 dev eth0", "addr del 10.77.0.1/24 dev eth0"]);
+    change.is_not_ready("eth0 has lost its address 10.77.0.1");
+    std::thread::sleep(ms(1500));
+    assert!(change.published().contains("10.77.0.1"), "{}", change.log());
+    change.ip(&["addr add 10.77.0.1/24 dev eth0"]);
+    change.becomes_ready();
+    change.lab.reaches(&change.ends[1].ns, change.ends[0].addr, secs(2));
+    assert!(!change.log().contains("takes the place"), "{}", change.log());
+}
+
+/// A dynamic address stands in for the permanent one, until that is back and stays.
+#[test]
+fn an_address_that_stood_in_gives_way() {
+    let Some(change) = Change::set(r#"{"Type":"udp"}"#, &[]) else { return };
+    let published = |public_ip: &str| {
+        let wanted = format!(r#"{{"PublicIP":"{public_ip}","#);
+        eventually(secs(8), public_ip, || change.published().starts_with(&wanted).then_some(()));
+    };
+    change.ip(&["addr add 10.77.0.101/24 dev eth0 valid_lft 600 preferred_lft 600"]);
+    std::thread::sleep(ms(300));
+    change.ip(&["addr del 10.77.0.1/24 dev eth0"]);
+    published("10.77.0.101");
+    // It is back for a moment only.
+    change.ip(&["addr add 10.77.0.1/24 dev eth0"]);
+    std::thread::sleep(secs(2));
+    change.ip(&["addr del 10.77.0.1/24 dev eth0"]);
+    std::thread::sleep(ms(3500));
+    assert!(change.published().contains("10.77.0.101"), "{}", change.log());
+    change.ip(&["addr add 10.77.0.1/24 dev eth0"]);
+    published("10.77.0.1");
+    change.becomes_ready();
+    change.lab.reaches(&change.ends[1].ns, change.ends[0].addr, secs(2));
+}
+
 /// The address is there and the link is not: not ready, and ready again without anything else.
 #[test]
 fn a_link_that_is_lost_and_comes_back() {

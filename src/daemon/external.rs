@@ -25,6 +25,9 @@ const QUIET: Duration = Duration::from_secs(10);
 /// How long a lost address is waited for if only one takes its place that was there beside it. Somebody may be setting
 /// the interface up anew.
 const HESITATION: Duration = Duration::from_secs(1);
+/// How long an address that was lost has to be there again before it is taken back from the one that stood in for it. A
+/// link that flaps would otherwise move all peers each time.
+const HOMECOMING: Duration = Duration::from_secs(5);
 const _: () =
     assert!(SETTLE.as_millis() < FIRST_CALM.as_millis() && FIRST_CALM.as_millis() < CALM.as_millis());
 const _: () = assert!(CALM.as_millis() < QUIET.as_millis() && QUIET.as_millis() < RESYNC.as_millis());
@@ -68,6 +71,8 @@ pub(super) struct Watch {
     external: External,
     /// The host's other addresses at the last look that found ours.
     beside: Vec<Ipv4Addr>,
+    /// The address that was lost, while one stands in for it that the host had before.
+    home: Option<Home>,
     trouble: Complaint<Instant>,
     /// The time at which the present trouble began.
     since: Option<Instant>,
@@ -80,6 +85,14 @@ pub(super) struct Watch {
     changes: u64,
     /// The complaint that the kernel's tables cannot be read.
     unreadable: Complaint<Instant>,
+}
+
+/// An address that was lost while the host had another one, which stands in for it.
+#[derive(Debug)]
+struct Home {
+    address: Ipv4Addr,
+    /// The time since which the flags would choose it again.
+    back_since: Option<Instant>,
 }
 
 /// What a look at the interface has led to.
@@ -100,6 +113,7 @@ impl Watch {
         Watch {
             external,
             beside: Vec::new(),
+            home: None,
             trouble: Complaint::default(),
             since: None,
             news_at: None,
@@ -137,12 +151,13 @@ impl Watch {
     /// Brings the next look forward if `change` may concern the interface. One that takes its place may be any.
     pub(super) fn changed(&mut self, change: &Change) {
         let External { index: own, name: own_name, address: own_address, .. } = &self.external;
+        let is_unsettled = self.since.is_some() || self.home.is_some();
         let concerns = match change {
-            Change::Link { index, name, .. } => self.since.is_some() || index == own || name == own_name,
+            Change::Link { index, name, .. } => is_unsettled || index == own || name == own_name,
             Change::Address { link_index, address, .. } => {
-                self.since.is_some() || link_index == own || address == own_address
+                is_unsettled || link_index == own || address == own_address
             }
-            Change::Route { destination, .. } => self.since.is_some() && destination.prefix_len() == 0,
+            Change::Route { destination, .. } => is_unsettled && destination.prefix_len() == 0,
             Change::Overrun => true,
         };
         if concerns {
@@ -159,7 +174,11 @@ impl Watch {
         match iface::stand(netlink, choice, &self.external).await {
             Ok(standing) => {
                 self.unreadable.settle();
-                self.judge(now, standing)
+                let seen = self.judge(now, standing);
+                match self.way_home(now, netlink, choice).await {
+                    Some(external) => Seen::Follow(external),
+                    None => seen,
+                }
             }
             Err(error) => {
                 self.check_at = now + CALM;
@@ -198,6 +217,23 @@ impl Watch {
         }
     }
 
+    /// The place that was lost, once the flags would choose it again and it has been there for a while.
+    async fn way_home(&mut self, now: Instant, netlink: &Netlink, choice: &Choice) -> Option<External> {
+        let home = self.home.as_mut()?;
+        let is_there = self.beside.contains(&home.address);
+        let chosen = if is_there { iface::would_choose(netlink, choice).await.ok() } else { None };
+        let Some((external, _)) = chosen.filter(|(external, _)| external.address == home.address) else {
+            home.back_since = None;
+            return None;
+        };
+        let due = *home.back_since.get_or_insert(now) + HOMECOMING;
+        if now < due && self.trouble.text().is_none() {
+            self.check_at = self.check_at.min(due);
+            return None;
+        }
+        Some(external)
+    }
+
     /// The caller has followed to `external`.
     pub(super) fn followed(&mut self, external: External) {
         let now = Instant::now();
@@ -211,6 +247,7 @@ impl Watch {
                 "external interface: {address} on {name} takes the place of {} on {}",
                 self.external.address, self.external.name
             );
+            self.home = self.home_after(*address);
             self.since = None;
             self.trouble.settle();
         }
@@ -219,6 +256,16 @@ impl Watch {
         self.tell(now);
         // What the new place is like is still to be seen.
         self.check_at = now + SETTLE;
+    }
+
+    /// The address to come back to once `address` has taken the place of ours: one that the host had all along stands in,
+    /// a new one is there to stay.
+    fn home_after(&self, address: Ipv4Addr) -> Option<Home> {
+        if !self.beside.contains(&address) {
+            return None;
+        }
+        let home = self.home.as_ref().map_or(self.external.address, |home| home.address);
+        (home != address).then_some(Home { address: home, back_since: None })
     }
 
     /// The caller cannot follow to `external`, for the reason that `why` gives.

@@ -4,7 +4,8 @@
 //! renamed, or become a port of the bridge or bond that takes over its address. When the address is gone, the flag that
 //! chose it decides ([`By`]): another address of the interface of that name, or of the bridge above it; another one
 //! that the pattern matches; the way to the address to reach; with no flag, another address of the same device, else
-//! that of the default route. An address that was given by a flag is waited for.
+//! that of the default route. An address that was given by a flag is waited for, and no link-local address takes the place
+//! of another kind.
 
 use super::{By, Choice, External, Found, Snapshot, Want};
 use crate::netlink::{Error, Netlink};
@@ -94,23 +95,26 @@ impl Snapshot {
 
     /// What takes the place of an address that is gone.
     fn successor(&self, choice: &Choice, current: &External) -> Option<Found<'_>> {
+        // A host gives itself a link-local address where DHCP is silent, and no peer of another link can send to it.
+        let fit = |found: &Found| !found.1.is_link_local() || current.address.is_link_local();
         // The same device, which may have another name or number by now, and the bridge or bond above it.
         let same = || {
             let link = self.links.iter().find(|link| link.name == current.name);
             let link = link.or_else(|| self.link(current.index))?;
             let above = self.masters(link);
             let mut way = std::iter::once(link).chain(above);
-            way.find_map(|link| self.with_best_address(link, Want::Up).ok())
+            way.find_map(|link| self.with_best_address(link, Want::Up).ok().filter(fit))
         };
-        match &current.by {
+        let found = match &current.by {
             By::Address => None,
-            By::Name(name) => self.by_name(name, Want::Up).ok().or_else(same),
+            By::Name(name) => self.by_name(name, Want::Up).ok().filter(fit).or_else(same),
             By::Regex(number) => self.by_regex(choice.regexes.get(*number)?, Want::Up).ok(),
             By::Reach => self.by_reach(choice.can_reach?, Want::Up).ok(),
             By::DefaultRoute => same().or_else(|| {
                 let link = self.link(self.default_link?)?;
                 self.with_best_address(link, Want::Up).ok()
             }),
-        }
+        };
+        found.filter(fit)
     }
 }

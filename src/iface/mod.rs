@@ -117,6 +117,21 @@ struct Snapshot {
 /// # Errors
 /// [`ChoiceError`] names what was tried.
 pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<External, ChoiceError> {
+    let (external, passed_over) = would_choose(netlink, choice).await?;
+    for reason in passed_over {
+        tracing::warn!("Could not choose the interface: {reason}");
+    }
+    Ok(external)
+}
+
+/// What [`choose`] would lead to now, and why others that were named before it would not be taken.
+///
+/// # Errors
+/// As [`choose`].
+pub async fn would_choose(
+    netlink: &Netlink,
+    choice: &Choice,
+) -> Result<(External, Vec<String>), ChoiceError> {
     let reach = match choice.can_reach {
         Some(ip) => Some(netlink.route_to(ip).await.map_err(|e| e.to_string())),
         None => None,
@@ -127,11 +142,7 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<External, Choi
         default_link: netlink.default_route_link().await?,
         reach,
     };
-    let (external, passed_over) = snapshot.select(choice)?;
-    for reason in passed_over {
-        tracing::warn!("Could not choose the interface: {reason}");
-    }
-    Ok(external)
+    snapshot.select(choice)
 }
 
 impl External {

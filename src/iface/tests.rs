@@ -282,6 +282,12 @@ fn the_flag_decides_what_takes_the_place_of_a_lost_address() {
         let waits = format!("{gone} and has 192.0.2.2, but the flags ask for 192.0.2.1");
         assert_eq!(after(&second, &fixed), waits);
     }
+    // One that the host gave to itself is none.
+    let mut alone = lost();
+    alone.addresses.push(address(2, "169.254.7.7"));
+    for choice in [Choice::default(), names(&["eth0"]), regexes(&["^eth0$"])] {
+        assert_eq!(after(&alone, &choice), gone);
+    }
     // No other address of the device.
     assert_eq!(after(&lost(), &names(&["eth0", "eth1"])), gone, "the second name was for the start");
     assert_eq!(after(&lost(), &Choice::default()), gone);
