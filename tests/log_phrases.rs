@@ -90,12 +90,30 @@ fn every_phrase_of_the_docs_is_said_when_it_is_true() {
 /// A single file that is mounted into a container cannot be renamed over (rename(2), EBUSY).
 #[test]
 fn a_subnet_file_that_is_a_mount_of_its_own_is_written_in_place_with_one_warning() {
+    is_written_in_place(false);
+}
+
+/// Nor can one be replaced in a directory that is read-only beside it (EROFS).
+#[test]
+fn a_subnet_file_in_a_read_only_directory_is_written_in_place_with_one_warning() {
+    is_written_in_place(true);
+}
+
+fn is_written_in_place(in_read_only_directory: bool) {
     let Some(lab) = Lab::start(1) else { return };
     lab.put_config(Api::V3, CONFIG);
-    let (outside, inside) = (lab.path("outside.env"), lab.path("inside.env"));
+    let (outside, dir) = (lab.path("outside.env"), lab.path("inside"));
+    let inside = dir.join("subnet.env");
+    std::fs::create_dir(&dir).unwrap();
     std::fs::write(&outside, "an old and longer text than the new one".repeat(20)).unwrap();
     std::fs::write(&inside, "").unwrap();
-    let bind = format!("mount --bind {} {}; exec \"$0\" \"$@\"", outside.display(), inside.display());
+    let (outside_path, inside_path, dir) = (outside.display(), inside.display(), dir.display());
+    let bind = format!("mount --bind {outside_path} {inside_path}");
+    let bind = match in_read_only_directory {
+        false => bind,
+        true => format!("mount -t tmpfs none {dir}; >{inside_path}; {bind}; mount -o remount,ro {dir}"),
+    };
+    let bind = format!("set -e; {bind}; exec \"$0\" \"$@\"");
     let file = format!("--subnet-file={}", inside.display());
     let program = lab::flanneld();
     let head = ["unshare", "-m", "sh", "-c", &bind, &program, "--etcd-endpoints=http://10.77.0.254:2379"];

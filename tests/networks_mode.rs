@@ -82,6 +82,10 @@ fn networks_come_and_go(api: Api) {
     let blue = pair("blue");
     lab.put(api, "red/config", &config("10.12.0.0/16", &udp(7892)));
     lab.put(api, "idle/config", &config("10.13.0.0/16", r#"{"Type":"alloc"}"#));
+    if api == Api::V3 {
+        // A name that would lead out of the prefix; v2 takes no such key.
+        lab.put(api, "../config", &config("10.14.0.0/16", r#"{"Type":"alloc"}"#));
+    }
     let red = pair("red");
     pair("idle");
     for i in [1, 2] {

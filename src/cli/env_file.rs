@@ -2,8 +2,8 @@
 //! on SIGHUP.
 //!
 //! The form is that of systemd.exec(5): `NAME=VALUE` lines, comments that begin with `#` or `;`, values that may be
-//! quoted, and a backslash at a line's end. Unlike systemd, which skips what it does not understand, this file refuses
-//! it: half of a file that was being written must not become the daemon's settings.
+//! quoted, and a backslash at a line's end. At the start, a line of another form is skipped as systemd skips it, with a
+//! remark. On SIGHUP it is refused: half of a file that is being written must not become the daemon's settings.
 
 use super::flags::{FLAGS, find};
 use super::meaning::unreadable;
@@ -32,12 +32,14 @@ pub(super) struct EnvFiles {
     pub(super) command_line: BTreeMap<&'static str, String>,
     /// A sentence for each `FLANNELD_` name that is no flag's.
     pub(super) remarks: Vec<String>,
+    /// A sentence for each line that is not of the form.
+    pub(super) skipped: Vec<String>,
 }
 
 /// Reads the files in order; a later one wins. A path that begins with `-` names a file that may be missing.
 ///
 /// # Errors
-/// A file cannot be read, or has a line that is not of the form.
+/// A file cannot be read.
 pub(super) fn read<'a>(paths: impl Iterator<Item = &'a str>, shown: &str) -> Result<EnvFiles, Refusal> {
     let mut files = EnvFiles::default();
     for given in paths.map(str::trim).filter(|path| !path.is_empty()) {
@@ -47,8 +49,10 @@ pub(super) fn read<'a>(paths: impl Iterator<Item = &'a str>, shown: &str) -> Res
             Err(error) if path != given && error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(Refusal::setting(format!("{shown}: {}", unreadable(path, &error)))),
         };
-        let variables = parse(&text)
-            .map_err(|(line, reason)| Refusal::setting(format!("{shown}: {path}, line {line}: {reason}")))?;
+        let (variables, odd) = parse(&text);
+        files
+            .skipped
+            .extend(odd.iter().map(|(line, reason)| format!("{shown}: {path}, line {line}: {reason}")));
         files.take(&variables, path);
     }
     Ok(files)
@@ -88,9 +92,9 @@ impl EnvFiles {
     }
 }
 
-/// The variables of a text. An error is the number of the line, from 1, and what is wrong there.
-fn parse(text: &str) -> Result<BTreeMap<String, String>, (usize, &'static str)> {
-    let mut variables = BTreeMap::new();
+/// The variables of a text, and the lines that are not of the form: the number from 1, and what is wrong there.
+fn parse(text: &str) -> (BTreeMap<String, String>, Vec<(usize, &'static str)>) {
+    let (mut variables, mut odd) = (BTreeMap::new(), Vec::new());
     let mut rest = text;
     while !rest.is_empty() {
         let at = text[..text.len() - rest.len()].matches('\n').count() + 1;
@@ -100,17 +104,31 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, (usize, &'static str)> 
             rest = after;
             continue;
         }
-        let (name, _) = trimmed.split_once('=').ok_or((at, "a line without ="))?;
-        if !is_name(name.trim_end()) {
-            return Err((at, "no name of a variable before ="));
+        match assignment(rest) {
+            Ok((name, value, used)) => {
+                variables.insert(name.to_owned(), value);
+                rest = &rest[used..];
+            }
+            Err(reason) => {
+                odd.push((at, reason));
+                rest = after;
+            }
         }
-        let start = rest.find('=').map_or(rest.len(), |found| found + 1);
-        let (value, used) =
-            value(&rest[start..]).ok_or((at, "a quote that does not end, or text after it"))?;
-        variables.insert(name.trim_end().to_owned(), value);
-        rest = &rest[start + used..];
     }
-    Ok(variables)
+    (variables, odd)
+}
+
+/// The assignment that `text` begins with, and how much of it that takes.
+fn assignment(text: &str) -> Result<(&str, String, usize), &'static str> {
+    let line = text.split('\n').next().unwrap_or(text);
+    let (name, _) = line.split_once('=').ok_or("a line without =")?;
+    let name = name.trim();
+    if !is_name(name) {
+        return Err("no name of a variable before =");
+    }
+    let start = text.find('=').map_or(text.len(), |found| found + 1);
+    let (value, used) = value(&text[start..]).ok_or("a quote that does not end, or text after it")?;
+    Ok((name, value, start + used))
 }
 
 fn is_name(name: &str) -> bool {
@@ -171,12 +189,12 @@ mod tests {
         ];
         let expected: BTreeMap<_, _> =
             expected.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        assert_eq!(parse(text), Ok(expected));
-        assert_eq!(parse(""), Ok(BTreeMap::new()));
+        assert_eq!(parse(text), (expected, vec![]));
+        assert_eq!(parse(""), (BTreeMap::new(), vec![]));
     }
 
     #[test]
-    fn what_is_not_of_the_form_is_refused_with_its_line() {
+    fn what_is_not_of_the_form_is_told_with_its_line() {
         for (text, line) in [
             ("A=1\nFLANNELD_V", 2),
             ("=1", 1),
@@ -187,8 +205,12 @@ mod tests {
             ("A=\"x\ny\"\nfoo", 3),
             ("\u{0}\u{0}\u{0}", 1),
         ] {
-            assert_eq!(parse(text).map_err(|(at, _)| at), Err(line), "{text:?}");
+            let lines: Vec<_> = parse(text).1.iter().map(|(at, _)| *at).collect();
+            assert_eq!(lines, [line], "{text:?}");
         }
+        let (variables, odd) = parse("export A=1\nB=2\nC=\"open\nD=4\n");
+        assert_eq!(variables.keys().collect::<Vec<_>>(), ["B", "D"]);
+        assert_eq!(odd.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1, 3]);
     }
 
     #[test]
@@ -218,6 +240,8 @@ mod tests {
         assert_eq!(files.remarks, [format!("FLANNELD_TYPO in {ours} has no effect: there is no such flag")]);
         let refused = |path: &str| read([path].into_iter(), "-env-file").unwrap_err().line;
         assert!(refused(&gone[1..]).contains("cannot read"), "{}", refused(&gone[1..]));
-        assert!(refused(&file("half", "FLANNELD_V=1\nFLANN")).ends_with("half, line 2: a line without ="));
+        let half = read([&*file("half", "FLANNELD_V=1\nFLANN")].into_iter(), "-env-file").unwrap();
+        assert!(half.skipped[0].ends_with("half, line 2: a line without ="), "{:?}", half.skipped);
+        assert_eq!(half.flags["v"].0, "1");
     }
 }

@@ -176,7 +176,7 @@ fn networks(given: &Given<'_>) -> Result<Option<Networks>, Refusal> {
         .filter(|name| !name.is_empty())
         .map(str::to_owned)
         .collect();
-    if let Some(name) = names.iter().find(|name| name.contains('/')) {
+    if let Some(name) = names.iter().find(|name| !Networks::is_name(name)) {
         return Err(given.setting("networks", format!("{name:?} is no name of a network")));
     }
     if names.is_empty() && !given.is_true("watch-networks") {

@@ -146,7 +146,9 @@ fn parse_words(args: &[OsString], environment: &Environment) -> Result<Outcome, 
     let matches = match_words(all.into_iter(), &origins)?;
     let given = meaning::Given::new(&matches, &origins);
     let settings = Box::new(meaning::settings(&given)?);
-    let remarks = meaning::remarks(&given).into_iter().chain(files.remarks.iter().cloned()).collect();
+    let skipped = files.skipped.iter().map(|line| format!("{line}: skipped"));
+    let remarks = meaning::remarks(&given).into_iter().chain(skipped).chain(files.remarks.iter().cloned());
+    let remarks = remarks.collect();
     let values = given.values();
     Ok(Outcome::Run(Run { settings, remarks, values, origins, files }))
 }

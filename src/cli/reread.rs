@@ -53,6 +53,9 @@ impl Reread {
             Ok(Outcome::Help | Outcome::Version) => return Err("the command line asks for no run".to_owned()),
             Err(Refusal { line, .. }) => return Err(line),
         };
+        if let Some(odd) = run.files.skipped.first() {
+            return Err(odd.clone());
+        }
         let (mut applied, mut stale) = (Vec::new(), Vec::new());
         for (flag, value) in &run.values {
             if self.running.get(flag) == Some(value) {
@@ -119,6 +122,9 @@ mod tests {
         write("FLANNELD_BUFFERS=x\n");
         let line = reread.again().unwrap_err();
         assert!(line.contains(&format!("FLANNELD_BUFFERS in {path}")), "{line}");
+        write("FLANNELD_V=0\nFLANNELD_OPT");
+        let line = reread.again().unwrap_err();
+        assert!(line.ends_with("line 2: a line without ="), "half of a file changes nothing: {line}");
         write("FLANNELD_OPTIONS=-spin=0\n");
         let back = reread.again().unwrap();
         assert_eq!(

@@ -207,7 +207,8 @@ impl Supervisor {
 
     fn wanted(&self, names: BTreeSet<String>) -> BTreeSet<String> {
         let wanted = &self.networks.names;
-        names.into_iter().filter(|name| wanted.is_empty() || wanted.contains(name)).collect()
+        let names = names.into_iter().filter(|name| Networks::is_name(name));
+        names.filter(|name| wanted.is_empty() || wanted.contains(name)).collect()
     }
 
     fn start_all(&mut self, names: &BTreeSet<String>) {

@@ -62,8 +62,8 @@ impl SubnetFile {
             Ok(how) => {
                 if how == Written::InPlace && !std::mem::replace(&mut self.in_place_said, true) {
                     warn!(
-                        "{} is a mount point, so it cannot be replaced and is written in place: a reader may see \
-                         half of it; mount its directory instead",
+                        "{} cannot be replaced, since it is a mount point or its directory is read-only; it is written \
+                         in place, and a reader may see half of it; mount its directory instead",
                         self.path.display()
                     );
                 }

@@ -60,6 +60,14 @@ pub struct Networks {
     pub dir: PathBuf,
 }
 
+impl Networks {
+    /// Whether a network may have this name: one element of a key and of a path, and not the way out of either.
+    #[must_use]
+    pub fn is_name(name: &str) -> bool {
+        !name.is_empty() && !name.contains('/') && name != "." && name != ".."
+    }
+}
+
 /// How much is logged to stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Log {

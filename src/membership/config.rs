@@ -1,14 +1,19 @@
 //! The config of the network after the start: it is looked at whenever the store says that it may have changed.
 
-use crate::store::{Error, Registry};
+use crate::store::{Backoff, Error, Registry};
 use crate::subnet::Config;
 use ipnet::Ipv4Net;
+use rand::rngs::{StdRng, SysRng};
+use rand::{SeedableRng, TryRng};
 use std::time::Duration;
 
 /// The least time between two looks.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// The most time between two looks at a store that tells of no change.
 const MOST_PAUSE: Duration = Duration::from_secs(600);
+/// The longest time between two looks at a store that does not answer. The lease asks more often, and a new config is
+/// in no hurry; all nodes of a network ask a store that comes back.
+const MOST_BACKOFF: Duration = Duration::from_secs(15);
 const _: () = assert!(LEAST_PAUSE.as_secs() < MOST_PAUSE.as_secs());
 
 /// What stands in the store.
@@ -22,21 +27,29 @@ pub(super) enum Seen {
 
 /// Waits until the store holds something else than `seen`.
 pub(super) async fn changed<R: Registry>(registry: &R, seen: Option<Seen>) -> (Seen, Result<Config, String>) {
+    // A system without random numbers gets no jitter; whatever else needs them will tell.
+    let mut rng = StdRng::seed_from_u64(SysRng.try_next_u64().unwrap_or_default());
+    let mut backoff = Backoff::new(MOST_BACKOFF);
     loop {
         let waited = tokio::time::timeout(MOST_PAUSE, registry.config_changed()).await;
-        if !matches!(waited, Ok(Ok(()))) {
-            // After an error the store says nothing; what it has to say is asked for below.
-            tokio::time::sleep(LEAST_PAUSE).await;
+        match waited {
+            Ok(Ok(())) => backoff.reset(),
+            // The store said nothing; what it has to say is asked for below, once it may answer again.
+            Ok(Err(_)) => tokio::time::sleep(LEAST_PAUSE + backoff.next(&mut rng)).await,
+            Err(_) => tokio::time::sleep(LEAST_PAUSE).await,
         }
         let now = match registry.config().await {
-            Ok(text) => Some(Seen::Text(text)),
-            Err(Error::NotFound(_)) => Some(Seen::Nothing),
-            Err(_) => None,
+            Ok(text) => Seen::Text(text),
+            Err(Error::NotFound(_)) => Seen::Nothing,
+            Err(_) => {
+                tokio::time::sleep(LEAST_PAUSE + backoff.next(&mut rng)).await;
+                continue;
+            }
         };
-        let Some(now) = now.filter(|now| seen.as_ref() != Some(now)) else {
+        if seen.as_ref() == Some(&now) {
             tokio::time::sleep(LEAST_PAUSE).await;
             continue;
-        };
+        }
         let config = match &now {
             Seen::Text(text) => {
                 Config::parse_for(registry.generation(), text).map_err(|error| error.to_string())

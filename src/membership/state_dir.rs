@@ -13,6 +13,9 @@ const FILE_MODE: u32 = 0o600;
 /// The largest file that is read back. A cache of 10 000 peers has about 2 MB.
 const LARGEST: u64 = 64 << 20;
 
+/// The file that proves that the directory can be written.
+const PROBE: &str = "probe";
+
 /// The state directory (`--state-dir`).
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -41,8 +44,8 @@ impl StateDir {
         }
         let state = StateDir { path: path.to_owned() };
         state.tidy();
-        match state.write("probe", b"") {
-            Ok(()) => state.remove("probe")?,
+        match state.write(PROBE, b"") {
+            Ok(()) => state.remove(PROBE)?,
             // A disk that is full, broken or read-only is no reason to leave containers without a network.
             Err(error) if is_setting(&error.source) => return Err(error),
             Err(error) => tracing::warn!("{error}: nothing can be kept in the state directory now"),
@@ -50,12 +53,14 @@ impl StateDir {
         Ok(state)
     }
 
-    /// Removes what a run that was killed in the midst of a write has left: a file is written beside its place first, and
-    /// every run has another pid.
+    /// Removes what a run that was killed in the midst of a write has left: a file is written beside its place first,
+    /// under a name with the pid. The directory may be shared, so only names of ours count, and of no process that runs.
     fn tidy(&self) {
         let is_left = |name: &String| {
-            let parts = name.strip_prefix('.').and_then(|rest| rest.rsplit_once('.'));
-            parts.is_some_and(|(_, pid)| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+            let Some((file, pid)) = name.strip_prefix('.').and_then(|rest| rest.rsplit_once('.')) else {
+                return false;
+            };
+            is_ours(file) && pid.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
         };
         for name in self.names().iter().filter(|name| is_left(name)) {
             // It does no harm but to take room.
@@ -115,6 +120,11 @@ impl StateDir {
     }
 }
 
+/// Whether a file of this name is one that we write.
+fn is_ours(name: &str) -> bool {
+    name == PROBE || (name.starts_with("network") && name.ends_with(".cache"))
+}
+
 /// Whether the operator has to mend this: a wrong path, or a directory of somebody else.
 fn is_setting(error: &io::Error) -> bool {
     matches!(
@@ -142,14 +152,19 @@ mod tests {
         assert_eq!((mode(&path), mode(&path.join("x"))), (0o700, 0o600));
         state.remove("x").unwrap();
         state.remove("x").unwrap();
-        // A run that was killed has left a file, and somebody has put others there.
-        for name in [".network.cache.4711", ".keep", ".a.b", "network.cache"] {
+        // A run that was killed has left a file, another one is writing, and somebody has put others there. No process
+        // has the number 4194305 (PID_MAX_LIMIT, include/linux/threads.h).
+        let writing = format!(".network-a.cache.{}", std::process::id());
+        let of_others = [".bashrc.20240101", ".keep", ".netrc.4194305", "network.cache", writing.as_str()];
+        for name in of_others.iter().chain(&[".network.cache.4194305", ".probe.4194305"]) {
             fs::write(path.join(name), "").unwrap();
         }
         assert_eq!(StateDir::open(&path).unwrap().read("x").unwrap(), None);
         let mut names = state.names();
         names.sort();
-        assert_eq!(names, [".a.b", ".keep", "network.cache"]);
+        let mut wanted = of_others;
+        wanted.sort_unstable();
+        assert_eq!(names, wanted);
     }
 
     #[test]

@@ -55,7 +55,8 @@ impl EnvFile {
     /// Replaces the file in one step: a reader sees either the old text or the new, even after a power cut.
     /// An absent directory is made with mode 0755; the file has mode 0644 whatever the umask.
     ///
-    /// A single file that is mounted into a container cannot be replaced; it is written in place.
+    /// A single file that is mounted into a container cannot be replaced, nor can one in a directory that is read-only;
+    /// it is written in place.
     ///
     /// # Errors
     /// The error names the step that failed and its path. If the new text is not in place, the old file still is.
@@ -64,8 +65,9 @@ impl EnvFile {
         DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed("cannot create", dir))?;
         let text = self.text();
         match replace(path, text.as_bytes(), 0o644) {
-            Err(error) if error.is_mount_point() => {
-                write_in_place(path, text.as_bytes()).map(|()| Written::InPlace)
+            // The first error names the cause where there is no file that could be written in place.
+            Err(error) if error.is_of_the_directory() => {
+                write_in_place(path, text.as_bytes()).map(|()| Written::InPlace).map_err(|_| error)
             }
             result => result.map(|()| Written::Whole),
         }

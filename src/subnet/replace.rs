@@ -18,10 +18,11 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// Whether the file cannot be replaced because it is a mount point of its own (rename(2), EBUSY).
+    /// Whether the file itself may be written though it cannot be replaced: it is a mount point of its own (rename(2),
+    /// EBUSY), or lies in a directory that is read-only or not ours.
     #[must_use]
-    pub fn is_mount_point(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EBUSY)
+    pub fn is_of_the_directory(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(libc::EBUSY | libc::EROFS | libc::EACCES | libc::EPERM))
     }
 }
 

@@ -132,7 +132,8 @@ impl Registry for V3 {
             self.connection.call(async |client, _| client.kv_client().get(key.clone(), None).await).await?;
         self.config_read_at.set(answer.header().map_or(0, etcd_client::ResponseHeader::revision));
         let Some(kv) = answer.kvs().first() else { return Err(Error::NotFound(key)) };
-        String::from_utf8(kv.value().to_vec()).map_err(|_| Error::Invalid(format!("{key} is not UTF-8")))
+        // Go's encoding/json, by which flannel reads it, puts U+FFFD in the place of what is not UTF-8.
+        Ok(String::from_utf8_lossy(kv.value()).into_owned())
     }
 
     async fn config_changed(&self) -> Result<(), Error> {
