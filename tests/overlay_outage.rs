@@ -84,6 +84,41 @@ fn etcd_v2_away_and_back() {
     outage(Api::V2);
 }
 
+/// Packets to etcd vanish for so long that connections die, and then pass again. So it is with a firewall that is loaded
+/// anew, or a link that is down.
+fn swallowed(api: Api) {
+    let Some(lab) = Lab::start(2) else { return };
+    lab.put_config(api, TUTORIAL);
+    let mut daemons = [lab.daemon(1, &[api.flag()]), lab.daemon(2, &[api.flag()])];
+    daemons.iter_mut().for_each(|daemon| drop(daemon.subnet()));
+    let filter = |what: &str| {
+        lab.run(
+            &lab.ns("sw"),
+            &["iptables", "-w", what, "INPUT", "-p", "tcp", "--dport", "2379", "-j", "DROP"],
+        );
+    };
+    filter("-I");
+    // Keep-alive gives a connection up after 20 s, and others are tried and fail meanwhile.
+    std::thread::sleep(secs(35));
+    filter("-D");
+    let back = Instant::now();
+    lab.put_lease(api, "10.98.0.0-20", "10.77.0.99");
+    for daemon in &mut daemons {
+        daemon.wait_text("Subnet added: 10.98.0.0/20", secs(20));
+    }
+    eprintln!("a new peer is heard of {:?} after the packets pass again", back.elapsed());
+}
+
+#[test]
+fn etcd_v3_swallowed_and_back() {
+    swallowed(Api::V3);
+}
+
+#[test]
+fn etcd_v2_swallowed_and_back() {
+    swallowed(Api::V2);
+}
+
 /// Without etcd, then without a config, the daemon waits and says why; it starts when both are there.
 #[test]
 fn etcd_absent_at_start() {

@@ -91,10 +91,8 @@ impl V2Watch {
 
     /// Makes one step, which may bring no change. When its future is dropped, the poll and the index stay in place.
     async fn step(&mut self) -> Result<Option<Change>, Error> {
-        if let Some(check) = &mut self.check {
-            let index = check.await;
-            self.check = None;
-            return self.checked(index?);
+        if self.check.is_some() {
+            return self.step_beside_check().await;
         }
         match &mut self.poll {
             None => self.begin(),
@@ -122,6 +120,30 @@ impl V2Watch {
             }
         }
         Ok(None)
+    }
+
+    /// Waits for the answer to the check or for the head of the poll, whichever comes first. A poll that is not sent yet
+    /// opens a connection, and the check waits until that has succeeded or failed: both have to go on.
+    async fn step_beside_check(&mut self) -> Result<Option<Change>, Error> {
+        let Some(check) = &mut self.check else { return Ok(None) };
+        let Some(Poll::Sent { head, generation, .. }) = &mut self.poll else {
+            let index = check.await;
+            self.check = None;
+            return self.checked(index?);
+        };
+        tokio::select! {
+            biased;
+            answer = head => {
+                let (response, generation) = (answer?.map_err(Error::from)?, generation.get());
+                self.check = None;
+                self.answered(response, generation)?;
+                Ok(None)
+            }
+            index = check => {
+                self.check = None;
+                self.checked(index?)
+            }
+        }
     }
 
     /// Takes the head of an answer.
