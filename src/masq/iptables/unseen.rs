@@ -88,11 +88,12 @@ pub(in crate::masq) fn remove(
     let networks = [&[rules.network], past].concat();
     let mut commands = String::new();
     for group in groups(rules).iter().filter(|group| tables.contains(&group.table)) {
-        let output = command::run(nft, &["-a", "list", "table", "ip", group.table], "")?;
-        // A table that does not exist holds nothing of ours.
-        if output.success {
-            commands += &script(&output.stdout, group, &networks);
+        // The whole table may be long, and once our chain is gone nobody needs to see it at every look.
+        if !command::run(nft, &["list", "chain", "ip", group.table, group.chain], "")?.success {
+            continue;
         }
+        let listing = command::run(nft, &["-a", "list", "table", "ip", group.table], "")?.text()?;
+        commands += &script(&listing, group, &networks);
     }
     if !commands.is_empty() {
         command::run(nft, &["-f", "-"], &commands)?.text()?;
