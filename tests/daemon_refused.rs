@@ -153,6 +153,115 @@ fn a_rotated_password_is_one_outage_that_events_do_not_end() {
     assert!(daemon.running());
 }
 
+/// Makes users as above, except that flannel may only read.
+fn require_readers(lab: &Lab, api: Api) {
+    if api == Api::V3 {
+        let reader = "role grant-permission reader read --prefix=true /coreos.com/network/";
+        let users =
+            ["user add root:top", "role add root", "user grant-role root root", "role add reader", reader];
+        let flannel = ["user add flannel:right", "user grant-role flannel reader", "auth enable"];
+        users.iter().chain(&flannel).for_each(|words| drop(etcdctl(lab, words)));
+        return;
+    }
+    let put = |path: &str, body: &str| {
+        let url = format!("{ETCD}/v2/auth/{path}");
+        let answer = curl(lab, &["-XPUT", "-uroot:top", "--data", body, &url]);
+        assert!(!answer.contains("\"message\""), "{path}: {answer}");
+    };
+    put("users/root", r#"{"user":"root","password":"top"}"#);
+    let keys = "/coreos.com/network/*";
+    put(
+        "roles/reader",
+        &format!(r#"{{"role":"reader","permissions":{{"kv":{{"read":["{keys}"],"write":[]}}}}}}"#),
+    );
+    put("users/flannel", r#"{"user":"flannel","password":"right","roles":["reader"]}"#);
+    put("enable", "");
+    put("roles/guest", r#"{"role":"guest","revoke":{"kv":{"read":["/*"],"write":["/*"]}}}"#);
+}
+
+/// How many calls of this kind etcd has answered over v3, whatever the answer.
+fn handled(lab: &Lab, method: &str) -> usize {
+    let text = curl(lab, &[&format!("{ETCD}/metrics")]);
+    let name = format!("grpc_method=\"{method}\"");
+    let lines =
+        text.lines().filter(|line| line.starts_with("grpc_server_handled_total") && line.contains(&name));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+/// What the daemon of the first host says of itself.
+fn status(lab: &Lab, path: &str) -> String {
+    lab.run(&lab.host(1), &["curl", "-sSm5", &format!("http://127.0.0.1:8471{path}")])
+}
+
+const STATUS: [&str; 2] = ["--healthz-ip=127.0.0.1", "--healthz-port=8471"];
+
+#[test]
+fn a_user_who_may_only_read_costs_etcd_little() {
+    for api in [Api::V3, Api::V2] {
+        let Some(lab) = Lab::start(1) else { return };
+        lab.put_config(api, CONFIG);
+        require_readers(&lab, api);
+        let requests = Attempts::count(&lab, api);
+        let user = ["--etcd-username=flannel", "--etcd-password=right", "--iface=eth0", api.flag()];
+        let file = lab.path("subnet.env");
+        let mut daemon = Daemon::start(&lab, &lab.host(1), &file, &[&user, &STATUS[..]].concat(), &[]);
+        daemon.wait_text("takes no write: etcd refuses", secs(5));
+        std::thread::sleep(secs(10));
+        // Attempts as above, each with a list.
+        let text = daemon.text();
+        if api == Api::V3 {
+            let leases = etcdctl(&lab, "as-root lease list");
+            assert!(leases.lines().count() <= 3, "{leases}\n{text}");
+            let ranges = handled(&lab, "Range");
+            assert!((6..=30).contains(&ranges), "{ranges} reads\n{text}");
+        } else {
+            let reads = requests.so_far(&lab);
+            assert!((6..=30).contains(&reads), "{reads} reads\n{text}");
+        }
+        assert!(!text.contains("store is back"), "{text}");
+        let ready = status(&lab, "/readyz");
+        assert!(
+            ready.contains("no subnet lease from etcd: it answers, but takes no write: etcd refuses"),
+            "{ready}"
+        );
+        assert!(status(&lab, "/metrics").contains("\nflanneld_store_read_only 1"));
+
+        if api == Api::V3 {
+            etcdctl(
+                &lab,
+                "as-root role grant-permission reader readwrite --prefix=true /coreos.com/network/",
+            );
+            daemon.wait_text("The store is back", secs(20));
+            daemon.subnet();
+            assert!(status(&lab, "/metrics").contains("\nflanneld_store_read_only 0"));
+        }
+        assert!(daemon.running());
+    }
+}
+
+#[test]
+fn a_full_etcd_is_left_in_peace() {
+    let Some(lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V3, CONFIG);
+    let alarm = |action: &str| {
+        let body = format!(r#"{{"action":"{action}","memberID":"0","alarm":"NOSPACE"}}"#);
+        let answer = curl(&lab, &["--data", &body, &format!("{ETCD}/v3/maintenance/alarm")]);
+        assert!(!answer.contains("error"), "{action}: {answer}");
+    };
+    alarm("ACTIVATE");
+    let file = lab.path("subnet.env");
+    let args = [&["--iface=eth0", Api::V3.flag()], &STATUS[..]].concat();
+    let mut daemon = Daemon::start(&lab, &lab.host(1), &file, &args, &[]);
+    daemon.wait_text("takes no write: etcd refuses: etcdserver: mvcc: database space exceeded", secs(5));
+    std::thread::sleep(secs(10));
+    let (grants, ranges) = (handled(&lab, "LeaseGrant"), handled(&lab, "Range"));
+    assert!((4..=10).contains(&grants) && ranges <= 30, "{grants} grants, {ranges} reads\n{}", daemon.text());
+    assert!(status(&lab, "/readyz").contains("database space exceeded"));
+    alarm("DEACTIVATE");
+    daemon.wait_text("The store is back", secs(20));
+    daemon.subnet();
+}
+
 /// A file at fault is no silent store: the daemon ends at once, and says which file and why.
 #[test]
 fn a_file_at_fault_ends_the_start() {

@@ -233,7 +233,7 @@ impl Running {
                 self.hurry();
             }
             Notice::Readdressed { .. } => self.tell_state(),
-            Notice::StoreLost { reason } => {
+            Notice::StoreLost { reason } | Notice::StoreStillLost { reason, .. } => {
                 self.store_lost = Some(reason);
                 self.tell_state();
             }
@@ -254,8 +254,7 @@ impl Running {
             | Notice::Discarded { .. }
             | Notice::Refused { .. }
             | Notice::Withheld { .. }
-            | Notice::StoreReset
-            | Notice::StoreStillLost { .. } => {}
+            | Notice::StoreReset => {}
         }
     }
 

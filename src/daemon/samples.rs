@@ -7,6 +7,7 @@ use crate::report::{Sample, metric};
 pub(super) fn of(status: Option<Status>, cache_failures: u64, detours: usize) -> Vec<Sample> {
     let counters = status.map(|status| status.counters).unwrap_or_default();
     let Counters { skipped, rejected, repairs, conflicts, withheld, lists, proofs } = counters;
+    let is_read_only = status.is_some_and(|status| status.read_only);
     let has_drifted = status.is_some_and(|status| status.config_drift);
     vec![
         Sample::new(&metric::SKIPPED_KEYS, "skipped_keys", skipped),
@@ -18,6 +19,7 @@ pub(super) fn of(status: Option<Status>, cache_failures: u64, detours: usize) ->
         Sample::new(&metric::STORE_PROOFS, "store_proofs", proofs),
         Sample::new(&metric::CACHE_WRITE_ERRORS, "cache_write_errors", cache_failures),
         Sample::new(&metric::CONFIG_DRIFT, "config_drift", u64::from(has_drifted)),
+        Sample::new(&metric::STORE_READ_ONLY, "store_read_only", u64::from(is_read_only)),
         Sample::new(&metric::DETOURS, "detours", detours as u64),
     ]
 }

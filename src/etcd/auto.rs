@@ -231,6 +231,18 @@ impl Registry for Store {
         }
     }
 
+    async fn admission(&self) {
+        match self {
+            Store::V2(store) => store.admission().await,
+            Store::V3(store) => store.admission().await,
+            // Nothing is written before the choice.
+            Store::Auto(auto) => match auto.chosen() {
+                Some(Api::V2) => auto.v2.admission().await,
+                _ => auto.v3.admission().await,
+            },
+        }
+    }
+
     async fn watch(&self, revision: Revision) -> Result<StoreWatch, Error> {
         each!(self, store => store.watch(revision).await.map(StoreWatch::from))
     }

@@ -5,9 +5,13 @@ use crate::store::Error;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 /// The largest file that is read, in bytes. A bundle of all public authorities is a quarter of it.
 const MOST_BYTES: u64 = 1 << 20;
+
+/// How often the files are looked at while the store refuses us.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// The files of [`Settings`] as they are at this moment. They are read again for every new connection, so that
 /// replaced files take effect without a restart.
@@ -44,6 +48,17 @@ impl Files {
         let credentials = settings.credentials.as_ref();
         let password = credentials.map(|credentials| credentials.password.read()).transpose()?;
         Ok(Self { ca, identity, password })
+    }
+
+    /// Waits until the files of the settings hold something else than they do now.
+    pub(super) async fn changed(settings: &Settings) {
+        let before = Self::read(settings);
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if Self::read(settings) != before {
+                return;
+            }
+        }
     }
 
     /// The user of the settings with the password.

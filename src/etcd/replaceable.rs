@@ -67,6 +67,16 @@ impl Registry for Replaceable {
         }
     }
 
+    /// A store that takes another's place knows us by its own settings.
+    async fn admission(&self) {
+        let mut replaced = self.store.subscribe();
+        let store = self.current();
+        tokio::select! {
+            () = store.admission() => {}
+            _ = replaced.changed() => {}
+        }
+    }
+
     fn reconnect(&self) {
         self.current().reconnect();
     }

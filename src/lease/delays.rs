@@ -7,6 +7,9 @@ use std::time::Duration;
 
 /// No attempt waits longer than this for the next, apart from renewals and a full pool.
 pub(super) const RETRY_LIMIT: Duration = Duration::from_secs(5);
+/// The longest wait after a write that the store refused. Each attempt costs it a list and a write, and what is wrong is
+/// for the operator to mend.
+const REFUSED_LIMIT: Duration = Duration::from_secs(2 * 60);
 /// The longest wait before another look at a key or a pool that is not as we need it.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
@@ -14,8 +17,12 @@ const LOOK_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Delays {
     rng: StdRng,
-    /// After calls without an answer. The watch has a back-off of its own.
+    /// After lists without an answer. The watch has a back-off of its own.
     calls: Backoff,
+    /// After writes without an answer. A store that answers lists may take no write, so only a write resets it.
+    writes: Backoff,
+    /// After writes that were refused.
+    refused: Backoff,
     /// After answers that leave us without a subnet.
     looks: Backoff,
 }
@@ -26,13 +33,29 @@ impl Delays {
         Self {
             rng: StdRng::seed_from_u64(seed),
             calls: Backoff::new(RETRY_LIMIT),
+            writes: Backoff::new(RETRY_LIMIT),
+            refused: Backoff::new(REFUSED_LIMIT),
             looks: Backoff::new(LOOK_LIMIT),
         }
     }
 
-    /// The store has answered: the delay after the next failed call is a short one.
+    /// The store has answered: the delay after the next failed list is a short one.
     pub(super) fn answered(&mut self) {
         self.calls.reset();
+    }
+
+    /// The store has taken a write, or may take the next one: the delay after a failed write is a short one again.
+    pub(super) fn written(&mut self) {
+        self.writes.reset();
+        self.refused.reset();
+    }
+
+    /// The delay after a write that was `refused`, or got no answer.
+    pub(super) fn after_failed_write(&mut self, refused: bool) -> Duration {
+        let backoff = if refused { &mut self.refused } else { &mut self.writes };
+        let delay = backoff.next(&mut self.rng);
+        debug_assert!(!delay.is_zero(), "a store that takes no write would be asked without a pause");
+        delay
     }
 
     /// A subnet is ours: the delay before the next look is a short one.

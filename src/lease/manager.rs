@@ -41,6 +41,8 @@ pub struct Manager {
     health: Health,
     delays: Delays,
     in_flight: Option<InFlight>,
+    /// No write is brought forward to a time before this: the last one failed.
+    writes_from: Duration,
     /// The address that the store gives to peers, as the daemon knows it.
     told_address: Option<Ipv4Addr>,
     /// Our subnet is somebody else's, and [`super::OnLost::Exit`] says that this is the end.
@@ -85,6 +87,7 @@ impl Manager {
             health: Health::default(),
             delays: Delays::new(seed),
             in_flight: None,
+            writes_from: Duration::ZERO,
             told_address: None,
             stopped: false,
             us: Identity::new(attrs),
@@ -116,10 +119,12 @@ impl Manager {
                 Input::Publish(attrs) => self.on_publish(now, attrs),
                 Input::Underlay(underlay) => self.on_underlay(now, underlay),
                 Input::Config(newer) => self.on_config(newer),
+                Input::Admission => self.on_admission(now),
             }
             self.tell_address();
             self.advance(now);
             self.recover();
+            self.rest(now);
             let notices = self.watcher.take_notices();
             self.say(notices);
         }
@@ -268,17 +273,20 @@ impl Manager {
         };
         match error {
             Some(error @ (Error::Unavailable(_) | Error::Denied(_) | Error::Invalid(_))) => {
-                self.failed(now, Way::Call, error);
-                return self.retry(now, call.kind);
+                return self.call_failed(now, call.kind, error);
             }
             None | Some(Error::NotFound(_) | Error::Exists | Error::Conflict | Error::Compacted) => {
+                let is_write = call.kind != Kind::List && !matches!(reply, Reply::Outgrown(_));
+                if is_write {
+                    self.written(now);
+                }
                 self.answered(now, Way::Call);
             }
         }
         let wrote = error.is_none() && matches!(call.kind, Kind::Create | Kind::Update);
         match reply {
             Reply::Listed(Ok(listing)) => self.on_listing(now, listing),
-            Reply::Listed(Err(_)) => self.retry(now, call.kind),
+            Reply::Listed(Err(error)) => self.call_failed(now, call.kind, &error),
             Reply::Created(result) => self.on_created(now, call.sent, result.ok()),
             Reply::Outgrown(config) => self.on_outgrown(now, config),
             Reply::Updated(result) => self.on_updated(now, call.sent, result.ok()),
@@ -295,6 +303,9 @@ impl Manager {
             self.list_spoke(now);
             self.check_written(&listing);
             let step = self.seek.choose(now, listing, &self.us, &mut self.delays);
+            if !self.seek.is_writing() {
+                self.written(now);
+            }
             return self.do_for_seek(now, now, step);
         }
         let steps = self.feed.listed(now, listing.revision, reset, &mut self.delays);

@@ -102,6 +102,8 @@ pub enum Input {
     Underlay(Underlay),
     /// The network config in the store is another one now, or cannot be used for this reason.
     Config(Result<Config, String>),
+    /// The store may take now what it has refused: it knows us by another password, certificate or user.
+    Admission,
 }
 
 /// The answer to a [`Call`].
@@ -296,7 +298,7 @@ pub enum Notice {
     /// The store's revision went back: the store was restored or made anew. This is not said if the revision has
     /// come past what we knew before we looked.
     StoreReset,
-    /// The store does not answer. This is the first word of an outage. If the last word about an outage is less
+    /// The store does not answer, or takes no write. This is the first word of an outage. If the last word about an outage is less
     /// than a minute old, this one waits, and an outage that is over by then is passed over in silence.
     StoreLost {
         /// Why the last attempt failed.
@@ -309,7 +311,7 @@ pub enum Notice {
         /// How long the outage has lasted.
         since: Duration,
     },
-    /// The store answers again.
+    /// The store answers again, and takes writes.
     StoreBack {
         /// How long the outage lasted.
         after: Duration,

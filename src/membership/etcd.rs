@@ -70,6 +70,7 @@ pub(super) async fn run<R: Registry>(
     let Exchange { mut publish, mut underlay, notices, status } = exchange;
     let mut stop = pin!(stop);
     let mut call: Option<LocalBoxFuture<'_, Input>> = None;
+    let mut admission: Option<LocalBoxFuture<'_, Input>> = None;
     let mut feed = Feed::<R>::Off;
     let mut config: LocalBoxFuture<'_, _> = Box::pin(config::changed(registry, None));
     let mut input = Input::Tick;
@@ -77,6 +78,7 @@ pub(super) async fn run<R: Registry>(
         let now = clock.now();
         let outputs: VecDeque<Output> = manager.handle(now, input).into();
         status.send_replace(Some(manager.status()));
+        await_admission(&mut admission, registry, manager.status().read_only);
         for output in outputs {
             match output {
                 Output::Call(wanted) => {
@@ -87,10 +89,7 @@ pub(super) async fn run<R: Registry>(
                 Output::Notice(notice) => {
                     told::log(&notice, &told::Facts::of(&manager, now));
                     let fatal = is_fatal(&notice);
-                    // What stands in the file already is not written again on its own word.
-                    if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
-                        keeper.note(&notice);
-                    }
+                    note(&mut keeper, &manager, &notice);
                     // If nobody listens any more, the daemon is about to stop us.
                     let _ = notices.send(notice);
                     if fatal {
@@ -116,6 +115,7 @@ pub(super) async fn run<R: Registry>(
             }
             Ok(()) = underlay.changed() => Input::Underlay(underlay.borrow_and_update().clone()),
             reply = running(&mut call) => reply,
+            input = running(&mut admission) => input,
             input = feed.next() => input,
             (seen, newer) = &mut config => {
                 config = Box::pin(config::changed(registry, Some(seen)));
@@ -136,11 +136,33 @@ fn is_fatal(notice: &Notice) -> bool {
     *then == OnLost::Exit
 }
 
+/// Waits beside the rest for the store to let us write, as long as it does not.
+fn await_admission<'a, R: Registry>(
+    slot: &mut Option<LocalBoxFuture<'a, Input>>,
+    registry: &'a R,
+    is_read_only: bool,
+) {
+    let wait = || -> LocalBoxFuture<'a, Input> {
+        Box::pin(async {
+            registry.admission().await;
+            Input::Admission
+        })
+    };
+    *slot = slot.take().filter(|_| is_read_only).or_else(|| is_read_only.then(wait));
+}
+
 /// Waits until something is to be kept; for ever if nothing is kept.
 async fn due(keeper: &mut Option<Keeper>) {
     match keeper {
         Some(keeper) => keeper.due().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Takes note of what is to be kept. What stands in the file already is not written again on its own word.
+fn note(keeper: &mut Option<Keeper>, manager: &Manager, notice: &Notice) {
+    if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
+        keeper.note(notice);
     }
 }
 
@@ -151,7 +173,7 @@ async fn finish(keeper: &mut Option<Keeper>, manager: &Manager, now: Duration) {
     }
 }
 
-/// Waits for the call's answer and empties the slot; waits for ever if there is no call.
+/// Waits for what is in the slot and empties it; waits for ever if there is nothing.
 async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
     let Some(call) = slot else { return std::future::pending().await };
     let input = call.await;

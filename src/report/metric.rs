@@ -68,7 +68,7 @@ metrics! {
     READY: Gauge "flanneld_ready", "0 or 1", "Whether the subnet is up, the subnet file written, and nothing keeps peers from reaching this host.";
     WORKERS_ALIVE: Gauge "flanneld_workers_alive", "0 or 1", "0 if a worker has ended by itself.";
     STORE_UP: Gauge "flanneld_store_up" formerly "flanneld_etcd_up", "0 or 1",
-        "Whether the last call to the store of the leases was answered.";
+        "Whether the last call to the store of the leases was answered, and the last write taken.";
     BACKEND_INFO: Gauge "flanneld_backend_info", "1", "Always 1; the backend's type is a label.";
     WORKER_INFO: Gauge "flanneld_worker_info", "1",
         "Always 1; how the worker makes its system calls is a label.";
@@ -78,6 +78,8 @@ metrics! {
 
     CONFIG_DRIFT: Gauge "flanneld_config_drift", "0 or 1",
         "1 if the network config in the store asks for what only a restart takes over, or cannot be used.";
+    STORE_READ_ONLY: Gauge "flanneld_store_read_only", "0 or 1",
+        "1 if the store answers, but refuses to write this host's lease.";
     LEASE_STATE: Gauge "flanneld_lease_state", "0 or 1", "1 for the state that the lease is in.";
     LEASE_EXPIRY: Gauge "flanneld_lease_expiry_timestamp_seconds", "seconds",
         "When the lease ends unless renewed, in seconds since 1970; absent for a reservation.";

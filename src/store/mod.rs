@@ -156,6 +156,11 @@ pub trait Registry {
     async fn delete(&self, held: &Entry) -> Result<(), Error>;
     /// Gives up the connections, since this host has another address: the next call makes new ones.
     fn reconnect(&self) {}
+    /// Waits until a store that has refused us may let us in, since it knows us by something else now: another password,
+    /// certificate or user.
+    async fn admission(&self) {
+        std::future::pending().await
+    }
     /// Starts a watch that tells of all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;
     /// Starts a watch that tells of all changes after those that were seen, if the store shows that it has made those.

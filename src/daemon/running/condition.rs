@@ -63,10 +63,23 @@ impl Running {
 
     /// Why the network works less well than it should; `None` if it does not.
     pub(super) fn degraded(&self) -> Option<String> {
-        (self.basis() == Basis::Cache).then(|| {
+        if self.basis() == Basis::Cache {
             let reason = self.store_lost.as_deref().unwrap_or("it has not answered yet");
-            format!("running from the state directory, without etcd since the start: {reason}")
-        })
+            return Some(format!("running from the state directory, without etcd since the start: {reason}"));
+        }
+        Some(format!("the lease cannot be renewed in etcd: {}", self.refused()?))
+    }
+
+    /// Why a store that answers takes no write; `None` if it does.
+    fn refused(&self) -> Option<&str> {
+        let is_read_only = self.lease.borrow().is_some_and(|status| status.read_only);
+        is_read_only.then(|| self.store_lost.as_deref().unwrap_or("it answers, but takes no write"))
+    }
+
+    /// Why there is no subnet yet, if the store says why.
+    fn unserved(&self) -> Option<String> {
+        let reason = self.refused().filter(|_| self.network.is_none())?;
+        Some(format!("no subnet lease from etcd: {reason}"))
     }
 
     /// The state of this network at this moment.
@@ -76,7 +89,7 @@ impl Running {
             Some((_, network)) => network.report(&self.netlink).await,
             None => None,
         };
-        let hindrance = self.hindrance();
+        let hindrance = self.hindrance().or_else(|| self.unserved());
         let left = status.and_then(|status| status.deadline).map(|at| at.saturating_sub(self.clock.now()));
         State {
             network: self.name.clone(),

@@ -156,6 +156,12 @@ impl Http {
         self.endpoints.renew();
     }
 
+    /// Waits until the files hold something else, and gives up the connection that was made with what they held.
+    pub(super) async fn admission(&self) {
+        Files::changed(&self.endpoints.opener().settings).await;
+        self.endpoints.renew();
+    }
+
     /// Notes that what was opened in this generation is dead: the next request starts at another site if there is one.
     pub(super) fn fail(&self, generation: u64) {
         self.endpoints.fail(generation);

@@ -162,6 +162,10 @@ impl Registry for V2 {
         self.http.renew();
     }
 
+    async fn admission(&self) {
+        self.http.admission().await;
+    }
+
     async fn watch(&self, revision: Revision) -> Result<V2Watch, Error> {
         V2Watch::open(Rc::clone(&self.http), self.keys.clone(), revision).await
     }

@@ -28,6 +28,7 @@ mod code {
     pub(super) const INVALID_ARGUMENT: i32 = 3;
     pub(super) const NOT_FOUND: i32 = 5;
     pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
     pub(super) const FAILED_PRECONDITION: i32 = 9;
     pub(super) const OUT_OF_RANGE: i32 = 11;
     pub(super) const UNIMPLEMENTED: i32 = 12;
@@ -168,6 +169,12 @@ impl Connection {
         self.endpoints.replaced(generation).await;
     }
 
+    /// Waits until the files hold something else, and gives up the connection that was made with what they held.
+    pub(super) async fn admission(&self) {
+        Files::changed(&self.endpoints.opener().settings).await;
+        self.endpoints.renew();
+    }
+
     /// Makes a call at the first site that answers. If the token is refused, it is replaced once and the call is
     /// repeated. This is safe for writes too, because etcd refuses a token before it writes.
     pub(super) async fn call<T>(
@@ -238,6 +245,10 @@ pub(super) fn failure(error: ClientError) -> Failure {
             match i32::from(status.code()) {
                 code::UNAUTHENTICATED | code::PERMISSION_DENIED => Failure::Answered(Error::Denied(text)),
                 code::INVALID_ARGUMENT if text.contains("auth") || text.contains("user") => {
+                    Failure::Answered(Error::Denied(text))
+                }
+                // Every member refuses writes until an operator makes room and disarms the alarm.
+                code::RESOURCE_EXHAUSTED if text.contains("database space exceeded") => {
                     Failure::Answered(Error::Denied(text))
                 }
                 code::OUT_OF_RANGE if text.contains("compacted") => Failure::Answered(Error::Compacted),

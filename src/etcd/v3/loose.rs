@@ -62,14 +62,15 @@ impl LooseLeases {
         debug_assert!(leases.len() <= MOST);
     }
 
-    /// Revokes the leases that hold no key and forgets those that do. When etcd does not answer, the rest stays.
+    /// Revokes the leases that hold no key and forgets those that do. When etcd does not answer, or refuses, the
+    /// rest stays.
     pub(super) async fn revoke(&self, connection: &Connection) {
         let count = self.0.borrow().len();
         for _ in 0..count {
             let Some(id) = self.0.borrow().front().copied() else { return };
             if let Err(error) = connection.revoke_if_unused(id).await {
                 tracing::debug!(lease = id, %error, "unused etcd lease not revoked");
-                if matches!(error, crate::etcd::Error::Unavailable(_)) {
+                if matches!(error, crate::etcd::Error::Unavailable(_) | crate::etcd::Error::Denied(_)) {
                     return;
                 }
             }

@@ -193,9 +193,10 @@ impl Registry for V3 {
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
         let started = Instant::now();
         let absent = |name: &str| vec![Compare::version(name, CompareOp::Equal, 0)];
-        let made = self.put(key, attrs, Some(ttl), absent).await?;
+        let made = self.put(key, attrs, Some(ttl), absent).await;
+        // A write that was refused leaves an etcd lease behind, too.
         self.tidy(started).await;
-        made.ok_or(Error::Exists)
+        made?.ok_or(Error::Exists)
     }
 
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
@@ -206,9 +207,8 @@ impl Registry for V3 {
         if matches!(made, Ok(Some(_)) | Err(Error::Unavailable(_))) {
             self.loose.push(held.lease.map(signed));
         }
-        let made = made?;
         self.tidy(started).await;
-        made.ok_or(Error::Conflict)
+        made?.ok_or(Error::Conflict)
     }
 
     async fn delete(&self, held: &Entry) -> Result<(), Error> {
@@ -233,6 +233,10 @@ impl Registry for V3 {
 
     fn reconnect(&self) {
         self.connection.renew();
+    }
+
+    async fn admission(&self) {
+        self.connection.admission().await;
     }
 
     async fn watch(&self, revision: Revision) -> Result<V3Watch, Error> {

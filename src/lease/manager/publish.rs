@@ -13,7 +13,7 @@ impl Manager {
     pub(super) fn on_publish(&mut self, now: Duration, attrs: LeaseAttrs) {
         let is_news = self.us.publish(attrs);
         if let Some(call) = self.in_flight.take() {
-            self.retry(now, call.kind);
+            self.retry(now, call.kind, false);
         }
         if let Some(own) = &mut self.own {
             self.feed.reconnect(now);

@@ -18,8 +18,10 @@ pub struct Status {
     pub deadline: Option<Duration>,
     /// How many peers are known.
     pub peers: usize,
-    /// Whether the last call or watch got no answer.
+    /// Whether the last call or watch got no answer, or the last write was not taken.
     pub store_out: bool,
+    /// Whether the store answers, but takes no write of ours.
+    pub read_only: bool,
     /// Whether the network config in the store asks for what does not run.
     pub config_drift: bool,
     /// On whose word the subnet is held and the peers are known.
@@ -48,6 +50,7 @@ impl Manager {
             deadline: own.and_then(Own::deadline),
             peers: self.watcher.len(),
             store_out: self.health.is_out(),
+            read_only: self.health.is_read_only(),
             config_drift: self.config.has_drifted(),
             basis: self.fallback.basis(),
             counters: Counters {

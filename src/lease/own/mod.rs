@@ -252,13 +252,15 @@ impl Own {
         }
     }
 
-    /// A write got no answer, so whether it happened is open. A renewal can simply be repeated, since it fails if
-    /// it has happened; `pace` shortens the wait for that. A creation is followed by a list at `again_at`.
-    pub(super) fn write_failed(&mut self, now: Duration, again_at: Duration, pace: f64) {
+    /// A write was `refused`, or got no answer, so that it is open whether it happened. A renewal can simply be repeated,
+    /// since it fails if it has happened; `pace` shortens the wait for that, but one that was refused waits until
+    /// `again_at`. A creation is followed by a list at that time.
+    pub(super) fn write_failed(&mut self, now: Duration, again_at: Duration, pace: f64, refused: bool) {
         self.creating = false;
         // What came during a creation without an answer may be of a store before a restore.
         self.news = None;
         let renew_at = now + self.renew_delay(now, pace);
+        let renew_at = if refused { renew_at.max(again_at) } else { renew_at };
         match &mut self.phase {
             Phase::Held { renew_at: None } => {}
             Phase::Held { renew_at: Some(at) } if self.outdated => *at = again_at.min(renew_at),

@@ -205,3 +205,56 @@ fn an_answer_that_outlives_the_lease_is_no_lease() {
     assert_eq!((b.held(), b.said()), (None, vec![]));
     assert_eq!(b.sleep(), Call::List);
 }
+
+/// How often a machine lists within ten minutes, while every list is answered and every write fails like this.
+fn lists_without_writes(b: &mut Rig, mut call: Option<Call>, error: &Error) -> usize {
+    let (end, mut lists) = (b.now + Duration::from_secs(600), 0);
+    while call.is_some() || b.now < end {
+        let input = match call.take().unwrap_or_else(|| b.sleep()) {
+            Call::List => {
+                lists += 1;
+                list(20, &[])
+            }
+            Call::Create { .. } => created(Err(error.clone())),
+            Call::Update { .. } => updated(Err(error.clone())),
+            Call::Delete { .. } => panic!("there is nothing to delete"),
+        };
+        call = b.give(input);
+    }
+    lists
+}
+
+#[test]
+fn a_store_that_takes_no_write_is_listed_rarely() {
+    for (error, most) in [(Error::Denied("no".to_owned()), 25), (down(), 250)] {
+        let mut lost = Rig::holding(OnLost::Exit);
+        let create = lost.give(gone(1, 12));
+        for (what, mut b, call) in
+            [("seeking", Rig::new(OnLost::Exit, None), None), ("regaining", lost, create)]
+        {
+            let lists = lists_without_writes(&mut b, call, &error);
+            assert!((5..=most).contains(&lists), "{what}, {error}: {lists} lists");
+            assert!(b.m.status().read_only && b.m.status().store_out);
+            let said = b.said();
+            assert!(!said.iter().any(|notice| matches!(notice, Notice::StoreBack { .. })), "{said:?}");
+            let reason = "it answers, but takes no write";
+            let told = |notice: &&Notice| matches!(notice, Notice::StoreStillLost { reason: r, .. } if r.contains(reason));
+            assert!(said.iter().filter(told).count() >= 8, "{said:?}");
+
+            b.give(Input::Admission);
+            assert!(b.m.wake_at().unwrap() <= b.now + Duration::from_secs(1), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_subnet_that_needs_no_write_ends_an_outage_of_writes() {
+    let mut b = Rig::new(OnLost::Exit, None);
+    b.give(Input::Tick);
+    b.give(list(10, &[]));
+    b.give(created(Err(Error::Denied("no".to_owned()))));
+    assert!(b.m.status().read_only);
+    assert_eq!(b.sleep(), Call::List);
+    b.give(list(11, &[reservation(2, US, 11)]));
+    assert_eq!((b.held(), b.m.status().read_only, b.m.status().store_out), (Some(net(2)), false, false));
+}
