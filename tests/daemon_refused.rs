@@ -262,6 +262,30 @@ fn a_full_etcd_is_left_in_peace() {
     daemon.subnet();
 }
 
+/// A pipe such as bash's `<(...)` can be read once only; its password serves every connection.
+#[test]
+fn a_password_from_a_pipe_is_read_once() {
+    let Some(mut lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V3, CONFIG);
+    require_v3_users(&lab);
+    let file = lab.path("subnet.env");
+    let script = format!(
+        "exec {} --etcd-endpoints={ETCD} --etcd-api=v3 --etcd-username=flannel --iface=eth0 --subnet-file={} \
+         --etcd-password-file=<(sleep 0.3; echo right)",
+        lab::flanneld(),
+        file.display()
+    );
+    let mut daemon = lab.spawn(&lab.host(1), "pipe", &["bash", "-c", &script]);
+    eventually(secs(5), "a subnet with the password of the pipe", || file.exists().then_some(()));
+    daemon.signal("HUP");
+    daemon.wait_text("SIGHUP", secs(3));
+    lab.stop_etcd();
+    lab.start_etcd();
+    etcdctl(&lab, r#"as-root put /coreos.com/network/subnets/10.1.9.0-24 {"PublicIP":"10.77.0.9"}"#);
+    daemon.wait_text("Subnet added: 10.1.9.0/24", secs(15));
+    assert!(daemon.running() && !daemon.text().contains("refuses"), "{}", daemon.text());
+}
+
 /// A file at fault is no silent store: the daemon ends at once, and says which file and why.
 #[test]
 fn a_file_at_fault_ends_the_start() {

@@ -12,7 +12,6 @@ use clap::parser::ValueSource;
 use percent_encoding::percent_decode_str;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -104,11 +103,11 @@ impl<'a> Given<'a> {
         Ok(Some(ip))
     }
 
-    /// The path of a file, which must be readable.
+    /// The path of a file of etcd's, which must be readable.
     fn file(&self, flag: &str) -> Result<Option<PathBuf>, Refusal> {
         let Some(path) = self.filled(flag) else { return Ok(None) };
-        match fs::read(path) {
-            Ok(_) => Ok(Some(path.into())),
+        match etcd::first_read(path.as_ref()) {
+            Ok(()) => Ok(Some(path.into())),
             Err(error) => Err(self.setting(flag, unreadable(path, &error))),
         }
     }
@@ -293,7 +292,8 @@ fn credentials(given: &Given<'_>) -> Result<Option<etcd::Credentials>, Refusal> 
             return Err(given.setting("etcd-password-file", "give it or -etcd-password, not both"));
         }
         Some(path) => {
-            fs::read(path).map_err(|error| given.setting("etcd-password-file", unreadable(path, &error)))?;
+            etcd::first_read(path.as_ref())
+                .map_err(|error| given.setting("etcd-password-file", unreadable(path, &error)))?;
             ("etcd-password-file", etcd::Password::File(path.into()))
         }
         None => ("etcd-password", etcd::Password::Typed(typed.to_owned())),

@@ -29,6 +29,7 @@ mod v3;
 
 use crate::store::Error;
 pub use auto::{Auto, Store, StoreWatch, connect};
+pub use files::{PIPE_LIMIT, first_read};
 pub use replaceable::{Replaceable, ReplaceableWatch};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,7 +89,7 @@ pub enum Password {
     /// The password itself.
     Typed(String),
     /// A file whose first line is the password. It is read for every new connection, and again when the store has
-    /// refused the password.
+    /// refused the password; a pipe is read once.
     File(PathBuf),
 }
 

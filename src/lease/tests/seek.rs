@@ -236,7 +236,9 @@ fn a_store_that_takes_no_write_is_listed_rarely() {
             assert!((5..=most).contains(&lists), "{what}, {error}: {lists} lists");
             assert!(b.m.status().read_only && b.m.status().store_out);
             let said = b.said();
-            assert!(!said.iter().any(|notice| matches!(notice, Notice::StoreBack { .. })), "{said:?}");
+            // The first write without an answer may be the store's.
+            let backs = said.iter().filter(|notice| matches!(notice, Notice::StoreBack { .. })).count();
+            assert!(backs <= usize::from(error == down()), "{said:?}");
             let reason = "it answers, but takes no write";
             let told = |notice: &&Notice| matches!(notice, Notice::StoreStillLost { reason: r, .. } if r.contains(reason));
             assert!(said.iter().filter(told).count() >= 8, "{said:?}");
