@@ -59,6 +59,17 @@ fn alone(folder: &Folder, extensions: &[&str]) {
     folder.join("ca.pem", &["server.pem"]);
 }
 
+/// An authority of the name of `ca`, with another key.
+fn namesake(folder: &Folder) {
+    folder.key("old", "ec:P-256");
+    folder.openssl(&format!(
+        "req -x509 -new -key old.key -days 2 -subj /O=test/CN=ca -out old.pem -config /dev/null -addext {AUTHORITY}"
+    ));
+}
+
+/// What a server's certificate says if it does not tell which of several keys of its issuer has signed it.
+const NO_KEY_NAMED: &str = "authorityKeyIdentifier=none";
+
 const ACCEPTED: &[&str] = &[];
 
 const SERVERS: &[Row] = &[
@@ -112,6 +123,89 @@ const SERVERS: &[Row] = &[
             f.join("ca.pem", &["other.pem", "text.pem"]);
         },
         ACCEPTED,
+    ),
+    (
+        "a rotated authority, the old one first",
+        |f| {
+            namesake(f);
+            f.own("ca", "rsa:2048", &[AUTHORITY]);
+            f.signed("server", "ec:P-256", "ca", &[SERVER, NO_KEY_NAMED], "");
+            f.join("ca.pem", &["old.pem", "ca.pem"]);
+        },
+        ACCEPTED,
+    ),
+    (
+        "a rotated authority above an intermediate",
+        |f| {
+            namesake(f);
+            f.own("ca", "ec:P-256", &[AUTHORITY]);
+            f.signed("middle", "ec:P-256", "ca", &[AUTHORITY, NO_KEY_NAMED], "");
+            f.signed("leaf", "ec:P-256", "middle", &[SERVER], "");
+            f.join("ca.pem", &["old.pem", "ca.pem"]);
+            f.join("server.pem", &["leaf.pem", "middle.pem"]);
+            std::fs::copy(f.path("leaf.key"), f.path("server.key")).unwrap();
+        },
+        ACCEPTED,
+    ),
+    (
+        "another key than that of the trusted authority of its name",
+        |f| {
+            namesake(f);
+            f.own("ca", "ec:P-256", &[AUTHORITY]);
+            f.signed("server", "ec:P-256", "ca", &[SERVER, NO_KEY_NAMED], "");
+            f.join("ca.pem", &["old.pem"]);
+        },
+        &["O=test, CN=server", "with the name of its issuer O=test, CN=ca, but its key has not signed it"],
+    ),
+    (
+        "a rotated authority that has expired",
+        |f| {
+            namesake(f);
+            f.key("ca", "ec:P-256");
+            f.openssl("req -new -key ca.key -subj /O=test/CN=ca -out ca.csr -config /dev/null");
+            f.write("authority", AUTHORITY);
+            f.openssl("x509 -req -in ca.csr -signkey ca.key -days -1 -extfile authority -out ca.pem");
+            f.signed("server", "ec:P-256", "ca", &[SERVER, NO_KEY_NAMED], "");
+            f.join("ca.pem", &["old.pem", "ca.pem"]);
+        },
+        &["is refused"],
+    ),
+    (
+        "a rotated authority that is none",
+        |f| {
+            namesake(f);
+            f.own("ca", "ec:P-256", &["basicConstraints=critical,CA:FALSE"]);
+            f.signed("server", "ec:P-256", "ca", &[SERVER, NO_KEY_NAMED], "");
+            f.join("ca.pem", &["old.pem", "ca.pem"]);
+        },
+        &["is refused"],
+    ),
+    (
+        "an authority for any extended usage",
+        |f| {
+            f.own("ca", "ec:P-256", &[AUTHORITY, "extendedKeyUsage=anyExtendedKeyUsage"]);
+            f.signed("server", "ec:P-256", "ca", &[SERVER], "");
+        },
+        ACCEPTED,
+    ),
+    (
+        "an intermediate for any extended usage",
+        |f| {
+            f.own("ca", "ec:P-256", &[AUTHORITY]);
+            f.signed("middle", "ec:P-256", "ca", &[AUTHORITY, "extendedKeyUsage=anyExtendedKeyUsage"], "");
+            f.signed("leaf", "ec:P-256", "middle", &[SERVER], "");
+            f.join("server.pem", &["leaf.pem", "middle.pem"]);
+            std::fs::copy(f.path("leaf.key"), f.path("server.key")).unwrap();
+        },
+        ACCEPTED,
+    ),
+    (
+        "an authority for clients only",
+        |f| {
+            f.own("ca", "ec:P-256", &[AUTHORITY, "extendedKeyUsage=clientAuth"]);
+            f.signed("server", "ec:P-256", "ca", &[SERVER], "");
+        },
+        &["is refused", "purpose"],
     ),
     (
         "a name without subjectAltName",

@@ -1,8 +1,10 @@
 //! Promise: packets flow on while etcd is away, at no cost; its return is noticed and leases are renewed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod certificates;
 mod lab;
 
+use certificates::{AUTHORITY, Folder, flag};
 use lab::{Api, Lab, Proc, TUTORIAL, long, ms, secs};
 use std::fs;
 use std::time::{Duration, Instant};
@@ -117,6 +119,30 @@ fn etcd_v3_swallowed_and_back() {
 #[test]
 fn etcd_v2_swallowed_and_back() {
     swallowed(Api::V2);
+}
+
+/// To make TLS ready costs milliseconds, for the system's certificates tens of them. It is not done for each attempt at
+/// each endpoint.
+#[test]
+fn endpoints_of_https_that_are_away_cost_little() {
+    let Some(lab) = Lab::without_etcd(1) else { return };
+    let folder = Folder::new();
+    folder.own("ca", "ec:P-256", &[AUTHORITY]);
+    let endpoints =
+        "--etcd-endpoints=https://10.77.0.254:2379,https://10.77.0.254:4001,https://10.77.0.1:2379";
+    for ca in ["-v=0".to_owned(), flag("etcd-cafile", &folder.path("ca.pem"))] {
+        for api in ["--etcd-api=v2", "--etcd-api=v3", "--etcd-api=auto"] {
+            let mut daemon = lab.daemon(1, &[api, endpoints, &ca]);
+            daemon.wait_text("Couldn't fetch network config:", secs(7));
+            std::thread::sleep(secs(2));
+            let (before, start) = (daemon.cpu(|_| true), Instant::now());
+            std::thread::sleep(secs(5));
+            let share = (daemon.cpu(|_| true) - before).as_secs_f64() / start.elapsed().as_secs_f64();
+            eprintln!("{api} {ca}: {:.2} % of a core", share * 100.0);
+            assert!(share < 0.015, "waiting takes {:.1} % of a core", share * 100.0);
+            daemon.terminate();
+        }
+    }
 }
 
 /// Without etcd, then without a config, the daemon waits and says why; it starts when both are there.

@@ -1,5 +1,7 @@
 //! The store of the daemon: the API that the settings name, or the one that holds the config.
 
+use super::files::Files;
+use super::tls::{Protocol, TlsCache};
 use super::{Api, Settings, V2, V2Watch, V3, V3Watch};
 use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Seen, Watch};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
@@ -23,11 +25,12 @@ pub enum Store {
 /// [`Error::Invalid`] for settings that can never work: no endpoint or a bad one, a certificate without a key, or
 /// certificate files that cannot be read.
 pub fn connect(settings: &Settings) -> Result<Store, Error> {
-    super::tls::check(settings)?;
+    let tls = TlsCache::default();
+    tls.get(settings, &Files::read(settings)?, Protocol::Http2)?;
     Ok(match settings.api {
-        Api::V2 => Store::V2(V2::new(settings)?),
-        Api::V3 => Store::V3(V3::new(settings)?),
-        Api::Auto => Store::Auto(Auto::new(settings)?),
+        Api::V2 => Store::V2(V2::new(settings, tls)?),
+        Api::V3 => Store::V3(V3::new(settings, tls)?),
+        Api::Auto => Store::Auto(Auto::new(settings, tls)?),
     })
 }
 
@@ -54,8 +57,9 @@ enum Chosen<'a> {
 }
 
 impl Auto {
-    fn new(settings: &Settings) -> Result<Self, Error> {
-        Ok(Self { v2: V2::new(settings)?, v3: V3::new(settings)?, chosen: Cell::new(None) })
+    fn new(settings: &Settings, tls: TlsCache) -> Result<Self, Error> {
+        let (v2, v3) = (V2::new(settings, tls.clone())?, V3::new(settings, tls)?);
+        Ok(Self { v2, v3, chosen: Cell::new(None) })
     }
 
     /// The API that was taken, if the choice has been made.

@@ -26,6 +26,7 @@ mod sites;
 mod tls;
 mod v2;
 mod v3;
+mod verify;
 
 use crate::store::Error;
 pub use auto::{Auto, Store, StoreWatch, connect};

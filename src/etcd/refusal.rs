@@ -49,6 +49,18 @@ impl fmt::Display for NoHttp2 {
 
 impl Error for NoHttp2 {}
 
+/// The server does not offer HTTP/1.1.
+#[derive(Debug)]
+pub(super) struct NoHttp1;
+
+impl fmt::Display for NoHttp1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server does not offer HTTP/1.1")
+    }
+}
+
+impl Error for NoHttp1 {}
+
 /// The alert of TLS that an error of OpenSSL tells of.
 pub(super) fn alert_in(stack: &ErrorStack) -> Option<u8> {
     let of_tls = stack.errors().iter().filter(|error| error.library_code() == LIBRARY);

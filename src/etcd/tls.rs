@@ -7,18 +7,19 @@
 use super::Settings;
 use super::files::Files;
 use super::pem::{self, reason};
-use super::refusal::{NO_APPLICATION_PROTOCOL, NoHttp2, Refused, alert_in, is_refusal, of_alert};
-use crate::log::quote;
+use super::refusal::{NO_APPLICATION_PROTOCOL, NoHttp1, NoHttp2, Refused, alert_in, is_refusal, of_alert};
+use super::verify::{SECURITY_LEVEL, is_fit, verdict};
 use crate::store::Error;
 use openssl::error::ErrorStack;
-use openssl::ssl::{self, Ssl, SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{
+    self, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
+};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
-use openssl::x509::{
-    X509ExtendedKeyUsage, X509NameEntryRef, X509NameRef, X509Ref, X509StoreContextRef, X509VerifyResult,
-};
+use openssl::x509::{X509, X509VerifyResult};
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -26,9 +27,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio_openssl::SslStream;
 
-/// OpenSSL's level for keys of 80 bits of security, so RSA of 1024 bits, which Go takes too. Debian's default is 2, for
-/// RSA of 2048 bits. Neither takes SHA-1 in a signature.
-const SECURITY_LEVEL: u32 = 1;
+/// The ciphers of TLS 1.2: OpenSSL's without those that are broken, or that would need no certificate.
+const CIPHERS: &str = "DEFAULT:!aNULL:!eNULL:!MD5:!3DES:!DES:!RC4:!IDEA:!SEED:!aDSS:!SRP:!PSK";
 
 /// The protocol that is spoken inside TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,51 +47,91 @@ impl Protocol {
     }
 }
 
-/// What connections to one store have in common: the trusted certificates and our own, as the files held them.
-#[derive(Clone)]
-pub(super) struct Tls {
-    connector: SslConnector,
-    protocol: Protocol,
-    shown: Arc<Shown>,
-}
+/// The TLS of one store, made anew only when the files hold something else: to load certificates takes milliseconds, and
+/// an outage brings an attempt at every site again and again. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct TlsCache(Arc<Mutex<Option<(Files, Result<Made, Error>)>>>);
 
-/// What a refusal has to name.
-#[derive(Debug, Default)]
-struct Shown {
-    /// The CA file, or where the system's certificates are.
-    trusted: String,
-    /// The file of our certificate, and when that ends.
-    identity: Option<String>,
-    /// The last refusal, by either side. HTTP/2 hands on the text of an error but not the error itself.
-    refusal: Mutex<Option<String>>,
-}
-
-impl Shown {
-    fn refuse(&self, reason: String) -> io::Error {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
-        io::Error::new(io::ErrorKind::PermissionDenied, Refused(reason))
+impl std::fmt::Debug for TlsCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsCache").finish_non_exhaustive()
     }
 }
 
-/// Reads the files of the settings and makes sure that connections can be made with them.
-///
-/// # Errors
-/// [`Error::Invalid`], which names the file and the cause.
-pub(super) fn check(settings: &Settings) -> Result<(), Error> {
-    Tls::new(settings, &Files::read(settings)?, Protocol::Http2).map(drop)
-}
-
-impl Tls {
-    /// Takes the files. `files` are those that `settings` names.
+impl TlsCache {
+    /// TLS for the connections to one site. `files` are those that `settings` names.
     ///
     /// # Errors
     /// [`Error::Invalid`], which names the file and the cause.
-    pub(super) fn new(settings: &Settings, files: &Files, protocol: Protocol) -> Result<Self, Error> {
+    pub(super) fn get(&self, settings: &Settings, files: &Files, protocol: Protocol) -> Result<Tls, Error> {
+        // A password is no part of TLS.
+        let files = Files { password: None, ..files.clone() };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = match &*kept {
+            Some((known, made)) if *known == files => made.clone(),
+            _ => {
+                let made = Made::new(settings, &files);
+                *kept = Some((files, made.clone()));
+                made
+            }
+        };
+        Ok(Tls { made: made?, protocol, refusal: Refusal::default() })
+    }
+}
+
+/// What all connections of one store have in common: the trusted certificates and our own, as the files held them.
+#[derive(Clone)]
+struct Made {
+    context: SslContext,
+    shown: Arc<Shown>,
+}
+
+/// TLS for the connections to one site.
+#[derive(Clone)]
+pub(super) struct Tls {
+    made: Made,
+    protocol: Protocol,
+    refusal: Refusal,
+}
+
+/// What a refusal has to name, and what decides on one.
+#[derive(Default)]
+struct Shown {
+    /// The CA file, or where the system's certificates are.
+    trusted: String,
+    /// The certificates of the CA file.
+    anchors: Vec<X509>,
+    /// The file of our certificate, and when that ends.
+    identity: Option<String>,
+}
+
+/// The last refusal, by either side. HTTP/2 hands on the text of an error but not the error itself.
+#[derive(Clone, Default)]
+struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    fn refuse(&self, reason: String) -> io::Error {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        io::Error::new(io::ErrorKind::PermissionDenied, Refused(reason))
+    }
+
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Made {
+    fn new(settings: &Settings, files: &Files) -> Result<Self, Error> {
         let failed = |error: ErrorStack| Error::Invalid(format!("OpenSSL: {}", reason(&error)));
-        let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(failed)?;
-        builder.set_security_level(SECURITY_LEVEL);
+        let mut builder = SslContext::builder(SslMethod::tls_client()).map_err(failed)?;
+        builder.set_options(SslOptions::ALL | SslOptions::NO_COMPRESSION);
+        builder.set_mode(
+            SslMode::AUTO_RETRY | SslMode::ACCEPT_MOVING_WRITE_BUFFER | SslMode::ENABLE_PARTIAL_WRITE,
+        );
+        builder.set_security_level(SECURITY_LEVEL.into());
         builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(failed)?;
-        builder.set_alpn_protos(protocol.offer()).map_err(failed)?;
+        builder.set_cipher_list(CIPHERS).map_err(failed)?;
+        builder.set_verify(SslVerifyMode::PEER);
         let mut shown = Shown { trusted: "the system's certificates".to_owned(), ..Shown::default() };
         if let (Some(path), Some(text)) = (&settings.ca_file, &files.ca) {
             let (trusted, broken) = pem::bundle(path, text)?;
@@ -99,50 +139,59 @@ impl Tls {
                 tracing::warn!("{broken}; going on with the others");
             }
             let mut store = X509StoreBuilder::new().map_err(failed)?;
-            for certificate in trusted {
-                store.add_cert(certificate).map_err(failed)?;
+            for certificate in &trusted {
+                store.add_cert(certificate.clone()).map_err(failed)?;
             }
             builder.set_cert_store(store.build());
-            shown.trusted = format!("{} (--etcd-cafile)", path.display());
+            (shown.trusted, shown.anchors) = (format!("{} (--etcd-cafile)", path.display()), trusted);
+        } else {
+            builder.set_default_verify_paths().map_err(failed)?;
         }
         builder.cert_store_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN).map_err(failed)?;
         let paths = settings.cert_file.as_deref().zip(settings.key_file.as_deref());
-        if let (Some((cert_path, key_path)), Some((cert, key))) = (paths, &files.identity) {
-            let chain = pem::chain(cert_path, cert)?;
-            let key = pem::key(key_path, key)?;
-            let (first, rest) =
-                chain.split_first().ok_or_else(|| Error::Invalid("no certificate".to_owned()))?;
-            let fault = |cause: String| super::files::at_fault(cert_path, cause);
-            let public = first
-                .public_key()
-                .map_err(|error| fault(format!("its key is unknown: {}", reason(&error))))?;
-            if !public.public_eq(&key) {
-                return Err(fault(format!(
-                    "the key in {} is not that of this certificate",
-                    key_path.display()
-                )));
-            }
-            let unfit = |error: ErrorStack| fault(format!("TLS cannot use it: {}", reason(&error)));
-            builder.set_certificate(first).map_err(unfit)?;
-            for certificate in rest {
-                builder.add_extra_chain_cert(certificate.clone()).map_err(unfit)?;
-            }
-            builder.set_private_key(&key).map_err(unfit)?;
-            shown.identity = Some(format!("{} (valid until {})", cert_path.display(), first.not_after()));
+        if let (Some(paths), Some((cert, key))) = (paths, &files.identity) {
+            shown.identity = Some(show(&mut builder, paths, cert, key)?);
         }
-        Ok(Self { connector: builder.build(), protocol, shown: Arc::new(shown) })
+        Ok(Self { context: builder.build(), shown: Arc::new(shown) })
     }
+}
 
+/// Makes the client's certificate and key what we show to servers. Returns what a refusal says of it.
+fn show(
+    builder: &mut SslContextBuilder,
+    (cert_path, key_path): (&Path, &Path),
+    cert: &[u8],
+    key: &[u8],
+) -> Result<String, Error> {
+    let chain = pem::chain(cert_path, cert)?;
+    let key = pem::key(key_path, key)?;
+    let (first, rest) = chain.split_first().ok_or_else(|| Error::Invalid("no certificate".to_owned()))?;
+    let fault = |cause: String| super::files::at_fault(cert_path, cause);
+    let public =
+        first.public_key().map_err(|error| fault(format!("its key is unknown: {}", reason(&error))))?;
+    if !public.public_eq(&key) {
+        return Err(fault(format!("the key in {} is not that of this certificate", key_path.display())));
+    }
+    let unfit = |error: ErrorStack| fault(format!("TLS cannot use it: {}", reason(&error)));
+    builder.set_certificate(first).map_err(unfit)?;
+    for certificate in rest {
+        builder.add_extra_chain_cert(certificate.clone()).map_err(unfit)?;
+    }
+    builder.set_private_key(&key).map_err(unfit)?;
+    Ok(format!("{} (valid until {})", cert_path.display(), first.not_after()))
+}
+
+impl Tls {
     /// The last refusal of a connection, by either side; taking it forgets it.
     pub(super) fn take_refusal(&self) -> Option<String> {
-        self.shown.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.refusal.take()
     }
 
     /// Shakes hands with `host`, a name or an address, over a connection.
     ///
     /// # Errors
-    /// The error holds a [`Refused`] if one side does not accept the other's certificate, and [`NoHttp2`] if the server
-    /// does not offer that.
+    /// The error holds a [`Refused`] if one side does not accept the other's certificate, and [`NoHttp2`] or [`NoHttp1`]
+    /// if the server does not offer that.
     pub(super) async fn connect<S>(&self, host: &str, stream: S) -> io::Result<Encrypted<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -152,7 +201,7 @@ impl Tls {
         let mut stream = SslStream::new(ssl, stream).map_err(io::Error::other)?;
         if let Err(error) = Pin::new(&mut stream).connect().await {
             if let Some(fault) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                return Err(self.shown.refuse(format!("the server's certificate {fault}")));
+                return Err(self.refusal.refuse(format!("the server's certificate {fault}")));
             }
             return Err(self.meaning(error));
         }
@@ -160,7 +209,7 @@ impl Tls {
         if self.protocol == Protocol::Http2 && agreed != Some(b"h2") {
             return Err(io::Error::other(NoHttp2));
         }
-        Ok(Encrypted { stream, shown: Arc::clone(&self.shown) })
+        Ok(Encrypted { stream, shown: Arc::clone(&self.made.shown), refusal: self.refusal.clone() })
     }
 
     /// The refusal that a server has for us. It is asked when a connection broke without a word: a server sends the alert
@@ -184,18 +233,20 @@ impl Tls {
 
     /// A handshake to come with this host.
     fn configured(&self, host: &str, fault: Arc<Mutex<Option<String>>>) -> Result<Ssl, ErrorStack> {
-        let mut config = self.connector.configure()?;
-        // The crate would let a CN name the server.
-        config.set_verify_hostname(false);
-        let param = config.param_mut();
+        let mut ssl = Ssl::new(&self.made.context)?;
+        ssl.set_alpn_protos(self.protocol.offer())?;
+        let param = ssl.param_mut();
         param.set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS | X509CheckFlags::NEVER_CHECK_SUBJECT);
         match host.parse::<IpAddr>() {
             Ok(address) => param.set_ip(address)?,
-            Err(_) => param.set_host(host)?,
+            Err(_) => {
+                param.set_host(host)?;
+                ssl.set_hostname(host)?;
+            }
         }
-        let (wanted, shown) = (host.to_owned(), Arc::clone(&self.shown));
-        config.set_verify_callback(SslVerifyMode::PEER, move |accepted, context| {
-            if !accepted && !is_fit(context) {
+        let (wanted, shown) = (host.to_owned(), Arc::clone(&self.made.shown));
+        ssl.set_verify_callback(SslVerifyMode::PEER, move |accepted, context| {
+            if !accepted && !is_fit(context, &shown.anchors) {
                 let verdict = verdict(context, &wanted, &shown.trusted);
                 *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
                 return false;
@@ -203,15 +254,18 @@ impl Tls {
             context.set_error(X509VerifyResult::OK);
             true
         });
-        config.into_ssl(host)
+        Ok(ssl)
     }
 
     /// The error of a handshake that did not fail over the server's certificate.
     fn meaning(&self, error: ssl::Error) -> io::Error {
         if let Some(alert) = error.ssl_error().and_then(alert_in) {
-            return match of_alert(alert, self.shown.identity.as_deref()) {
-                Some(reason) => self.shown.refuse(reason),
-                None if alert == NO_APPLICATION_PROTOCOL => io::Error::other(NoHttp2),
+            return match of_alert(alert, self.made.shown.identity.as_deref()) {
+                Some(reason) => self.refusal.refuse(reason),
+                None if alert == NO_APPLICATION_PROTOCOL => match self.protocol {
+                    Protocol::Http1 => io::Error::other(NoHttp1),
+                    Protocol::Http2 => io::Error::other(NoHttp2),
+                },
                 None => io::Error::other(format!("the server ends the TLS handshake with alert {alert}")),
             };
         }
@@ -230,83 +284,11 @@ impl Tls {
     }
 }
 
-/// Whether OpenSSL refuses a certificate that Go accepts. For OpenSSL the key usage of a CA forbids its use as a server's
-/// certificate. For Go only the extended key usage counts.
-fn is_fit(context: &X509StoreContextRef) -> bool {
-    let of_usage = context.error().as_raw() == fault::INVALID_PURPOSE && context.error_depth() == 0;
-    let for_servers = X509ExtendedKeyUsage::SSL_SERVER | X509ExtendedKeyUsage::ANYEKU;
-    let usage = |certificate: &X509Ref| {
-        certificate.extended_key_usage().is_none_or(|usage| usage.intersects(for_servers))
-    };
-    of_usage && context.current_cert().is_some_and(usage)
-}
-
-/// Errors of a verification (OpenSSL, `X509_STORE_CTX_get_error(3)`).
-mod fault {
-    pub(super) const NO_ISSUER: [i32; 5] = [2, 18, 19, 20, 21];
-    pub(super) const NOT_YET_VALID: i32 = 9;
-    pub(super) const EXPIRED: i32 = 10;
-    pub(super) const INVALID_PURPOSE: i32 = 26;
-    pub(super) const OTHER_NAME: i32 = 62;
-    pub(super) const OTHER_ADDRESS: i32 = 64;
-}
-
-/// What is wrong with the certificate that a verification has come to, as the end of a sentence.
-fn verdict(context: &X509StoreContextRef, host: &str, trusted: &str) -> String {
-    let error = context.error();
-    let Some(certificate) = context.current_cert() else {
-        return format!("is refused: {}", error.error_string());
-    };
-    let cause = match error.as_raw() {
-        code if fault::NO_ISSUER.contains(&code) => {
-            let issuer = name(certificate.issuer_name());
-            format!(
-                "{trusted} hold neither it nor a certificate that has signed it (issuer {issuer}; {})",
-                error.error_string()
-            )
-        }
-        fault::NOT_YET_VALID => format!("it is valid only from {} on", certificate.not_before()),
-        fault::EXPIRED => format!("it has expired at {}", certificate.not_after()),
-        fault::OTHER_NAME | fault::OTHER_ADDRESS => match names(certificate) {
-            Some(names) => format!("it is not for {host} but for {names}"),
-            None => format!(
-                "it does not name {host}: it has no subjectAltName, and the CN alone does not count, as in Go since 1.15"
-            ),
-        },
-        _ => error.error_string().to_owned(),
-    };
-    let place = if context.error_depth() == 0 { "" } else { "chain: " };
-    format!("is refused: {place}{}: {cause}", name(certificate.subject_name()))
-}
-
-/// A distinguished name, such as `CN=etcd, O=org`.
-fn name(name: &X509NameRef) -> String {
-    let part = |entry: &X509NameEntryRef| {
-        let value = entry.data().to_string().unwrap_or_else(|_| "?".to_owned());
-        format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
-    };
-    quote(&name.entries().map(part).collect::<Vec<_>>().join(", "))
-}
-
-/// The names and addresses in a certificate's `subjectAltName`.
-fn names(certificate: &X509Ref) -> Option<String> {
-    let names = certificate.subject_alt_names()?;
-    let address = |bytes: &[u8]| match *bytes {
-        [a, b, c, d] => IpAddr::from([a, b, c, d]).to_string(),
-        _ => <[u8; 16]>::try_from(bytes)
-            .map_or_else(|_| "?".to_owned(), |octets| IpAddr::from(octets).to_string()),
-    };
-    let shown: Vec<_> = names
-        .iter()
-        .filter_map(|name| name.dnsname().map(str::to_owned).or_else(|| name.ipaddress().map(address)))
-        .collect();
-    Some(quote(&shown.join(", ")))
-}
-
 /// A connection over TLS.
 pub(super) struct Encrypted<S> {
     stream: SslStream<S>,
     shown: Arc<Shown>,
+    refusal: Refusal,
 }
 
 impl<S> Encrypted<S> {
@@ -316,7 +298,7 @@ impl<S> Encrypted<S> {
         let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<ssl::Error>());
         let alert = of_tls.and_then(ssl::Error::ssl_error).and_then(alert_in);
         match alert.and_then(|alert| of_alert(alert, self.shown.identity.as_deref())) {
-            Some(reason) => self.shown.refuse(reason),
+            Some(reason) => self.refusal.refuse(reason),
             None => error,
         }
     }
@@ -369,7 +351,6 @@ mod tests {
     use super::*;
     use openssl::pkey::{PKey, Private};
     use openssl::ssl::SslAcceptor;
-    use openssl::x509::X509;
     use std::net::TcpListener;
     use std::process::Command;
 
@@ -404,7 +385,7 @@ mod tests {
         let mut settings = crate::etcd::tests::settings("unused".as_ref());
         settings.ca_file = Some("/the/ca".into());
         let files = Files { ca: Some(pem), ..Files::default() };
-        let tls = Tls::new(&settings, &files, Protocol::Http1).unwrap();
+        let tls = TlsCache::default().get(&settings, &files, Protocol::Http1).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let connect = |host: &str| {
             runtime.block_on(async {

@@ -1,11 +1,9 @@
 //! The HTTP/1.1 client of the keys API: requests to one site, redirects, and bodies in chunks.
 
-use crate::etcd::Settings;
 use crate::etcd::dial::{Link, tcp};
 use crate::etcd::endpoints::{Failure, chain, unreached};
-use crate::etcd::files::Files;
 use crate::etcd::sites::Site;
-use crate::etcd::tls::{Protocol, Tls};
+use crate::etcd::tls::Tls;
 use crate::store::Error;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -20,7 +18,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -92,38 +90,19 @@ pub(super) fn failure(error: HttpError) -> Failure {
     unreached(chain(&error), Some(&error))
 }
 
-/// TLS that is made when it is first needed. To load the system's certificates takes many milliseconds, and a client of
-/// `http` needs none, unless it is redirected.
-pub(super) struct LazyTls {
-    settings: Settings,
-    files: Files,
-    made: OnceLock<Tls>,
-}
-
-impl LazyTls {
-    pub(super) fn new(settings: Settings, files: Files) -> Self {
-        Self { settings, files, made: OnceLock::new() }
-    }
-
-    /// The TLS by these settings and files.
-    ///
-    /// # Errors
-    /// As [`Tls::new`].
-    pub(super) fn get(&self) -> Result<&Tls, Error> {
-        if let Some(tls) = self.made.get() {
-            return Ok(tls);
-        }
-        let tls = Tls::new(&self.settings, &self.files, Protocol::Http1)?;
-        Ok(self.made.get_or_init(|| tls))
-    }
-}
+/// Makes TLS when a connection needs it.
+type MakeTls = Arc<dyn Fn() -> Result<Tls, Error> + Send + Sync>;
 
 impl Client {
     /// A client whose connections have `limit` to be made.
-    pub(super) fn new(site: &Site, tls: LazyTls, limit: Duration) -> Self {
+    pub(super) fn new(
+        site: &Site,
+        tls: impl Fn() -> Result<Tls, Error> + Send + Sync + 'static,
+        limit: Duration,
+    ) -> Self {
         let endpoint = &site.endpoint;
         let (host, port, address) = (endpoint.host.clone(), endpoint.port, site.address);
-        let tls = Arc::new(tls);
+        let tls: MakeTls = Arc::new(tls);
         Self(Legacy::builder(TokioExecutor::new()).build(Connector { host, port, address, limit, tls }))
     }
 
@@ -219,7 +198,7 @@ struct Connector {
     port: u16,
     address: SocketAddr,
     limit: Duration,
-    tls: Arc<LazyTls>,
+    tls: MakeTls,
 }
 
 impl Connector {
@@ -236,7 +215,7 @@ impl Connector {
         if !is_tls {
             return Ok(TokioIo::new(Link::Plain(stream)));
         }
-        let tls = self.tls.get().map_err(io::Error::other)?;
+        let tls = (self.tls)().map_err(io::Error::other)?;
         Ok(TokioIo::new(Link::Tls(Box::new(tls.connect(host, stream).await?))))
     }
 }

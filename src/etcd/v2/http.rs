@@ -1,12 +1,13 @@
 //! The requests of the keys API: their URLs, authentication, TLS, and the change to another endpoint.
 
 use super::answer::{self, Answer, Fault, Unusable};
-use super::client::{self, Client, LazyTls, RequestBuilder, Response};
+use super::client::{self, Client, RequestBuilder, Response};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
+use crate::etcd::tls::{Protocol, TlsCache};
 use crate::store::{Error, Revision};
 use hyper::Method;
 use std::cell::{Cell, RefCell};
@@ -76,6 +77,7 @@ struct Clients {
     probe: String,
     /// What the files held when they were used last.
     files: RefCell<Files>,
+    tls: TlsCache,
 }
 
 impl Opener for Clients {
@@ -85,10 +87,12 @@ impl Opener for Clients {
         // Another endpoint would not mend a file.
         let files = Files::read(&self.settings).map_err(Failure::Answered)?;
         self.files.replace(files.clone());
-        let tls = LazyTls::new(self.settings.clone(), files.clone());
+        let (cache, settings, held) = (self.tls.clone(), self.settings.clone(), files.clone());
+        // Only an endpoint of https, or a redirect to one, needs the certificates.
+        let tls = move || cache.get(&settings, &held, Protocol::Http1);
         if site.endpoint.url.starts_with("https://") {
             // A file at fault is named now, and not taken for a server that cannot be reached.
-            tls.get().map_err(Failure::Answered)?;
+            tls().map_err(Failure::Answered)?;
         }
         let client = Client::new(site, tls, self.settings.timeout / 2);
         let made = Made { client, files };
@@ -118,8 +122,8 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
-        let clients = Clients { settings: settings.clone(), probe, files: RefCell::default() };
+    pub(super) fn new(settings: Settings, probe: String, tls: TlsCache) -> Result<Self, Error> {
+        let clients = Clients { settings: settings.clone(), probe, files: RefCell::default(), tls };
         let endpoints = Endpoints::new(&settings, clients)?;
         Ok(Self { endpoints, reads: Gate::new(), writes: Gate::new() })
     }

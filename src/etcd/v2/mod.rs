@@ -21,6 +21,7 @@ pub use watch::V2Watch;
 
 use super::Settings;
 use super::endpoints::seconds;
+use super::tls::TlsCache;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Skipped};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
@@ -41,9 +42,9 @@ impl V2 {
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings, tls: TlsCache) -> Result<Self, Error> {
         let keys = Keyspace::in_tree(&settings.prefix);
-        let http = Rc::new(Http::new(settings.clone(), keys.config())?);
+        let http = Rc::new(Http::new(settings.clone(), keys.config(), tls)?);
         Ok(Self { http, keys })
     }
 

@@ -7,7 +7,7 @@ use crate::etcd::endpoints::{Failure, chain, unreached};
 use crate::etcd::files::Files;
 use crate::etcd::refusal::{NoHttp2, find};
 use crate::etcd::sites::Site;
-use crate::etcd::tls::{Protocol, Tls};
+use crate::etcd::tls::{Protocol, Tls, TlsCache};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::Pin;
@@ -55,6 +55,7 @@ pub(super) async fn open(
     site: &Site,
     settings: &Settings,
     files: &Files,
+    tls: &TlsCache,
     pings: &Pings,
 ) -> Result<Opened, Closed> {
     let closed = |failure| Closed { failure, is_http1: false };
@@ -67,7 +68,8 @@ pub(super) async fn open(
         .keep_alive_timeout(pings::ANSWER)
         // etcd treats pings without an open stream as abuse, and closes the connection after the third.
         .keep_alive_while_idle(false);
-    let made = url.starts_with("https://").then(|| Tls::new(settings, files, Protocol::Http2)).transpose();
+    let is_tls = url.starts_with("https://");
+    let made = is_tls.then(|| tls.get(settings, files, Protocol::Http2)).transpose();
     let tls = made.map_err(|error| closed(Failure::Answered(error)))?;
     // Without a handshake of TLS there is no channel.
     let signs = Arc::new(Signs { spoke: AtomicBool::new(tls.is_some()), ..Signs::default() });

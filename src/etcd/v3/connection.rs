@@ -12,6 +12,7 @@ use crate::etcd::endpoints::{Attempt, Endpoints, Failure, Opener, causes, chain,
 use crate::etcd::files::Files;
 use crate::etcd::gate::Gate;
 use crate::etcd::sites::Site;
+use crate::etcd::tls::TlsCache;
 use crate::log::quote;
 use crate::store::Error;
 use etcd_client::{
@@ -42,6 +43,7 @@ struct Clients {
     files: RefCell<Files>,
     /// A key that we may read. Reading it shows whether a site serves.
     probe: String,
+    tls: TlsCache,
     pings: Pings,
     /// Whether a server of this store has ever spoken HTTP/2.
     speaks_http2: Cell<bool>,
@@ -59,7 +61,7 @@ impl Opener for Clients {
     async fn open(&self, site: &Site) -> Result<Client, Failure> {
         let files = self.read_files()?;
         let Opened { channel, signs, tls } =
-            match channel::open(site, &self.settings, &files, &self.pings).await {
+            match channel::open(site, &self.settings, &files, &self.tls, &self.pings).await {
                 Ok(opened) => opened,
                 Err(Closed { failure, is_http1 }) => {
                     self.lacks_http2.set(self.lacks_http2.get() || is_http1);
@@ -117,11 +119,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(settings: Settings, probe: String) -> Result<Self, Error> {
+    pub(super) fn new(settings: Settings, probe: String, tls: TlsCache) -> Result<Self, Error> {
         let opener = Clients {
             settings: settings.clone(),
             files: RefCell::default(),
             probe,
+            tls,
             pings: Pings::default(),
             speaks_http2: Cell::new(false),
             lacks_http2: Cell::new(false),

@@ -23,6 +23,7 @@ pub use watch::V3Watch;
 
 use super::Settings;
 use super::endpoints::{MOST_BYTES, seconds};
+use super::tls::TlsCache;
 use crate::store::keyspace::{self, Keyspace};
 use crate::store::{Entry, Error, Listing, Registry, Revision, Seen, Skipped};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
@@ -49,9 +50,9 @@ impl V3 {
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work.
-    pub(in crate::etcd) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(in crate::etcd) fn new(settings: &Settings, tls: TlsCache) -> Result<Self, Error> {
         let keys = Keyspace::new(&settings.prefix);
-        let connection = Rc::new(Connection::new(settings.clone(), keys.config())?);
+        let connection = Rc::new(Connection::new(settings.clone(), keys.config(), tls)?);
         Ok(Self { connection, keys, loose: LooseLeases::default(), config_read_at: Cell::new(0) })
     }
 
