@@ -72,7 +72,7 @@ fn auto_finds_a_v2_store_behind_http1() {
     let _proxy = v2_proxy(&lab);
     let cases: [(&str, &[&str]); 4] = [
         ("http://10.77.0.254:8080", &[]),
-        ("http://10.77.0.254:4444,http://10.77.0.254:8081/some/etcd/", &[]),
+        ("http://10.77.0.254:8080,http://10.77.0.254:8081/some/etcd/", &[]),
         ("https://10.77.0.254:8443/some/etcd", &[&ca_flag]),
         ("http://10.77.0.254:4001", &[]),
     ];
@@ -104,6 +104,73 @@ fn auto_stays_with_v3_where_one_endpoint_has_it() {
     let _front = front(&lab, "10.77.0.254:8080", "/", "");
     let mut daemon = behind(&lab, &format!("http://10.77.0.254:8080,{ETCD}"), &[]);
     assert_eq!(daemon.subnet().network, "10.12.0.0/16", "{}", daemon.text());
+}
+
+/// An endpoint that is down may have the v3 API, so a proxy for HTTP/1.1 beside it settles nothing.
+#[test]
+fn auto_waits_for_an_endpoint_that_may_have_v3() {
+    let Some(lab) = Lab::start(1) else { return };
+    lab.put_config(Api::V2, &config("10.11.0.0/16"));
+    lab.put_config(Api::V3, &config("10.12.0.0/16"));
+    lab.put_lease(Api::V3, "10.12.9.0-24", "10.77.0.99");
+    let _front = front(&lab, "10.77.0.254:8080", "/", "");
+    let mut daemon = behind(&lab, "http://10.77.0.254:8080,http://10.77.0.254:4002", &[]);
+    daemon.wait_text("(--etcd-api names the one to use)", secs(5));
+    std::thread::sleep(secs(4));
+    assert!(daemon.running() && !daemon.subnet_file.exists(), "{}", daemon.text());
+    let line = "etcd gateway start --listen-addr=10.77.0.254:4002 --endpoints=10.77.0.254:2379";
+    let _gateway = etcds_own(&lab, "gateway", line);
+    assert_eq!(daemon.subnet().network, "10.12.0.0/16", "{}", daemon.text());
+}
+
+/// A port of etcd that serves gRPC and nothing else has no v2 API, and needs none.
+#[test]
+fn auto_takes_v3_where_nothing_speaks_http1() {
+    let etcd = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("parts").join("etcd-3.6.16");
+    if !etcd.exists() {
+        return lab::skip(&format!("{} is missing; tests/parts/build.sh builds it", etcd.display()));
+    }
+    let Some(lab) = Lab::start(1) else { return };
+    let (cert, key) = (lab.path("etcd.pem"), lab.path("etcd.key"));
+    let openssl = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=etcd \
+        -addext subjectAltName=IP:10.77.0.254";
+    let files = format!("{openssl} -keyout {} -out {}", key.display(), cert.display());
+    lab.run(&lab.ns("sw"), &lab::words(&files));
+    let (etcd, cert, key) = (etcd.display(), cert.display(), key.display());
+    for (number, scheme) in (0..).zip(["http", "https"]) {
+        let port = 4100 + number * 10;
+        let [grpc, http, peer] = [0, 1, 2].map(|n| format!("10.77.0.254:{}", port + n));
+        let data = lab.path(scheme);
+        let line = format!(
+            "{etcd} --name one --data-dir {} --listen-client-urls {scheme}://{grpc} --advertise-client-urls \
+             {scheme}://{grpc} --listen-client-http-urls {scheme}://{http} --listen-peer-urls http://{peer} \
+             --initial-advertise-peer-urls http://{peer} --initial-cluster one=http://{peer}",
+            data.display()
+        );
+        let (tls, ctl, ca) = if scheme == "https" {
+            let tls = format!(" --cert-file {cert} --key-file {key}");
+            (tls, format!("--cacert {cert}"), format!("-etcd-cafile={cert}"))
+        } else {
+            (String::new(), String::new(), "-v=0".to_owned())
+        };
+        let _etcd = etcds_own(&lab, scheme, &format!("{line}{tls}"));
+        let put = format!("etcdctl --endpoints {scheme}://{grpc} {ctl} put /coreos.com/network/config");
+        let config = config("10.11.0.0/16");
+        lab.run(&lab.ns("sw"), &[lab::words(&put), vec![&config]].concat());
+        let mut daemon = behind(&lab, &format!("{scheme}://{grpc}"), &[&ca]);
+        assert_eq!(daemon.subnet().network, "10.11.0.0/16", "{}", daemon.text());
+        daemon.terminate();
+        std::fs::remove_file(&daemon.subnet_file).unwrap();
+
+        // Several networks are found by the same rule.
+        let put = put.replace("network/config", "network/blue/config");
+        lab.run(&lab.ns("sw"), &[lab::words(&put), vec![&config]].concat());
+        let dir = lab.path(&format!("networks-{scheme}"));
+        let dir_flag = format!("-subnet-dir={}", dir.display());
+        let mut daemon = behind(&lab, &format!("{scheme}://{grpc}"), &[&ca, "-watch-networks", &dir_flag]);
+        lab::eventually(secs(10), "the network blue", || dir.join("blue.env").exists().then_some(()));
+        daemon.terminate();
+    }
 }
 
 /// The watch of a store behind etcd 2's proxy is no outage, and peers are heard of at once.

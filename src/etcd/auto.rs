@@ -39,9 +39,10 @@ pub fn connect(settings: &Settings) -> Result<Store, Error> {
 /// since the other nodes are there; if both or neither hold leases, it is v3.
 ///
 /// Until an API is taken, every call asks again. v2 is taken only when v3 has said for certain that it holds no config,
-/// or when the server is older than etcd 3 or speaks no HTTP/2, as behind a proxy for HTTP/1.1: two nodes that guess
-/// differently would not see each other's leases. When v3
-/// holds no config and v2 refuses to tell, that is an error; it does not mean that there is no config.
+/// or when the server is older than etcd 3, or every endpoint answers and none in HTTP/2, as behind a proxy for HTTP/1.1:
+/// two nodes that guess differently would not see each other's leases. When v3 holds no config and v2 refuses to tell,
+/// that is an error; it does not mean that there is no config. Endpoints that answer over v3 and speak no HTTP/1.1 have
+/// no v2.
 #[derive(Debug)]
 pub struct Auto {
     v2: V2,
@@ -84,14 +85,15 @@ impl Auto {
     async fn choose(&self) -> Result<Api, Error> {
         let api = match self.v3.config().await {
             Ok(_) => self.choose_with_v3_config().await?,
-            Err(Error::NotFound(key)) => match self.v2.has_config().await {
+            Err(Error::NotFound(key)) => match self.v2_has_config().await {
                 Ok(true) => Api::V2,
                 Ok(false) => return Err(Error::NotFound(key)),
                 Err(error) => return Err(unsure(error, "v3 holds no network config, and v2 does not tell")),
             },
             Err(error @ Error::Unavailable(_)) => {
                 if !self.has_no_v3().await {
-                    return Err(error);
+                    let open = "an endpoint without v3 answers, and the others may have it";
+                    return Err(if self.v3.lacks_http2() { unsure(error, open) } else { error });
                 }
                 self.v2.config().await?;
                 Api::V2
@@ -116,9 +118,26 @@ impl Auto {
             && self.v3.hung_up()
     }
 
+    /// Whether v2 does not answer because it does not exist: what answers closes or breaks every connection in HTTP/1.1,
+    /// both before and after it has answered over v3.
+    async fn has_no_v2(&self) -> bool {
+        self.v2.has_no_http1()
+            && !matches!(self.v3.config().await, Err(Error::Unavailable(_)))
+            && matches!(self.v2.has_config().await, Err(Error::Unavailable(_)))
+            && self.v2.has_no_http1()
+    }
+
+    /// Whether v2 holds a config, where v3 answers.
+    async fn v2_has_config(&self) -> Result<bool, Error> {
+        match self.v2.has_config().await {
+            Err(Error::Unavailable(_)) if self.has_no_v2().await => Ok(false),
+            other => other,
+        }
+    }
+
     /// The choice when v3 holds a config. If v2 holds one too, the other nodes are where the leases are.
     async fn choose_with_v3_config(&self) -> Result<Api, Error> {
-        match self.v2.has_config().await {
+        match self.v2_has_config().await {
             Ok(true) => {}
             Ok(false) => return Ok(Api::V3),
             // v2 will go on refusing this host, and a host that v2 refuses has no leases there.
@@ -146,6 +165,7 @@ impl Auto {
             Err(error) => return Err(unsure(error, "v3 does not tell which networks it holds")),
         };
         match self.v2.networks_if_served().await {
+            Err(Error::Unavailable(_)) if self.has_no_v2().await => {}
             Ok(more) => names.extend(more.unwrap_or_default()),
             Err(error) => return Err(unsure(error, "v2 does not tell which networks it holds")),
         }

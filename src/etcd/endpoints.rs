@@ -39,6 +39,8 @@ pub(super) struct Endpoints<O: Opener> {
     /// The site that failed last. The one after it is tried first.
     failed: RefCell<Option<Site>>,
     generation: watch::Sender<u64>,
+    /// How many sites the last call has tried, if it found none that serves.
+    unreached: Cell<usize>,
     /// Held while sites are tried, so that calls that begin together open one connection.
     opening: Mutex<()>,
     timeout: Duration,
@@ -100,13 +102,25 @@ impl<O: Opener> Endpoints<O> {
             return Err(Error::Invalid("no etcd endpoint is given".to_owned()));
         }
         let (live, failed, opening) = (RefCell::new(None), RefCell::new(None), Mutex::new(()));
-        let (generation, timeout) = (watch::Sender::new(0), settings.timeout);
-        Ok(Self { opener, endpoints, live, failed, generation, opening, timeout })
+        let (generation, unreached, timeout) = (watch::Sender::new(0), Cell::new(0), settings.timeout);
+        Ok(Self { opener, endpoints, live, failed, generation, unreached, opening, timeout })
     }
 
     /// What opens the sites.
     pub(super) fn opener(&self) -> &O {
         &self.opener
+    }
+
+    /// How many sites the last call has tried, if it found none that serves: also names without an address. 0 if one
+    /// has answered.
+    pub(super) fn unreached(&self) -> usize {
+        self.unreached.get()
+    }
+
+    /// The error of a call that found no site that serves.
+    fn in_vain(&self, failures: &Failures) -> Error {
+        self.unreached.set(failures.len());
+        combined(failures)
     }
 
     /// The deadline of a request at each site.
@@ -167,6 +181,7 @@ impl<O: Opener> Endpoints<O> {
         call: impl AsyncFn(&O::Made, &Attempt<'_>) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let (mut failures, mut tried) = (Failures::new(), Vec::new());
+        self.unreached.set(0);
         loop {
             let live = self.live(&tried, &mut failures).await?;
             let attempt = Attempt {
@@ -184,7 +199,7 @@ impl<O: Opener> Endpoints<O> {
             failures.push((live.site.to_string(), error));
             self.fail(live.generation);
             if attempt.writing.get() {
-                return Err(combined(&failures));
+                return Err(self.in_vain(&failures));
             }
             tried.push(live.site);
         }
@@ -207,7 +222,7 @@ impl<O: Opener> Endpoints<O> {
             let (site, made) =
                 sites::race(&self.endpoints, &tried, failed.as_ref(), self.timeout, failures, open)
                     .await
-                    .map_err(|answer| answer.unwrap_or_else(|| combined(failures)))?;
+                    .map_err(|answer| answer.unwrap_or_else(|| self.in_vain(failures)))?;
             let error = match tokio::time::timeout(self.timeout, self.opener.enter(&made)).await {
                 Ok(Ok(())) => {
                     let live = Live { site, made, generation: self.generation() };
@@ -228,7 +243,8 @@ fn patience(timeout: Duration) -> Duration {
     timeout.saturating_mul(PATIENCE).min(MOST_PATIENCE)
 }
 
-/// One error that holds the error of every endpoint. A refusal outweighs silence, because the operator can mend it.
+/// One error that holds the error of every endpoint. It is a refusal only if all are: an endpoint that is silent may serve
+/// again at any moment, and must not be left alone as long as one that refuses.
 fn combined(failures: &[(String, Error)]) -> Error {
     debug_assert!(!failures.is_empty(), "there is at least one endpoint, and each that was asked failed");
     let reason = |error: &Error| match error {
@@ -240,7 +256,7 @@ fn combined(failures: &[(String, Error)]) -> Error {
         .map(|(url, error)| format!("{url}: {}", reason(error)))
         .collect::<Vec<_>>()
         .join("; ");
-    if failures.iter().any(|(_, error)| matches!(error, Error::Denied(_))) {
+    if failures.iter().all(|(_, error)| matches!(error, Error::Denied(_))) {
         Error::Denied(text)
     } else {
         Error::Unavailable(text)
@@ -333,10 +349,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_outweighs_silence() {
+    fn only_refusals_make_a_refusal() {
         let (a, b) = ("http://a".to_owned(), "http://b".to_owned());
         let failures = [(a, Error::Denied("no".to_owned())), (b, Error::Unavailable("slow".to_owned()))];
-        assert_eq!(combined(&failures), Error::Denied("http://a: no; http://b: slow".to_owned()));
-        assert_eq!(combined(&failures[1..]), Error::Unavailable("http://b: slow".to_owned()));
+        assert_eq!(combined(&failures), Error::Unavailable("http://a: no; http://b: slow".to_owned()));
+        assert_eq!(combined(&failures[..1]), Error::Denied("http://a: no".to_owned()));
     }
 }

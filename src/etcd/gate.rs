@@ -18,6 +18,27 @@ use tokio::time::Instant;
 /// in nine seconds together, which is less than a hundredth of a core for etcd's bcrypt.
 const LONGEST: Duration = Duration::from_secs(8 * 60);
 
+/// The same where no password is asked for: every site is there, and one side refuses the other's certificate. A handshake
+/// costs etcd a hundredth of bcrypt.
+const BRIEF: Duration = Duration::from_secs(30);
+const _: () = assert!(BRIEF.as_secs() < LONGEST.as_secs());
+
+/// What a refusal costs etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cost {
+    /// The hash of a password.
+    Password,
+    /// A handshake over TLS.
+    Handshake,
+}
+
+impl Cost {
+    /// The cost of a refusal: `unreached` sites were tried and none served, or one has answered.
+    pub(super) fn of(unreached: usize) -> Self {
+        if unreached == 0 { Self::Password } else { Self::Handshake }
+    }
+}
+
 /// The gate before the calls of one kind.
 #[derive(Debug)]
 pub(super) struct Gate(RefCell<State>);
@@ -66,10 +87,11 @@ impl Gate {
     }
 
     /// Closes the gate after a refusal that the store gave to what these files held.
-    pub(super) fn close(&self, now: Instant, reason: &str, files: Files) {
+    pub(super) fn close(&self, now: Instant, reason: &str, files: Files, cost: Cost) {
         let mut state = self.0.borrow_mut();
         let State { backoff, rng, closed } = &mut *state;
-        let until = now + backoff.next(rng);
+        let delay = backoff.next(rng);
+        let until = now + if cost == Cost::Handshake { delay.min(BRIEF) } else { delay };
         *closed = Some(Closed { until, reason: reason.to_owned(), files });
     }
 
@@ -109,7 +131,7 @@ mod tests {
         for second in 0..7200 {
             if gate.pass(at(second), &settings).is_ok() {
                 asked.push(second);
-                gate.close(at(second), "no", files("old"));
+                gate.close(at(second), "no", files("old"), Cost::Password);
             }
         }
         assert!(asked.len() > 15 && asked.len() < 50, "{asked:?}");
@@ -117,17 +139,31 @@ mod tests {
         assert!(asked.windows(2).all(|pair| pair[1] - pair[0] <= LONGEST.as_secs() + 1), "{asked:?}");
 
         let now = at(7200);
-        gate.close(now, "no", files("old"));
+        gate.close(now, "no", files("old"), Cost::Password);
         assert_eq!(gate.pass(now, &settings), Err(Error::Denied("no".to_owned())));
         std::fs::write(&path, "new\n").unwrap();
         assert_eq!(gate.pass(now, &settings), Ok(()));
-        gate.close(now, "no", files("new"));
+        gate.close(now, "no", files("new"), Cost::Password);
         assert!(gate.pass(now, &settings).is_err());
         assert_eq!(gate.pass(at(7201), &settings), Ok(()), "a first refusal with these files");
         for _ in 0..20 {
-            gate.close(at(7201), "no", files("new"));
+            gate.close(at(7201), "no", files("new"), Cost::Password);
         }
         gate.open();
         assert_eq!(gate.pass(at(7201), &settings), Ok(()));
+    }
+    #[test]
+    fn a_refused_handshake_is_tried_again_sooner() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        std::fs::write(&path, "old\n").unwrap();
+        let (settings, gate, now) = (settings(&path), Gate::new(), Instant::now());
+        for (cost, passes) in [(Cost::of(2), true), (Cost::of(0), false)] {
+            for _ in 0..20 {
+                gate.close(now, "no", files("old"), cost);
+            }
+            assert!(gate.pass(now, &settings).is_err());
+            assert_eq!(gate.pass(now + BRIEF, &settings).is_ok(), passes, "{cost:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::etcd::dial::{Link, tcp};
 use crate::etcd::endpoints::{Failure, chain, unreached};
+use crate::etcd::refusal::{NoHttp1, find};
 use crate::etcd::sites::Site;
 use crate::etcd::tls::Tls;
 use crate::store::Error;
@@ -57,6 +58,17 @@ impl HttpError {
     /// Whether there was no connection, so that nothing was sent.
     pub(super) fn is_connect(&self) -> bool {
         matches!(self, Self::Client(error) if error.is_connect())
+    }
+
+    /// Whether there was a server that does not speak HTTP/1.1: it does not offer it, or it closed the connection on a
+    /// request, or it answered in another protocol.
+    pub(super) fn breaks_http1(&self) -> bool {
+        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        // A server of HTTP/2 may speak before it is asked, which hyper has no name for.
+        let is_other = !self.is_connect()
+            && find::<hyper::Error>(self).is_some()
+            && find::<io::Error>(self).is_none_or(is_reset);
+        is_other || find::<NoHttp1>(self).is_some()
     }
 }
 

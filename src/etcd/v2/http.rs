@@ -5,7 +5,7 @@ use super::client::{self, Client, RequestBuilder, Response};
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, MOST_BYTES, Opener, unreached};
 use crate::etcd::files::Files;
-use crate::etcd::gate::Gate;
+use crate::etcd::gate::{Cost, Gate};
 use crate::etcd::sites::Site;
 use crate::etcd::tls::{Protocol, TlsCache};
 use crate::store::{Error, Revision};
@@ -78,6 +78,35 @@ struct Clients {
     /// What the files held when they were used last.
     files: RefCell<Files>,
     tls: TlsCache,
+    heard: Heard,
+}
+
+/// What sites have shown of themselves.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Whether one has ever had the keys API.
+    has_keys: Cell<bool>,
+    /// How many of the last call had no keys API.
+    without_keys: Cell<usize>,
+    /// Whether one of the last call has answered in HTTP/1.1.
+    spoke: Cell<bool>,
+    /// Whether one of the last call has closed the connection on a request, or answered in another protocol.
+    broke: Cell<bool>,
+}
+
+impl Heard {
+    /// A call begins.
+    fn begin(&self) {
+        self.without_keys.set(0);
+        self.spoke.set(false);
+        self.broke.set(false);
+    }
+
+    /// This site has no keys API, and another one may have it.
+    fn no_keys(&self) -> Failure {
+        self.without_keys.set(self.without_keys.get() + 1);
+        Failure::Unreached(Unusable::NoKeysApi.into())
+    }
 }
 
 impl Opener for Clients {
@@ -98,11 +127,21 @@ impl Opener for Clients {
         let made = Made { client, files };
         let probe = Request::get(self.probe.clone(), false);
         let response = request(&made, &site.endpoint.url, &self.settings, &probe)?;
-        match whole(response.send().await.map_err(client::failure)?).await {
+        let response = response.send().await.map_err(|error| {
+            self.heard.broke.set(self.heard.broke.get() || error.breaks_http1());
+            client::failure(error)
+        })?;
+        self.heard.spoke.set(true);
+        match whole(response).await {
             // Every request would be refused like this one, and each refusal costs etcd the hash of a password.
             Err(failure @ (Failure::Unreached(_) | Failure::Answered(Error::Denied(_)))) => Err(failure),
+            Ok(None) => Err(self.heard.no_keys()),
+            Ok(Some(_)) => {
+                self.heard.has_keys.set(true);
+                Ok(made)
+            }
             // A refusal is an answer too.
-            Ok(_) | Err(Failure::Answered(_)) => Ok(made),
+            Err(Failure::Answered(_)) => Ok(made),
         }
     }
 
@@ -123,7 +162,13 @@ pub(super) struct Http {
 
 impl Http {
     pub(super) fn new(settings: Settings, probe: String, tls: TlsCache) -> Result<Self, Error> {
-        let clients = Clients { settings: settings.clone(), probe, files: RefCell::default(), tls };
+        let clients = Clients {
+            settings: settings.clone(),
+            probe,
+            files: RefCell::default(),
+            tls,
+            heard: Heard::default(),
+        };
         let endpoints = Endpoints::new(&settings, clients)?;
         Ok(Self { endpoints, reads: Gate::new(), writes: Gate::new() })
     }
@@ -142,10 +187,12 @@ impl Http {
             gate = &self.writes;
             gate.pass(now, &clients.settings)?;
         }
+        clients.heard.begin();
         let result = call.await;
         match &result {
             Err(Error::Denied(reason)) => {
-                gate.close(Instant::now(), reason, clients.files.borrow().clone());
+                let (files, cost) = (clients.files.borrow().clone(), Cost::of(self.endpoints.unreached()));
+                gate.close(Instant::now(), reason, files, cost);
                 // The next client reads the files again.
                 self.endpoints.renew();
             }
@@ -186,11 +233,33 @@ impl Http {
         self.endpoints.patience()
     }
 
-    /// Sends a request to the first site that answers. `None`: the server has no keys API.
+    /// Whether the sites of the last call speak another protocol than HTTP/1.1, those that answer at all.
+    pub(super) fn has_no_http1(&self) -> bool {
+        let heard = &self.endpoints.opener().heard;
+        heard.broke.get() && !heard.spoke.get()
+    }
+
+    /// Sends a request to the first site that has the keys API. `None`: no server has it.
     pub(super) async fn ask(&self, request: &Request) -> Result<Option<Answer>, Error> {
+        let heard = &self.endpoints.opener().heard;
         let call =
-            async |made: &Made, attempt: &Attempt<'_>| whole(self.start(made, request, attempt).await?).await;
-        self.guarded(request, self.endpoints.ask(call)).await
+            async |made: &Made, attempt: &Attempt<'_>| match whole(self.start(made, request, attempt).await?)
+                .await?
+            {
+                Some(answer) => Ok(answer),
+                None => {
+                    attempt.write_undone();
+                    Err(heard.no_keys())
+                }
+            };
+        let result = self.guarded(request, self.endpoints.ask(call)).await;
+        let is_read = request.method == Method::GET;
+        let never_seen = heard.without_keys.get() > 0 && !heard.has_keys.get();
+        match result {
+            // Whether a write has happened is open.
+            Err(Error::Unavailable(_)) if is_read && never_seen => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Sends a request to the first site that answers, which must have the keys API.
@@ -213,7 +282,7 @@ impl Http {
             }
             match whole(response).await? {
                 Some(Answer::Failed(fault)) => Ok(Err(fault)),
-                None => Err(Failure::Answered(Unusable::NoKeysApi.into())),
+                None => Err(self.endpoints.opener().heard.no_keys()),
                 Some(Answer::Done { .. }) => Err(unreached("a watch without an answer".to_owned(), None)),
             }
         };

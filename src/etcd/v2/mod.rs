@@ -53,6 +53,11 @@ impl V2 {
         self.http.server_major().await
     }
 
+    /// Whether what answers at the endpoints speaks no HTTP/1.1. Then there is no v2 API.
+    pub(super) fn has_no_http1(&self) -> bool {
+        self.http.has_no_http1()
+    }
+
     /// Whether the network has a config here. A server without the keys API holds none.
     pub(super) async fn has_config(&self) -> Result<bool, Error> {
         match self.http.ask(&Request::get(self.keys.config(), false)).await? {

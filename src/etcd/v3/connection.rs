@@ -10,7 +10,7 @@ use super::pings::Pings;
 use crate::etcd::Settings;
 use crate::etcd::endpoints::{Attempt, Endpoints, Failure, Opener, causes, chain, unreached};
 use crate::etcd::files::Files;
-use crate::etcd::gate::Gate;
+use crate::etcd::gate::{Cost, Gate};
 use crate::etcd::sites::Site;
 use crate::etcd::tls::TlsCache;
 use crate::log::quote;
@@ -47,10 +47,10 @@ struct Clients {
     pings: Pings,
     /// Whether a server of this store has ever spoken HTTP/2.
     speaks_http2: Cell<bool>,
-    /// Whether a server has shown that it does not speak HTTP/2.
-    lacks_http2: Cell<bool>,
-    /// Whether a server has closed a connection without a word since [`Connection::hung_up`] was asked.
-    hung_up: Cell<bool>,
+    /// How many sites have shown that they do not speak HTTP/2, during the last call.
+    without_http2: Cell<usize>,
+    /// How many sites have closed a connection without a word, during the last call.
+    hung_up: Cell<usize>,
 }
 
 impl Opener for Clients {
@@ -64,7 +64,7 @@ impl Opener for Clients {
             match channel::open(site, &self.settings, &files, &self.tls, &self.pings).await {
                 Ok(opened) => opened,
                 Err(Closed { failure, is_http1 }) => {
-                    self.lacks_http2.set(self.lacks_http2.get() || is_http1);
+                    self.without_http2.set(self.without_http2.get() + usize::from(is_http1));
                     return Err(failure);
                 }
             };
@@ -75,9 +75,9 @@ impl Opener for Clients {
         if let Err(error) = client.get(self.probe.clone(), Some(keys_only)).await
             && let Failure::Unreached(error) = failure(error)
         {
-            self.hung_up.set(self.hung_up.get() || !signs.spoke.load(Ordering::Relaxed));
+            self.hung_up.set(self.hung_up.get() + usize::from(!signs.spoke.load(Ordering::Relaxed)));
             if signs.is_http1.load(Ordering::Relaxed) {
-                self.lacks_http2.set(true);
+                self.without_http2.set(self.without_http2.get() + 1);
                 return Err(unreached(channel::without_http2(), None));
             }
             let refusal = match &tls {
@@ -92,7 +92,9 @@ impl Opener for Clients {
 
     async fn enter(&self, client: &Client) -> Result<(), Failure> {
         let files = self.read_files()?;
-        let Some((name, password)) = files.user(&self.settings) else { return Ok(()) };
+        let Some((name, password)) = files.user(&self.settings) else {
+            return Ok(());
+        };
         match client.clone().update_user(Some((name.to_owned(), password.to_owned()))).await {
             // As in etcd's own client, naming a user is no error where authentication is off.
             Err(error) if error.to_string().contains("authentication is not enabled") => Ok(()),
@@ -127,23 +129,32 @@ impl Connection {
             tls,
             pings: Pings::default(),
             speaks_http2: Cell::new(false),
-            lacks_http2: Cell::new(false),
-            hung_up: Cell::new(false),
+            without_http2: Cell::new(0),
+            hung_up: Cell::new(0),
         };
         Ok(Self { endpoints: Endpoints::new(&settings, opener)?, gate: Gate::new() })
     }
 
-    /// Whether servers have answered, and none of them in HTTP/2.
+    /// Whether every site that the last call has tried has shown that it does not speak HTTP/2. One that is silent may
+    /// have the v3 API.
     pub(super) fn has_no_http2(&self) -> bool {
-        let clients = self.endpoints.opener();
-        clients.lacks_http2.get() && !clients.speaks_http2.get()
+        let (clients, tried) = (self.endpoints.opener(), self.endpoints.unreached());
+        tried > 0 && clients.without_http2.get() == tried && !clients.speaks_http2.get()
     }
 
-    /// Whether a server has closed a connection upon the first bytes of HTTP/2, without a word, since this was asked
-    /// last. A server for HTTP/1.1 may do that, and so may a server that is about to stop.
-    pub(super) fn hung_up(&self) -> bool {
+    /// Whether a site that the last call has tried does not speak HTTP/2, or has hung up on it.
+    pub(super) fn lacks_http2(&self) -> bool {
         let clients = self.endpoints.opener();
-        clients.hung_up.take() && !clients.speaks_http2.get()
+        clients.without_http2.get() + clients.hung_up.get() > 0 && !clients.speaks_http2.get()
+    }
+
+    /// Whether every site that the last call has tried has shown that it does not speak HTTP/2, or has closed the
+    /// connection upon the first bytes of it, without a word. A server for HTTP/1.1 may do that, and so may a server that
+    /// is about to stop.
+    pub(super) fn hung_up(&self) -> bool {
+        let (clients, tried) = (self.endpoints.opener(), self.endpoints.unreached());
+        let refusing = clients.without_http2.get() + clients.hung_up.get();
+        tried > 0 && refusing == tried && !clients.speaks_http2.get()
     }
 
     /// The deadline of a request at each endpoint.
@@ -186,6 +197,8 @@ impl Connection {
     ) -> Result<T, Error> {
         let clients = self.endpoints.opener();
         self.gate.pass(Instant::now(), &clients.settings)?;
+        clients.without_http2.set(0);
+        clients.hung_up.set(0);
         // Whether what failed last took a handshake or a password. What a valid token may not do costs etcd nothing.
         let costly = Cell::new(true);
         let result = self
@@ -210,7 +223,8 @@ impl Connection {
             .await;
         match &result {
             Err(Error::Denied(reason)) if costly.get() => {
-                self.gate.close(Instant::now(), reason, clients.files.borrow().clone());
+                let (files, cost) = (clients.files.borrow().clone(), Cost::of(self.endpoints.unreached()));
+                self.gate.close(Instant::now(), reason, files, cost);
             }
             Ok(_) => self.gate.accepted(),
             Err(_) => {}

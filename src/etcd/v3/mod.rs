@@ -56,12 +56,17 @@ impl V3 {
         Ok(Self { connection, keys, loose: LooseLeases::default(), config_read_at: Cell::new(0) })
     }
 
-    /// Whether servers have answered, and none of them in HTTP/2. Then there is no v3 API.
+    /// Whether no site speaks HTTP/2; see [`Connection::has_no_http2`]. Then there is no v3 API.
     pub(super) fn has_no_http2(&self) -> bool {
         self.connection.has_no_http2()
     }
 
-    /// Whether a server has hung up since this was asked last; see [`Connection::hung_up`].
+    /// Whether a site speaks no HTTP/2, while others may.
+    pub(super) fn lacks_http2(&self) -> bool {
+        self.connection.lacks_http2()
+    }
+
+    /// Whether every site hangs up on HTTP/2; see [`Connection::hung_up`].
     pub(super) fn hung_up(&self) -> bool {
         self.connection.hung_up()
     }
