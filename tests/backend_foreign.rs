@@ -151,8 +151,8 @@ fn an_address_that_always_comes_back_stays_in_the_end() {
     assert_eq!([first.count("repairs"), other.count("repairs")], before, "{}", first.text());
 }
 
-/// An older flannel has left routes by the external interface: to a peer that has moved since, to one that is gone.
-/// Routes of other programs beside them stay.
+/// An older flannel has left routes by the external interface: to a peer that has moved since, to one whose host has
+/// another subnet now. Routes of others beside them stay, also those that have flannel's form but no peer as gateway.
 fn older_routes(backend: &str, kind: &str) {
     let Some(lab) = Lab::start(1) else { return };
     let host = lab.host(1);
@@ -164,7 +164,8 @@ fn older_routes(backend: &str, kind: &str) {
         &host,
         "ip route add 10.10.201.0/24 via 10.77.0.99 dev eth0
          ip route add 10.10.202.0/24 via 10.77.0.10 dev eth0
-         ip route add 10.10.205.0/24 via 10.77.0.5 dev eth0
+         ip route add 10.10.205.0/24 via 10.77.0.9 dev eth0
+         ip route add 10.10.208.0/24 via 10.77.0.254 dev eth0
          ip route add 10.10.206.0/24 via 10.77.0.254 proto static
          ip route add 10.10.207.0/25 via 10.77.0.254
          ip route add 10.20.1.0/24 via 10.77.0.254",
@@ -179,9 +180,14 @@ fn older_routes(backend: &str, kind: &str) {
     ];
     lab::eventually(secs(3), "the peers' routes", || (shown() == expected).then_some(()));
     daemon.wait_text("replaced 10.10.201.0/24 via 10.77.0.99", secs(3));
-    daemon.wait_text("removed 10.10.205.0/24 via 10.77.0.5", secs(3));
+    daemon.wait_text("removed 10.10.205.0/24 via 10.77.0.9", secs(3));
+    daemon.wait_text("stay, since no lease has their gateway: 10.10.208.0/24 via 10.77.0.254", secs(3));
     let boot = lines(&lab.ip(&format!("-n {host} route show proto boot")));
-    let others = ["10.10.207.0/25 via 10.77.0.254 dev eth0", "10.20.1.0/24 via 10.77.0.254 dev eth0"];
+    let others = [
+        "10.10.207.0/25 via 10.77.0.254 dev eth0",
+        "10.10.208.0/24 via 10.77.0.254 dev eth0",
+        "10.20.1.0/24 via 10.77.0.254 dev eth0",
+    ];
     assert_eq!(
         boot.iter().filter(|line| !line.starts_with("default")).collect::<Vec<_>>(),
         others.iter().collect::<Vec<_>>()
@@ -214,6 +220,36 @@ fn older_routes_give_way_to_direct_routing() {
     older_routes(r#"{"Type":"vxlan","DirectRouting":true}"#, "vxlan");
 }
 
+/// Beside the routes that an older flannel has left on its device are those of an operator and of a routing daemon.
+#[test]
+fn routes_of_others_over_the_vxlan_device_stay() {
+    let Some(lab) = Lab::start(1) else { return };
+    let host = lab.host(1);
+    lab.put_config(Api::V3, &config(r#"{"Type":"vxlan"}"#));
+    peer(&lab, "vxlan", 201, "10.77.0.9");
+    lab.sh(
+        &host,
+        "ip link add flannel.1 type vxlan id 1 dev eth0 local 10.77.0.1 dstport 8472 nolearning
+         ip addr add 10.10.3.0/32 dev flannel.1
+         ip link set flannel.1 up
+         ip route add 10.10.201.0/24 via 10.10.201.0 dev flannel.1 onlink
+         ip route add 10.10.202.0/24 via 10.10.202.0 dev flannel.1 onlink
+         ip route add 10.10.208.0/22 via 10.10.208.0 dev flannel.1 onlink proto static metric 50
+         ip route add 10.10.212.0/22 dev flannel.1 proto bird
+         ip route add 10.10.216.0/24 via 10.10.201.7 dev flannel.1 onlink",
+    );
+    let shown = |protocol: &str| lines(&lab.ip(&format!("-n {host} route show proto {protocol}")));
+    let [operators, birds] = ["static", "bird"].map(shown);
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+    daemon.subnet();
+    daemon.wait_text("removed 10.10.202.0/24 via 10.10.202.0", secs(3));
+    assert_eq!(shown("78"), ["10.10.201.0/24 via 10.10.201.0 dev flannel.1 onlink"]);
+    assert_eq!((operators.len(), birds.len()), (1, 1));
+    assert_eq!(["static", "bird"].map(shown), [operators, birds]);
+    let boot: Vec<_> = shown("boot").into_iter().filter(|line| !line.starts_with("default")).collect();
+    assert_eq!(boot, ["10.10.216.0/24 via 10.10.201.7 dev flannel.1 onlink"], "a container is the gateway");
+}
+
 /// An older flannel ran vxlan with DirectRouting here before the network became udp's. Its routes are narrower than
 /// udp's and would lead packets away.
 #[test]
@@ -221,21 +257,31 @@ fn older_routes_are_not_in_the_way_of_udp() {
     let Some(lab) = Lab::start(1) else { return };
     let host = lab.host(1);
     lab.put_config(Api::V3, &config(r#"{"Type":"udp"}"#));
+    // This host was not restarted yet.
+    peer(&lab, "host-gw", 202, "10.77.0.10");
     lab.sh(
         &host,
         "ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472
          ip link set flannel.1 up
          ip route add 10.10.201.0/24 via 10.10.201.0 dev flannel.1 onlink
          ip route add 10.10.202.0/24 via 10.77.0.10 dev eth0
-         ip route add 10.10.203.0/24 via 10.77.0.11 proto static",
+         ip route add 10.10.203.0/24 via 10.77.0.11 proto static
+         ip route add 10.10.204.0/24 via 10.77.0.254 dev eth0",
     );
     let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
     daemon.subnet();
+    for removed in ["removed 10.10.201.0/24 via 10.10.201.0", "removed 10.10.202.0/24 via 10.77.0.10"] {
+        daemon.wait_text(removed, secs(3));
+    }
+    daemon.wait_text("stay, since no lease has their gateway: 10.10.204.0/24 via 10.77.0.254", secs(3));
     let routes = lines(&lab.ip(&format!("-n {host} route show root 10.10.0.0/16")));
-    assert_eq!(
-        routes,
-        ["10.10.0.0/16 dev flannel0 proto 78", "10.10.203.0/24 via 10.77.0.11 dev eth0 proto static"]
-    );
+    let expected = [
+        "10.10.0.0/16 dev flannel0 proto 78",
+        "10.10.203.0/24 via 10.77.0.11 dev eth0 proto static",
+        "10.10.204.0/24 via 10.77.0.254 dev eth0",
+    ];
+    assert_eq!(routes, expected, "the last one is an operator's, made with a plain `ip route add`");
+    assert_eq!(daemon.count("repairs"), 0, "{}", daemon.text());
 }
 
 /// A persistent `flannel0` with the overlay's route, which nobody reads, is taken over: packets flow through ours.
@@ -292,4 +338,75 @@ fn a_flannel0_of_somebody_else_is_a_clear_refusal() {
     assert_eq!(second.wait(secs(8)).expect("it should end").code(), Some(1));
     assert!(second.text().contains("leads through flannel0"), "{}", second.text());
     assert!(first.running());
+}
+
+/// The cluster gets another network. What this host had of the old one goes at the start, and nothing else.
+fn renumbered(kind: &str, writes: &str) {
+    let Some(lab) = Lab::start(1) else { return };
+    let host = lab.host(1);
+    let old = r#""Network":"10.0.0.0/8","SubnetMin":"10.10.0.0","SubnetMax":"10.10.255.0""#;
+    lab.put_config(Api::V3, &format!(r#"{{{old},"Backend":{{"Type":"{kind}"}}}}"#));
+    // The first peer's host lies in the second one's subnet.
+    for (subnet, ip) in [("10.10.201.0-24", "10.60.0.9"), ("10.60.0.0-24", "10.77.0.8")] {
+        let mac = format!("0a:00:00:00:00:{}", &ip[ip.len() - 1..].repeat(2));
+        let data = format!(r#""BackendType":"{kind}","BackendData":{{"VtepMAC":"{mac}"}}"#);
+        lab.put(Api::V3, &format!("subnets/{subnet}"), &format!(r#"{{"PublicIP":"{ip}",{data}}}"#));
+    }
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+    let before = daemon.subnet();
+    let left = |what: &str| lines(&lab.ip(&format!("-n {host} {what}")));
+    lab::eventually(secs(5), "the detour", || (left("route show proto 79").len() == 1).then_some(()));
+    // With host-gw the peer of the detour is not on the link; udp has one route for all.
+    let routes = if kind == "vxlan" { 2 } else { 1 };
+    lab::eventually(secs(5), "the routes", || (left("route show proto 78").len() == routes).then_some(()));
+    lab.sh(
+        &host,
+        "ip route add 10.11.0.0/24 via 10.77.0.254
+         ip route add 10.10.9.0/24 via 10.77.0.254 proto static
+         ! ip link show flannel.1 2>/dev/null || ip addr add 192.168.5.1/24 dev flannel.1",
+    );
+    daemon.terminate();
+    lab.clear(Api::V3);
+    lab.put_config(Api::V3, &format!(r#"{{"Network":"172.20.0.0/16","Backend":{{"Type":"{kind}"}}}}"#));
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", "--cleanup-on-exit"]);
+    let subnet = daemon.subnet();
+    assert!(subnet.subnet.starts_with("172.20."), "{subnet:?} after {before:?}");
+    daemon.wait_text("the network is 172.20.0.0/16 now and was 10.0.0.0/8: ", secs(1));
+    daemon.wait_text(writes, secs(1));
+    assert_eq!(left("route show proto 79"), [""; 0]);
+    let routes = left("route show proto 78");
+    assert!(routes.iter().all(|line| line.starts_with("172.20.")), "{routes:?}");
+    if kind == "vxlan" {
+        assert_eq!(left("neigh show dev flannel.1 nud permanent"), [""; 0]);
+        assert_eq!(lab.run(&host, &["bridge", "fdb", "show", "dev", "flannel.1"]), "");
+        let both = ["192.168.5.1/24".to_owned(), format!("{}/32", subnet.base())];
+        assert_eq!(sorted(addresses(&lab)), sorted(both.to_vec()));
+    }
+    assert_eq!(left("route show 10.11.0.0/24").len(), 1, "an operator's");
+    assert_eq!(left("route show 10.10.9.0/24").len(), 1, "an operator's");
+    daemon.terminate();
+    assert_eq!((left("route show proto 78").len(), left("route show proto 79").len()), (0, 0));
+}
+
+fn sorted(mut list: Vec<String>) -> Vec<String> {
+    list.sort();
+    list
+}
+
+#[test]
+fn a_new_network_leaves_nothing_of_the_old_one_vxlan() {
+    renumbered(
+        "vxlan",
+        "remove 2 routes: 10.10.201.0/24, 10.60.0.0/24; remove 1 host routes past the overlay: 10.60.0.9/32",
+    );
+}
+
+#[test]
+fn a_new_network_leaves_nothing_of_the_old_one_host_gw() {
+    renumbered("host-gw", "remove 1 host routes past the overlay: 10.60.0.9/32");
+}
+
+#[test]
+fn a_new_network_leaves_nothing_of_the_old_one_udp() {
+    renumbered("udp", "remove 1 host routes past the overlay: 10.60.0.9/32");
 }

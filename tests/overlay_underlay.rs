@@ -209,3 +209,108 @@ fn a_gateway_that_moves_into_the_overlay_is_not_swallowed() {
     assert!(lab.pings(&h1, gateway.parse().unwrap()));
     assert!(daemon.text().contains(&format!("{gateway} of a gateway")), "{}", daemon.text());
 }
+
+/// The detours of host 1.
+fn detours(lab: &Lab) -> String {
+    lab.ip(&format!("-n {} route show proto 79", lab.host(1)))
+}
+
+/// A VPN runs in a container of this host, and another one in a container of a peer. The host routes the VPN's clients
+/// to them, and both are gateways in the overlay that no detour may cut off.
+fn a_container_as_gateway(kind: &str, remote: &str) {
+    let Some(lab) = Lab::start(1) else { return };
+    let h1 = lab.host(1);
+    lab.put_config(Api::V3, &format!(r#"{{"Network":"10.10.0.0/16","Backend":{{"Type":"{kind}"}}}}"#));
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", HEALTH]);
+    let subnet = daemon.subnet();
+    let vpn = lab.container(1, &subnet);
+    let data = if kind == "vxlan" {
+        r#","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}"#
+    } else {
+        ""
+    };
+    hears_of(&lab, &daemon, "10.10.250.0-24", &format!(r#"{{"PublicIP":"10.77.0.9"{data}}}"#));
+    lab.ip(&format!("-n {h1} route add 10.200.0.0/24 via {} dev cbr0", vpn.addr));
+    let restore = |lab: &Lab| {
+        lab.ip(&format!("-n {h1} route replace 10.201.0.0/24 via 10.10.250.7 {remote}"));
+    };
+    eventually(secs(5), "the peer's route", || {
+        way(&lab, "10.10.250.7").contains("dev flannel").then_some(())
+    });
+    restore(&lab);
+    assert!(lab.pings(&h1, vpn.addr));
+    for _ in 0..2 {
+        daemon.terminate();
+        daemon = lab.daemon(1, &["--etcd-api=v3", HEALTH]);
+        assert_eq!(daemon.subnet(), subnet);
+        // The TUN device takes its routes along.
+        restore(&lab);
+        // The look after a change of routes comes within a second.
+        std::thread::sleep(ms(1500));
+        assert_eq!(detours(&lab), "", "{}", daemon.text());
+        assert!(lab.pings(&h1, vpn.addr), "{}", way(&lab, &vpn.addr.to_string()));
+        assert!(way(&lab, "10.10.250.7").contains("dev flannel"), "{}", way(&lab, "10.10.250.7"));
+        assert!(!daemon.text().contains("would swallow"), "{}", daemon.text());
+    }
+}
+
+#[test]
+fn a_container_that_is_a_gateway_is_not_cut_off_from_udp() {
+    a_container_as_gateway("udp", "dev flannel0 onlink");
+}
+
+#[test]
+fn a_container_that_is_a_gateway_is_not_cut_off_from_vxlan() {
+    a_container_as_gateway("vxlan", "dev flannel.1 onlink");
+}
+
+/// One of two uplinks goes down. The kernel takes the other one, and so do the detours.
+#[test]
+fn the_detours_follow_the_uplink_that_lives() {
+    let Some(lab) = Lab::start(1) else { return };
+    let (sw, h1) = (lab.ns("sw"), lab.host(1));
+    lab.ip(&format!("-n {h1} link add eth1 type veth peer name q1 netns {sw}"));
+    lab.ip(&format!("-n {sw} addr add 10.78.0.254/24 dev q1"));
+    lab.ip(&format!("-n {sw} link set q1 up"));
+    lab.ip(&format!("-n {h1} addr add 10.78.0.1/24 dev eth1"));
+    lab.ip(&format!("-n {h1} link set eth1 up"));
+    let hops = "nexthop via 10.77.0.254 dev eth0 nexthop via 10.78.0.254 dev eth1";
+    lab.ip(&format!("-n {h1} route replace default {hops}"));
+    lab.put_config(Api::V3, TUTORIAL);
+    let endpoint = etcd_at(&lab, "10.200.0.5");
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", &endpoint, HEALTH]);
+    daemon.subnet();
+    let first = way(&lab, "10.200.0.5");
+    assert!(first.contains("via 10.77.0.254 dev eth0"), "{first}");
+    lab.ip(&format!("-n {h1} link set eth0 down"));
+    eventually(secs(5), "the detour by the other uplink", || {
+        way(&lab, "10.200.0.5").contains("via 10.78.0.254 dev eth1").then_some(())
+    });
+    assert!(!daemon.text().contains("cannot lead outer addresses"), "{}", daemon.text());
+}
+
+/// Somebody has a route of his own to one of two addresses of etcd. It stays, and the other address gets its detour.
+#[test]
+fn one_detour_that_cannot_be_made_holds_up_no_other() {
+    let Some(lab) = Lab::start(1) else { return };
+    let h1 = lab.host(1);
+    lab.ip(&format!("-n {h1} link add flannelx type bridge"));
+    lab.ip(&format!("-n {h1} link set flannelx up"));
+    lab.ip(&format!("-n {h1} route add 10.200.0.4/32 dev flannelx"));
+    lab.put_config(Api::V3, TUTORIAL);
+    etcd_at(&lab, "10.200.0.5");
+    let endpoints = "--etcd-endpoints=http://10.200.0.4:2379,http://10.200.0.5:2379";
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", endpoints, HEALTH]);
+    daemon.subnet();
+    assert!(way(&lab, "10.200.0.5").contains("via 10.77.0.254 dev eth0"), "{}", way(&lab, "10.200.0.5"));
+    assert!(way(&lab, "10.200.0.4").contains("dev flannelx"), "{}", way(&lab, "10.200.0.4"));
+    daemon.wait_text(
+        "cannot lead outer addresses past the overlay: add route 10.200.0.4 via 10.77.0.254",
+        secs(3),
+    );
+    // It is said once, and then once a minute.
+    std::thread::sleep(ms(2500));
+    assert_eq!(daemon.text().matches("cannot lead outer addresses").count(), 1, "{}", daemon.text());
+    lab.ip(&format!("-n {h1} route del 10.200.0.4/32"));
+    eventually(secs(5), "the other detour", || way(&lab, "10.200.0.4").contains("dev eth0").then_some(()));
+}

@@ -1,11 +1,12 @@
 //! The entries of one peer in the kernel's tables: a route, and behind a tunnel an ARP and a forwarding entry too.
 
-use crate::netlink::{Changes, Error, Mac, Netlink, Placed, Route, StaleRoute};
+use crate::netlink::{Changes, Error, Mac, Netlink, Placed, Route, StaleRoute, write_all};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
+use tracing::info;
 
 /// How many routes of an older flannel a line names; the rest is counted.
-const MOST_NAMED: usize = 3;
+const MOST_NAMED: usize = 20;
 
 /// The writes for one peer.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub(super) struct Job {
 }
 
 /// An entry of ours that no peer wants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Stale {
     Route(StaleRoute),
     Fdb(Mac, Ipv4Addr),
@@ -98,6 +99,37 @@ impl Job {
 fn note(first: &mut Option<Error>, error: Error) -> usize {
     first.get_or_insert(error);
     0
+}
+
+/// Removes routes of ours that no peer wants, or that a peer's packets would take instead of ours. Returns what was done
+/// and the first error.
+pub(super) async fn clear_routes(
+    netlink: &Netlink,
+    routes: impl IntoIterator<Item = StaleRoute>,
+    network: Ipv4Net,
+) -> (Changes, Option<Error>) {
+    let (mut sum, mut first) = (Tally::default(), None);
+    let writes = routes.into_iter().map(|route| Stale::Route(route).remove(netlink, 0));
+    for (done, error) in write_all(writes).await {
+        sum.add(done);
+        if let Some(error) = error {
+            note(&mut first, error);
+        }
+    }
+    (sum.changes(network), first)
+}
+
+/// Says which routes stay although an older flannel may have left them.
+pub(super) fn tell_unclear(routes: &[String]) {
+    if !routes.is_empty() {
+        let named = routes.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = routes.len().saturating_sub(MOST_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        info!(
+            "these routes (proto boot) stay, since no lease has their gateway: {named}{more}; if an older flannel has \
+             left them, remove them with `ip route del`"
+        );
+    }
 }
 
 impl Stale {

@@ -146,6 +146,7 @@ impl Routes {
 
 impl Network for Routes {
     fn apply(&mut self, events: &[Event]) {
+        self.tables.note_hosts(events);
         for event in events {
             self.follow(event);
         }

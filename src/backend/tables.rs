@@ -7,12 +7,13 @@
 //! Both advance in steps of a few milliseconds ([`Tables::step`]), so that the control loop serves the lease, signals
 //! and requests in between, however many peers there are. An event that comes during a look waits for the end of it.
 
-use super::entries::{Stale, Tally};
+use super::entries::{Stale, Tally, tell_unclear};
 use super::upkeep::{Reason, Upkeep};
 use super::wanted::{Parts, Wanted};
 use super::{BackendError, Look, Progress};
 use crate::log::Complaint;
 use crate::netlink::{Changes, Mac, Netlink, write_all};
+use crate::subnet::Event;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -103,6 +104,16 @@ impl Tables {
     /// Tables that nobody has looked at yet.
     pub(super) fn new(wanted: Wanted, direct_routing: bool) -> Tables {
         Tables { wanted, upkeep: Upkeep::new(), direct_routing, pass: None, rivals: Complaint::default() }
+    }
+
+    /// Notes at which addresses peers are or were, whatever their backend, as long as that tells which routes an older
+    /// flannel has left.
+    pub(super) fn note_hosts(&mut self, events: &[Event]) {
+        if self.upkeep.keeps() {
+            self.wanted.hosts.extend(events.iter().map(Event::public_ip));
+        } else {
+            self.wanted.hosts.clear();
+        }
     }
 
     /// Whether something waits to be written.
@@ -270,7 +281,12 @@ impl Tables {
     async fn list_routes(&self, pass: &mut Pass, netlink: &Netlink) -> Result<(), BackendError> {
         let wanted = &self.wanted;
         let route = |to: Ipv4Net| wanted.peer(to).map(|peer| wanted.route(to, peer));
-        let found = netlink.survey_routes(wanted.territory, self.upkeep.keeps(), route).await?;
+        let thorough = self.upkeep.keeps();
+        let found =
+            netlink.survey_routes(wanted.territory, thorough, |ip| wanted.hosts.contains(&ip), route).await?;
+        if pass.reason == Reason::Start {
+            tell_unclear(&found.unclear);
+        }
         pass.right_routes = found.right;
         pass.stale = found.stale.into_iter().map(Stale::Route).collect();
         Ok(())
@@ -345,7 +361,7 @@ impl Tables {
         let unwanted = |stale: &Stale| !self.is_wanted(stale);
         let from = pass.stale.len().saturating_sub(PART);
         let some = pass.stale.split_off(from).into_iter().filter(unwanted);
-        let writes = some.map(|stale| async move { (stale, stale.remove(netlink, device).await) });
+        let writes = some.map(|stale| async move { (stale.clone(), stale.remove(netlink, device).await) });
         pass.opening |= kept;
         for (stale, (done, error)) in write_all(writes).await {
             let tally = if pass.opening { &mut pass.swept } else { &mut pass.repaired };

@@ -296,6 +296,7 @@ impl Tunnel {
 
 impl Network for Tunnel {
     fn apply(&mut self, events: &[Event]) {
+        self.tables.note_hosts(events);
         for event in events {
             match event {
                 Event::Added(lease) => self.added(lease),

@@ -60,6 +60,9 @@ pub(super) struct Wanted {
     changed: BTreeMap<Ipv4Net, Option<Peer>>,
     /// MACs on the device that another program needs.
     pub(super) foreign_macs: BTreeSet<Mac>,
+    /// The addresses of hosts that have or had a lease, of whatever backend; kept while an older flannel's routes are
+    /// looked for.
+    pub(super) hosts: BTreeSet<Ipv4Addr>,
 }
 
 impl Wanted {
@@ -75,6 +78,7 @@ impl Wanted {
             left: BTreeSet::new(),
             changed: BTreeMap::new(),
             foreign_macs: BTreeSet::new(),
+            hosts: BTreeSet::new(),
         }
     }
 

@@ -83,7 +83,7 @@ impl Control {
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
         let mut asked = pin!(source.config(seed));
-        let Begin { config, text, kept, doubted } = tokio::select! {
+        let Begin { config, text, kept, former, doubted } = tokio::select! {
             begin = kept::begin(&mut asked, kept, cache.as_ref()) => begin,
             name = orders.wait(&name, notifier, |new| take_over(new, &mut settings, &source)) => {
                 info!("{name}: stopping; there was no network config yet");
@@ -91,9 +91,9 @@ impl Control {
             }
         };
         info!("{}: {}", phrases::CONFIG_FOUND, config.backend.kind);
-        let (choice, engine) = (settings.iface.clone(), settings.engine.clone());
+        let previous = take_place(&netlink, &settings, former, &config).await;
         let (external, backend) = tokio::select! {
-            made = backend_over(&netlink, &mut changes, &choice, &external, &config, &engine) => made?,
+            made = backend_over(&netlink, &mut changes, settings.clone(), &external, &config) => made?,
             name = orders.wait(&name, notifier, |new| take_over(new, &mut settings, &source)) => {
                 info!("{name}: stopping; the backend was not ready yet");
                 return Ok(());
@@ -101,8 +101,8 @@ impl Control {
         };
         let rules = HostRules::start(&settings, &config, backend.guard())?;
         notifier.status("waiting for a subnet lease");
-        let previous = previous_subnet(&settings, &config);
-        let (detours, mut underlay) = detours::start(&netlink, &config, &external, &settings.etcd).await?;
+        let (detours, mut underlay) =
+            detours::start(&netlink, &config, &external, &settings.etcd, previous).await?;
         let mut manager =
             Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed)
                 .over(underlay.borrow_and_update().clone());
@@ -153,24 +153,37 @@ impl Control {
 async fn backend_over(
     netlink: &Netlink,
     changes: &mut Changes,
-    choice: &iface::Choice,
+    settings: Settings,
     before: &iface::External,
     config: &Config,
-    engine: &super::settings::Engine,
 ) -> Result<(iface::External, Rc<dyn Backend>), DaemonError> {
-    let external = choose_again(netlink, choice, changes, before).await;
+    let external = choose_again(netlink, &settings.iface, changes, before).await;
+    let engine = &settings.engine;
     let backend = backend::from_config(Setup { config, external: &external, engine, netlink }).await?;
     Ok((external, backend))
 }
 
-/// The subnet of an earlier run, if its `subnet.env` is still there and belongs to this network.
-fn previous_subnet(settings: &Settings, config: &Config) -> Option<Ipv4Net> {
-    match EnvFile::read(&settings.subnet_file) {
-        Ok(Some(file)) if file.network == config.network => Some(file.subnet),
-        Ok(_) => None,
-        Err(error) => {
-            warn!("{error}; doing without");
-            None
+/// The subnet of an earlier run, if its `subnet.env` is still there and belongs to this network. What is left of another
+/// network, which that file names or else the state directory (`former`), is removed.
+async fn take_place(
+    netlink: &Netlink,
+    settings: &Settings,
+    former: Option<Ipv4Net>,
+    config: &Config,
+) -> Option<Ipv4Net> {
+    let file = EnvFile::read(&settings.subnet_file).unwrap_or_else(|error| {
+        warn!("{error}; doing without");
+        None
+    });
+    let former = file.map(|file| file.network).or(former);
+    if let Some(former) = former.filter(|former| *former != config.network) {
+        let (changes, error) = netlink.leave_network(former, config.network).await;
+        if !changes.is_empty() {
+            info!("the network is {} now and was {former}: {changes}", config.network);
+        }
+        if let Some(error) = error {
+            warn!("cannot remove all that is left of the network {former}: {error}");
         }
     }
+    file.filter(|file| file.network == config.network).map(|file| file.subnet)
 }

@@ -10,6 +10,7 @@ use crate::log::phrases;
 use crate::membership::Ending;
 use crate::membership::cache::{Cache, Contents, Keep, Moment};
 use crate::subnet::Config;
+use ipnet::Ipv4Net;
 use std::cell::Cell;
 use std::future::pending;
 use std::net::Ipv4Addr;
@@ -28,6 +29,8 @@ pub(super) struct Begin {
     pub(super) text: String,
     /// What an earlier run has kept, if it may be used.
     pub(super) kept: Option<Contents>,
+    /// The network of what an earlier run has kept, whether it may be used or not.
+    pub(super) former: Option<Ipv4Net>,
     /// Whether the config is what an earlier run has kept too: the store has still to confirm it.
     pub(super) doubted: bool,
 }
@@ -61,8 +64,9 @@ pub(super) async fn begin(
 ) -> Begin {
     let Some(kept) = kept else {
         let (config, text) = asked.await;
-        return Begin { config, text, kept: None, doubted: false };
+        return Begin { config, text, kept: None, former: None, doubted: false };
     };
+    let former = Some(kept.config.network);
     tokio::select! {
         biased;
         (config, text) = asked => {
@@ -71,7 +75,7 @@ pub(super) async fn begin(
                 info!("what the state directory has is of an older network config: not used");
                 forget(cache);
             }
-            Begin { config, text, kept: Some(kept).filter(|_| is_same), doubted: false }
+            Begin { config, text, kept: Some(kept).filter(|_| is_same), former, doubted: false }
         }
         () = sleep(PATIENCE) => {
             warn!(
@@ -81,7 +85,8 @@ pub(super) async fn begin(
                 kept.peers.len(),
                 kept.age,
             );
-            Begin { config: kept.config.clone(), text: kept.text.clone(), kept: Some(kept), doubted: true }
+            let (config, text) = (kept.config.clone(), kept.text.clone());
+            Begin { config, text, kept: Some(kept), former, doubted: true }
         }
     }
 }

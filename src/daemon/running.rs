@@ -186,7 +186,9 @@ impl Running {
                 due = self.rules.due() => self.rules_due(due).await?,
                 () = worker_ended(self.network.as_ref()) => self.maintain().await?,
                 // A detour is there before the route that would swallow its address.
-                () = sleep_until(self.detours.check_at()) => self.detours.look(&self.netlink).await,
+                () = sleep_until(self.detours.check_at()) => {
+                    self.detours.look(&self.netlink).await;
+                }
                 () = self.detours.look_up() => {}
                 // The tables follow the external interface, so that is looked at first.
                 () = sleep_until(self.external.check_at()) => self.look_outside().await,

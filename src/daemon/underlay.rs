@@ -1,7 +1,7 @@
 //! What lies under the overlay: the addresses of this host, the gateways of its routes, and the store.
 
 use crate::iface::External;
-use crate::netlink::{Error, Netlink};
+use crate::netlink::{Error, Netlink, OVERLAY_DEVICES};
 use crate::subnet::{HostAddress, Underlay};
 use futures_util::future::join_all;
 use ipnet::Ipv4Net;
@@ -10,20 +10,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Devices of this name are the overlay's own, whichever network's: `flannel0`, `flannel.1`.
-const OWN_DEVICES: &str = "flannel";
 /// How long the names of the store's endpoints are looked up.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Looks at this host's devices, addresses and routes. `store` is what [`addresses_of`] has found.
+/// Looks at this host's devices and addresses. `others` are addresses of the store and of gateways.
 pub(super) async fn look(
     netlink: &Netlink,
     external: &External,
-    store: BTreeSet<Ipv4Addr>,
+    others: BTreeSet<Ipv4Addr>,
 ) -> Result<Underlay, Error> {
     let links = netlink.links().await?;
     let own: BTreeSet<u32> =
-        links.iter().filter(|link| link.name.starts_with(OWN_DEVICES)).map(|link| link.index).collect();
+        links.iter().filter(|link| link.name.starts_with(OVERLAY_DEVICES)).map(|link| link.index).collect();
     let addresses = netlink.addresses(None).await?;
     let mut host: Vec<HostAddress> = addresses
         .iter()
@@ -34,8 +32,6 @@ pub(super) async fn look(
         })
         .collect();
     host.push(HostAddress { net: Ipv4Net::from(external.public_ip), external: true });
-    let mut others = store;
-    others.extend(netlink.gateways().await?);
     Ok(Underlay { host, others: others.into_iter().collect() })
 }
 

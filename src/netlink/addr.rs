@@ -135,6 +135,24 @@ impl Netlink {
         Ok((changes, removed))
     }
 
+    /// Removes the addresses of a device that `unwanted` says yes to.
+    ///
+    /// # Errors
+    /// The kernel refuses. An address that is gone already is no error.
+    pub(super) async fn remove_addresses(
+        &self,
+        link_index: u32,
+        unwanted: impl Fn(Ipv4Addr) -> bool,
+    ) -> Result<Changes, Error> {
+        let mut changes = Changes::default();
+        for message in self.address_messages(Some(link_index)).await? {
+            if Address::from_message(&message).is_some_and(|one| unwanted(one.address)) {
+                changes.extend(self.remove_address(message).await?);
+            }
+        }
+        Ok(changes)
+    }
+
     async fn add_address(&self, link_index: u32, wanted: Ipv4Net) -> Result<String, Error> {
         let what = format!("add address {wanted} to link {link_index}");
         self.handle

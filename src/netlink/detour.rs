@@ -3,13 +3,19 @@
 //! A peer's subnet, or with udp the whole network, may hold the address of the store, of another peer or of a gateway.
 //! Packets for that address would go into the overlay, and nobody there has it. A detour is a /32 route by the way that
 //! the kernel would take without the overlay. It carries [`DETOUR_PROTOCOL`], and by that number the next run finds it.
+//!
+//! A container may be a gateway too. Its address belongs to the overlay, and a detour would cut it off: a hop that leaves
+//! by a device of the overlay, or by the bridge of this host's own subnet, is none of the underlay.
 
-use super::route::{Filter, Present};
-use super::{Changes, Error, Netlink, ROUTE_PROTOCOL};
+use super::link::OVERLAY_DEVICES;
+use super::route::{Filter, Hop, Present};
+use super::route_set::unless_gone;
+use super::{Error, Netlink, ROUTE_PROTOCOL};
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::RouteMessageBuilder;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 
 /// The protocol number of detours. It is another one than that of the overlay's routes, which a backend removes when no
@@ -23,32 +29,45 @@ const UNICAST: Filter = Filter { protocol: None, link: None, kind: Some(RouteTyp
 /// What the overlay routes.
 #[derive(Debug, Clone, Default)]
 pub struct Swallowed {
-    /// The network of the overlay: a detour outside of it is not ours.
-    pub network: Ipv4Net,
     /// The destinations of the overlay's routes: the whole network, or the subnets of the peers.
     pub routed: BTreeSet<Ipv4Net>,
     /// This host's subnet, which a bridge has.
     pub own: Option<Ipv4Net>,
 }
 
-/// What came of a pass over the detours.
-#[derive(Debug, Default)]
-pub struct Detours {
-    /// The addresses that have one now.
-    pub present: BTreeSet<Ipv4Addr>,
-    /// The addresses that the overlay swallows and to which no other way leads.
-    pub lost: BTreeSet<Ipv4Addr>,
-    /// What was written.
-    pub changes: Changes,
-}
-
 /// A way that is not the overlay's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Way {
+pub struct Way {
     link: u32,
     gateway: Option<Ipv4Addr>,
     onlink: bool,
     source: Option<Ipv4Addr>,
+}
+
+/// What becomes of an outer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// The overlay does not swallow it.
+    Free,
+    /// The overlay swallows it unless a detour leads there by this way.
+    By(Way),
+    /// The overlay swallows it, and no other way leads there.
+    Nowhere,
+}
+
+/// The kernel's routes as far as they concern the addresses of one network, without those of the overlay.
+#[derive(Debug, Default)]
+pub struct Ground {
+    /// The addresses of this host.
+    local: BTreeSet<Ipv4Addr>,
+    /// The devices of the overlay.
+    overlay: BTreeSet<u32>,
+    /// The route that the kernel prefers, by destination. They lie in the network, or around it.
+    routes: BTreeMap<Ipv4Net, Present>,
+    /// Next hops in the network, each with its device.
+    hops: BTreeSet<(Ipv4Addr, u32)>,
+    /// The detours that are there, with the ways that they lead; without one if its device is down.
+    pub detours: BTreeMap<Ipv4Addr, Option<Way>>,
 }
 
 impl Swallowed {
@@ -56,100 +75,121 @@ impl Swallowed {
     fn prefix_of(&self, address: Ipv4Addr) -> Option<u8> {
         let own = self.own.filter(|own| own.contains(&address)).map(|own| own.prefix_len());
         let longer = own.map_or(0, |len| len + 1)..=32;
-        let holds =
-            |len: &u8| Ipv4Net::new(address, *len).is_ok_and(|net| self.routed.contains(&net.trunc()));
+        let holds = |len: &u8| self.routed.contains(&around(address, *len));
         longer.rev().find(holds).or(own)
     }
+}
 
-    /// Whether a present route is part of the ways that exist without the overlay.
-    fn is_underlay(&self, route: &Present) -> bool {
-        let by_protocol = route.protocol != ROUTE_PROTOCOL && route.protocol != DETOUR_PROTOCOL;
-        let bridge = self.own.is_some_and(|own| own.contains(&route.destination));
-        route.main_table && route.kind == RouteType::Unicast && route.tos == 0 && by_protocol && !bridge
+/// The prefix of that length that holds `address`.
+fn around(address: Ipv4Addr, len: u8) -> Ipv4Net {
+    Ipv4Net::new(address, len).map(|net| net.trunc()).unwrap_or_default()
+}
+
+/// Whether a route says where addresses of the network lead without the overlay, or is a detour there.
+fn concerns(route: &Present, network: Ipv4Net) -> bool {
+    let destination = route.destination;
+    let is_detour = destination.prefix_len() == 32 && network.contains(&destination);
+    let leads = || route.hops().any(|hop| hop.gateway.is_some_and(|ip| network.contains(&ip)));
+    match route.protocol {
+        DETOUR_PROTOCOL => is_detour,
+        ROUTE_PROTOCOL => false,
+        _ => route.tos == 0 && (overlaps(destination, network) || leads()),
     }
 }
 
-/// The detours that `outer` needs, and the addresses for which there is no way. A `local` address needs none.
-fn plan(
-    present: &[Present],
-    local: &BTreeSet<Ipv4Addr>,
-    outer: &BTreeSet<Ipv4Addr>,
-    swallowed: &Swallowed,
-) -> (BTreeMap<Ipv4Addr, Way>, BTreeSet<Ipv4Addr>) {
-    let underlay: Vec<&Present> = present.iter().filter(|route| swallowed.is_underlay(route)).collect();
-    let gateways = underlay.iter().filter_map(|route| route.next_hop());
-    let all: BTreeSet<Ipv4Addr> = outer.iter().copied().chain(gateways).collect();
-    let (mut ways, mut lost) = (BTreeMap::new(), BTreeSet::new());
-    for address in all.difference(local).copied() {
-        let Some(ours) = swallowed.prefix_of(address) else { continue };
-        let candidates = underlay.iter().filter(|route| route.destination.contains(&address));
-        let best = candidates.max_by_key(|route| (route.destination.prefix_len(), u32::MAX - route.metric));
-        match best.and_then(|route| Some((route, route.way()?))) {
-            // The kernel prefers the longer prefix, so the overlay's route does not get the packets.
-            Some((route, _)) if route.destination.prefix_len() > ours => {}
-            Some((_, way)) => drop(ways.insert(address, way)),
-            None => drop(lost.insert(address)),
+fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+impl Ground {
+    /// Notes a route that [`concerns`] the network.
+    fn note(&mut self, route: Present, network: Ipv4Net) {
+        let destination = route.destination;
+        if route.protocol == DETOUR_PROTOCOL {
+            self.detours.insert(destination.addr(), self.way(&route));
+            return;
+        }
+        let outer: Vec<Hop> = route.hops().filter(|hop| !self.overlay.contains(&hop.link)).collect();
+        let gateways = outer.iter().filter_map(|hop| Some((hop.gateway?, hop.link)));
+        self.hops.extend(gateways.filter(|(gateway, _)| network.contains(gateway)));
+        if !outer.is_empty() && overlaps(destination, network) {
+            let best = self.routes.entry(destination).or_insert_with(|| route.clone());
+            if route.metric < best.metric {
+                *best = route;
+            }
         }
     }
-    (ways, lost)
-}
 
-impl Present {
-    fn way(&self) -> Option<Way> {
-        let gateway = self.next_hop();
-        Some(Way { link: self.link_index?, gateway, onlink: self.onlink, source: self.source() })
+    /// The first of the ways by which packets may leave this host.
+    fn way(&self, route: &Present) -> Option<Way> {
+        let hop = route.hops().find(|hop| !self.overlay.contains(&hop.link))?;
+        Some(Way { link: hop.link, gateway: hop.gateway, onlink: hop.onlink, source: route.source() })
     }
 
-    fn is_detour_in(&self, network: Ipv4Net) -> bool {
-        self.main_table
-            && self.protocol == DETOUR_PROTOCOL
-            && self.destination.prefix_len() == 32
-            && network.contains(&self.destination)
+    /// The gateways of others' routes in the network, but for containers of this host, whose subnet is `own`.
+    pub fn gateways(&self, own: Option<Ipv4Net>) -> BTreeSet<Ipv4Addr> {
+        let is_container = |gateway: Ipv4Addr, link: u32| {
+            let Some(own) = own.filter(|own| own.contains(&gateway)) else { return false };
+            let routes = (own.prefix_len()..=32).filter_map(|len| self.routes.get(&around(gateway, len)));
+            routes.into_iter().any(|route| route.hops().any(|hop| hop.link == link))
+        };
+        let outer = self.hops.iter().filter(|(gateway, link)| !is_container(*gateway, *link));
+        outer.map(|(gateway, _)| *gateway).collect()
+    }
+
+    /// What becomes of an outer address. One of this host is always free.
+    pub fn past(&self, address: Ipv4Addr, swallowed: &Swallowed) -> Past {
+        let Some(ours) = swallowed.prefix_of(address).filter(|_| !self.local.contains(&address)) else {
+            return Past::Free;
+        };
+        // The bridge of the own subnet is the overlay's.
+        let own = swallowed.own.filter(|own| own.contains(&address));
+        let longest = own.map_or(32, |own| own.prefix_len().saturating_sub(1));
+        let route = (0..=longest).rev().find_map(|len| self.routes.get(&around(address, len)));
+        match route.and_then(|route| Some((route, self.way(route)?))) {
+            // The kernel prefers the longer prefix, so the overlay's route does not get the packets.
+            Some((route, _)) if route.destination.prefix_len() > ours => Past::Free,
+            Some((_, way)) => Past::By(way),
+            None => Past::Nowhere,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(gateway) = self.gateway {
+            write!(f, "via {gateway} ")?;
+        }
+        write!(f, "by link {}", self.link)
     }
 }
 
 impl Netlink {
-    /// The gateways of the routes that others than flannel have made.
-    pub async fn gateways(&self) -> Result<BTreeSet<Ipv4Addr>, Error> {
-        let nothing = Swallowed::default();
-        let has_gateway = |route: &Present| nothing.is_underlay(route) && route.next_hop().is_some();
-        let routes = self.routes(UNICAST, has_gateway).await?;
-        Ok(routes.iter().filter_map(Present::next_hop).collect())
-    }
-
-    /// Makes the detours in the overlay's network those that `outer` and the gateways of this host's routes need.
+    /// Reads what leads to the addresses of `network` beside the overlay, and the detours that are there.
     ///
     /// # Errors
-    /// The kernel does not let us read or write routes.
-    pub async fn ensure_detours(
-        &self,
-        outer: &BTreeSet<Ipv4Addr>,
-        swallowed: &Swallowed,
-    ) -> Result<Detours, Error> {
+    /// The kernel does not let us read devices, addresses or routes.
+    pub async fn survey_ground(&self, network: Ipv4Net) -> Result<Ground, Error> {
+        let overlay: BTreeSet<u32> = self
+            .links()
+            .await?
+            .iter()
+            .filter(|link| link.name.starts_with(OVERLAY_DEVICES))
+            .map(|link| link.index)
+            .collect();
         let local = self.addresses(None).await?.iter().map(|one| one.address).collect();
-        let present = self.routes(UNICAST, |_| true).await?;
-        let (wanted, lost) = plan(&present, &local, outer, swallowed);
-        let mut changes = Changes::default();
-        let mut kept = BTreeSet::new();
-        for route in present.iter().filter(|route| route.is_detour_in(swallowed.network)) {
-            let address = route.destination.addr();
-            if wanted.get(&address).copied() == route.way() {
-                kept.insert(address);
-            } else if !wanted.contains_key(&address) {
-                self.drop_detour(address, &mut changes).await?;
-            }
+        let mut ground = Ground { local, overlay, ..Ground::default() };
+        for route in self.routes(UNICAST, |route| concerns(route, network)).await? {
+            ground.note(route, network);
         }
-        for (address, way) in &wanted {
-            if !kept.contains(address) {
-                self.make_detour(*address, way, &mut changes).await?;
-            }
-        }
-        Ok(Detours { present: wanted.into_keys().collect(), lost, changes })
+        Ok(ground)
     }
 
-    async fn make_detour(&self, address: Ipv4Addr, way: &Way, changes: &mut Changes) -> Result<(), Error> {
-        let hop = way.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
-        let what = format!("add route {address}{hop} by link {}, past the overlay", way.link);
+    /// Sets a detour. With `replace` it takes the place of one that is there.
+    ///
+    /// # Errors
+    /// The kernel refuses; `EEXIST` says that somebody else's route is in its place.
+    pub async fn set_detour(&self, address: Ipv4Addr, way: &Way, replace: bool) -> Result<(), Error> {
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .output_interface(way.link)
@@ -164,25 +204,24 @@ impl Netlink {
         if let Some(source) = way.source {
             builder = builder.pref_source(source);
         }
-        let request = self.handle.route().add(builder.build()).replace();
-        request.execute().await.map_err(|e| Error::request(&what, e))?;
-        changes.push(what);
-        Ok(())
+        let request = self.handle.route().add(builder.build());
+        let request = if replace { request.replace() } else { request };
+        let done = request.execute().await;
+        done.map_err(|e| Error::request(format!("add route {address} {way}, past the overlay"), e))
     }
 
-    async fn drop_detour(&self, address: Ipv4Addr, changes: &mut Changes) -> Result<(), Error> {
-        let what = format!("delete route {address} past the overlay");
+    /// Removes a detour.
+    ///
+    /// # Errors
+    /// The kernel refuses. A detour that is gone already is no error.
+    pub async fn remove_detour(&self, address: Ipv4Addr) -> Result<(), Error> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .protocol(RouteProtocol::Other(DETOUR_PROTOCOL))
             .scope(RouteScope::NoWhere)
             .build();
-        match self.handle.route().del(message).execute().await.map_err(|e| Error::request(&what, e)) {
-            Ok(()) => changes.push(what),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        let done = self.handle.route().del(message).execute().await;
+        unless_gone(done.map_err(|e| Error::request(format!("remove route {address} past the overlay"), e)))
     }
 }
 

@@ -8,6 +8,9 @@ use rtnetlink::LinkUnspec;
 use std::fs;
 use std::path::Path;
 
+/// Devices whose names begin so are an overlay's, whichever network's: `flannel0`, `flannel.1`.
+pub const OVERLAY_DEVICES: &str = "flannel";
+
 /// A network device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {

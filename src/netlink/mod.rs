@@ -6,7 +6,7 @@
 //! our routes carry [`ROUTE_PROTOCOL`], and addresses, ARP and forwarding entries are removed only if they lie in the
 //! overlay's network, from the device that the caller names as its own.
 //!
-//! What the overlay would swallow of the underlay goes past it (`ensure_detours`).
+//! What the overlay would swallow of the underlay goes past it (`survey_ground`, `set_detour`).
 //!
 //! Sets of thousands (routes, ARP and forwarding entries of peers) are compared with one list (`survey_*`), and the
 //! caller then writes what is missing, as many entries at a time as it likes ([`write_all`]). Lists are filtered by the
@@ -20,6 +20,7 @@ mod blackhole;
 mod bulk;
 mod detour;
 mod dump;
+mod former;
 mod link;
 mod monitor;
 mod neigh;
@@ -32,8 +33,8 @@ mod vxlan;
 
 pub use addr::{Address, Scope};
 pub use bulk::write_all;
-pub use detour::{DETOUR_PROTOCOL, Detours, Swallowed};
-pub use link::{Link, Mtu};
+pub use detour::{DETOUR_PROTOCOL, Ground, Past, Swallowed, Way};
+pub use link::{Link, Mtu, OVERLAY_DEVICES};
 pub use monitor::{Change, Monitor};
 pub use neigh::{FdbSurvey, Mac, MacError, NeighbourSurvey};
 pub use route::{ROUTE_PROTOCOL, Route, RouteTo};

@@ -171,6 +171,15 @@ impl Netlink {
         Ok(survey)
     }
 
+    /// The permanent ARP entries of a device.
+    ///
+    /// # Errors
+    /// The kernel does not let us read the present entries.
+    pub(super) async fn neighbours(&self, index: u32) -> Result<Vec<(Ipv4Addr, Option<Mac>)>, Error> {
+        let entries = self.entries(AddressFamily::Inet, index).await?;
+        Ok(entries.into_iter().map(|entry| (entry.address, entry.mac)).collect())
+    }
+
     /// Sets a permanent ARP entry, in the place of any other for the address.
     ///
     /// # Errors

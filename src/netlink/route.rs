@@ -4,7 +4,8 @@ use super::{Changes, Error, Netlink};
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
@@ -41,16 +42,27 @@ pub struct RouteTo {
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// A route as the kernel holds it.
+/// One of the ways that a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) link: u32,
+    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) onlink: bool,
+}
+
+/// A route as the kernel holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) destination: Ipv4Net,
+    /// The device; with several hops, that of the first in [`Present::hops`].
     pub(super) link_index: Option<u32>,
     pub(super) protocol: u8,
     pub(super) main_table: bool,
     pub(super) gateway: Option<Ipv4Addr>,
-    /// The gateway of the first hop, if the route has several.
-    first_gateway: Option<Ipv4Addr>,
+    /// The hops of a route that has several, as [`live`] leaves them.
+    several: Vec<Hop>,
+    /// Whether the kernel does not use the route, since its device is down.
+    dead: bool,
     source: Option<Ipv4Addr>,
     pub(super) onlink: bool,
     pub(super) metric: u32,
@@ -66,22 +78,14 @@ impl Present {
         let mut destination = Ipv4Addr::UNSPECIFIED;
         let mut table = u32::from(header.table);
         let (mut link_index, mut gateway, mut source, mut metric) = (None, None, None, 0);
-        let mut first_gateway = None;
+        let mut several = Vec::new();
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = *ip,
                 RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(*ip),
                 RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(*ip),
                 RouteAttribute::Oif(index) => link_index = Some(*index),
-                RouteAttribute::MultiPath(hops) => {
-                    link_index = link_index.or(hops.first().map(|hop| hop.interface_index));
-                    first_gateway = hops.first().and_then(|hop| {
-                        hop.attributes.iter().find_map(|attribute| match attribute {
-                            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(*ip),
-                            _ => None,
-                        })
-                    });
-                }
+                RouteAttribute::MultiPath(hops) => several = live(hops),
                 RouteAttribute::Priority(value) => metric = *value,
                 RouteAttribute::Table(value) => table = *value,
                 _ => {}
@@ -89,11 +93,12 @@ impl Present {
         }
         Some(Self {
             destination: Ipv4Net::new(destination, header.destination_prefix_length).ok()?,
-            link_index,
+            link_index: link_index.or(several.first().map(|hop: &Hop| hop.link)),
             protocol: header.protocol.into(),
             main_table: table == u32::from(RouteHeader::RT_TABLE_MAIN),
             gateway,
-            first_gateway,
+            several,
+            dead: header.flags.contains(RouteFlags::Dead),
             source,
             onlink: header.flags.contains(RouteFlags::Onlink),
             metric,
@@ -103,9 +108,11 @@ impl Present {
         })
     }
 
-    /// The gateway of this route, or of the first of its hops.
-    pub(super) fn next_hop(&self) -> Option<Ipv4Addr> {
-        self.gateway.or(self.first_gateway)
+    /// The ways that packets may take by this route now; the kernel prefers none of several.
+    pub(super) fn hops(&self) -> impl Iterator<Item = Hop> {
+        let only = |link| Hop { link, gateway: self.gateway, onlink: self.onlink };
+        let only = self.link_index.filter(|_| self.several.is_empty() && !self.dead).map(only);
+        self.several.iter().copied().chain(only)
     }
 
     /// The source address that the route prefers.
@@ -122,10 +129,31 @@ impl Present {
     /// Whether this route sends packets where `wanted` would send them.
     pub(super) fn leads_like(&self, wanted: &Route) -> bool {
         self.kind == RouteType::Unicast
+            && self.several.is_empty()
             && self.link_index == Some(wanted.link_index)
             && self.gateway == wanted.gateway
             && self.onlink == wanted.onlink
     }
+}
+
+/// The hops that packets may take. Those of a device that is down are none, and those of a link without a carrier count
+/// only if no other is left.
+fn live(hops: &[RouteNextHop]) -> Vec<Hop> {
+    let with = |unwanted: RouteNextHopFlags| -> Vec<Hop> {
+        let wanted = hops.iter().filter(|hop| !hop.flags.intersects(unwanted));
+        wanted
+            .map(|hop| {
+                let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(*ip),
+                    _ => None,
+                });
+                let onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
+                Hop { link: hop.interface_index, gateway, onlink }
+            })
+            .collect()
+    };
+    let live = with(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown);
+    if live.is_empty() { with(RouteNextHopFlags::Dead) } else { live }
 }
 
 /// Which routes of the main table to list; what is `None` is not asked for.

@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 /// The protocol number of routes that flannel set, and of those that `ip route add` sets.
-const BOOT: u8 = 3;
+pub(super) const BOOT: u8 = 3;
 
 /// The routes of the main table that are ours to remove. All lie within `network`; we, or an older flannel, have set
 /// them.
@@ -20,10 +20,11 @@ pub struct Territory {
     pub network: Ipv4Net,
     /// The prefix length of a peer's subnet.
     pub subnet_len: u8,
-    /// The device that only we use, if there is one. An older flannel has left routes there.
+    /// The device of the overlay, if there is one. An older flannel has left routes there.
     pub device: Option<u32>,
     /// The external interface, if an older flannel may have set routes with a peer as gateway there (host-gw,
-    /// DirectRouting). Such a route is known by its form: protocol `boot`, a gateway, the length of a subnet.
+    /// DirectRouting). Such a route is known by its form (protocol `boot`, the length of a subnet) and by its gateway, which
+    /// is the address of a host with a lease.
     pub external: Option<u32>,
 }
 
@@ -33,27 +34,38 @@ impl Territory {
         self.may_hold(route) && route.protocol == ROUTE_PROTOCOL
     }
 
-    /// Whether an older flannel has left the route.
-    fn is_left(&self, route: &Present) -> bool {
-        let through = |device: Option<u32>| device.is_some() && route.link_index == device;
-        let plain = route.protocol == BOOT
-            && route.gateway.is_some()
-            && route.destination.prefix_len() == self.subnet_len
-            && route.metric == 0
-            && route.tos == 0;
+    /// Whether an older flannel has left the route, by its form. `hosts` says whether a host of the network has or had an
+    /// address.
+    fn is_left(&self, route: &Present, hosts: impl Fn(Ipv4Addr) -> bool) -> bool {
+        let device = self.leads_through(route, self.device);
         // vxlan's form: the gateway is the subnet's first address, which no other program would take.
         let onlink = route.onlink && route.gateway == Some(route.destination.network());
-        let on_device = through(self.device) && !matches!(route.protocol, ROUTE_PROTOCOL | KERNEL);
-        self.may_hold(route) && (on_device || (plain && (onlink || through(self.external))))
+        let whole = route.gateway.is_none() && route.destination == self.network;
+        let by_peer = self.is_like_host_gw(route) && route.gateway.is_some_and(hosts);
+        let is_subnet = route.destination.prefix_len() == self.subnet_len;
+        self.may_be_flannels(route) && ((onlink && (device || is_subnet)) || (whole && device) || by_peer)
+    }
+
+    /// Whether host-gw or DirectRouting of an older flannel could have set the route. So could an operator.
+    fn is_like_host_gw(&self, route: &Present) -> bool {
+        let is_subnet = route.destination.prefix_len() == self.subnet_len;
+        let external = self.leads_through(route, self.external);
+        self.may_be_flannels(route) && is_subnet && external && route.gateway.is_some() && !route.onlink
+    }
+
+    /// Whether the route has what all routes of flannel have. `ip route add` sets such routes too.
+    fn may_be_flannels(&self, route: &Present) -> bool {
+        self.may_hold(route) && route.protocol == BOOT && route.metric == 0 && route.tos == 0
+    }
+
+    fn leads_through(&self, route: &Present, device: Option<u32>) -> bool {
+        device.is_some() && route.link_index == device
     }
 
     fn may_hold(&self, route: &Present) -> bool {
         route.main_table && route.kind == RouteType::Unicast && self.network.contains(&route.destination)
     }
 }
-
-/// The protocol number of routes that the kernel sets for addresses.
-const KERNEL: u8 = 2;
 
 /// What a look at the present routes has found.
 #[derive(Debug, Default)]
@@ -62,10 +74,12 @@ pub struct RouteSurvey {
     pub right: BTreeSet<Ipv4Net>,
     /// The routes of the territory whose destination is not wanted.
     pub stale: Vec<StaleRoute>,
+    /// Routes in words that have the form of an older flannel's, and no gateway by which to know them for certain.
+    pub unclear: Vec<String>,
 }
 
 /// A route of ours that nobody wants.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StaleRoute(Present);
 
 impl StaleRoute {
@@ -95,7 +109,8 @@ pub enum Placed {
 
 impl Netlink {
     /// Compares the present routes with the wanted ones. Routes that an older flannel has left are looked for only if
-    /// `thorough`. A wanted destination that is in neither list is for [`Netlink::place_route`].
+    /// `thorough`; `hosts` says whether a host of the network has or had an address. A wanted destination that is in
+    /// neither list is for [`Netlink::place_route`].
     ///
     /// # Errors
     /// The kernel does not let us read the present routes.
@@ -103,19 +118,22 @@ impl Netlink {
         &self,
         territory: Territory,
         thorough: bool,
+        hosts: impl Fn(Ipv4Addr) -> bool,
         wanted: impl Fn(Ipv4Net) -> Option<Route>,
     ) -> Result<RouteSurvey, Error> {
         let of = |protocol| Filter { protocol: Some(protocol), ..Filter::default() };
         let mut present = self.routes(of(ROUTE_PROTOCOL), |route| territory.is_ours(route)).await?;
-        if thorough {
-            present.extend(self.routes(of(BOOT), |route| territory.is_left(route)).await?);
-        }
-        if let Some(device) = territory.device.filter(|_| thorough) {
-            let through = Filter { link: Some(device), ..Filter::default() };
-            let left = |route: &Present| route.protocol != BOOT && territory.is_left(route);
-            present.extend(self.routes(through, left).await?);
-        }
         let mut survey = RouteSurvey::default();
+        if thorough {
+            let like = |route: &Present| territory.is_left(route, &hosts) || territory.is_like_host_gw(route);
+            for route in self.routes(of(BOOT), like).await? {
+                if territory.is_left(&route, &hosts) {
+                    present.push(route);
+                } else if wanted(route.destination).is_none() {
+                    survey.unclear.push(route.describe());
+                }
+            }
+        }
         for route in present {
             match wanted(route.destination) {
                 None => survey.stale.push(StaleRoute(route)),
@@ -159,7 +177,11 @@ impl Netlink {
     /// # Errors
     /// The kernel refuses. A route that is gone already is no error.
     pub async fn remove_route(&self, route: StaleRoute) -> Result<(), Error> {
-        let StaleRoute(route) = route;
+        self.remove_present(&route.0).await
+    }
+
+    /// Removes a route. One that is gone already is no error.
+    pub(super) async fn remove_present(&self, route: &Present) -> Result<(), Error> {
         let destination = route.destination;
         let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())

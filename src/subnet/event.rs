@@ -2,6 +2,7 @@
 
 use super::LeaseAttrs;
 use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
 
 /// A peer's subnet and what it published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,4 +20,13 @@ pub enum Event {
     Added(Lease),
     /// The peer is gone. The lease holds its last known attributes.
     Removed(Lease),
+}
+
+impl Event {
+    /// The address of the peer's host, or its last one.
+    #[must_use]
+    pub fn public_ip(&self) -> Ipv4Addr {
+        let (Event::Added(lease) | Event::Removed(lease)) = self;
+        lease.attrs.public_ip
+    }
 }

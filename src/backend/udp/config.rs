@@ -1,14 +1,16 @@
 //! The port, MTU and sockets of the `udp` backend follow from the network config and the flags.
 
+use crate::backend::entries::{clear_routes, tell_unclear};
 use crate::backend::{BackendError, Setup};
 use crate::engine::{self, MAX_WORKERS, UdpOffload};
 use crate::iface::External;
-use crate::netlink::{Territory, write_all};
+use crate::netlink::{self, Changes, Netlink, Territory};
 use crate::subnet::LeaseAttrs;
 use crate::udp::{Socket, SocketOptions};
 use ipnet::Ipv4Net;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// The bytes of the outer IPv4 and UDP headers.
 const OVERHEAD: u32 = 28;
@@ -26,6 +28,9 @@ const _: () = assert!(MOST_WORKERS <= MAX_WORKERS);
 #[derive(Debug, Clone)]
 pub(in crate::backend) struct Config {
     pub(super) network: Ipv4Net,
+    subnet_len: u8,
+    /// The number of the external interface.
+    external: u32,
     pub(super) port: u16,
     pub(super) bind: Ipv4Addr,
     /// The MTU for containers and of the device.
@@ -37,8 +42,7 @@ pub(in crate::backend) struct Config {
 }
 
 impl Config {
-    /// Reads the config, and removes the routes that vxlan or host-gw, ours or an older flannel's, left before the network
-    /// became udp's. They are narrower than udp's own route and would lead packets away from it.
+    /// Reads the config, and removes the routes that vxlan or host-gw have left before the network became udp's.
     pub(in crate::backend) async fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let Setup { config, external, engine, netlink } = setup;
         let mtu = mtu(external)?;
@@ -53,6 +57,8 @@ impl Config {
         engine::settle_carrier(&mut engine)?;
         let made = Config {
             network: config.network,
+            subnet_len: config.subnet_len,
+            external: external.index,
             port,
             bind: external.address,
             mtu,
@@ -61,26 +67,46 @@ impl Config {
             // udp publishes no type, as flannel does.
             attrs: LeaseAttrs::new(external.public_ip),
         };
-        let territory = Territory {
-            network: config.network,
-            subnet_len: config.subnet_len,
-            device: None,
-            external: Some(external.index),
-        };
-        let left = netlink.survey_routes(territory, true, |_| None).await?.stale;
-        // The route of the whole network is udp's own: another daemon's, if it is there.
-        let narrower = left.into_iter().filter(|route| route.destination() != config.network);
-        for removed in write_all(narrower.map(|route| netlink.remove_route(route))).await {
-            removed?;
+        // Which routes by the external interface are an older flannel's is known when the peers are.
+        let (changes, error) = made.clear_way(netlink, None).await?;
+        if !changes.is_empty() {
+            info!("{changes}");
+        }
+        if let Some(error) = error {
+            return Err(error.into());
         }
         Ok(made)
+    }
+
+    /// Removes the routes that vxlan or host-gw, ours or an older flannel's, have left. They are narrower than udp's own
+    /// route and would lead packets away from it. `hosts`, once they are known, have or had a lease: an older flannel's
+    /// host-gw has set routes by them. Returns what was done and the first error.
+    pub(super) async fn clear_way(
+        &self,
+        netlink: &Netlink,
+        hosts: Option<&BTreeSet<Ipv4Addr>>,
+    ) -> Result<(Changes, Option<netlink::Error>), netlink::Error> {
+        let territory = Territory {
+            network: self.network,
+            subnet_len: self.subnet_len,
+            device: None,
+            external: Some(self.external),
+        };
+        let known = |ip| hosts.is_some_and(|hosts| hosts.contains(&ip));
+        let found = netlink.survey_routes(territory, true, known, |_| None).await?;
+        if hosts.is_some() {
+            tell_unclear(&found.unclear);
+        }
+        // The route of the whole network is udp's own: another daemon's, if it is there.
+        let narrower = found.stale.into_iter().filter(|route| route.destination() != self.network);
+        Ok(clear_routes(netlink, narrower, self.network).await)
     }
 
     /// This config over `external`. The MTU stays, unless the link is too narrow for it.
     pub(super) fn over(&self, external: &External) -> Result<Config, BackendError> {
         let attrs = LeaseAttrs { public_ip: external.public_ip, ..self.attrs.clone() };
         let mtu = self.mtu.min(mtu(external)?);
-        Ok(Config { bind: external.address, mtu, attrs, ..self.clone() })
+        Ok(Config { external: external.index, bind: external.address, mtu, attrs, ..self.clone() })
     }
 
     /// Binds one socket to receive on for each worker.

@@ -34,6 +34,8 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
 use peers::Peers;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -87,6 +89,8 @@ struct Overlay {
     outdated: bool,
     /// What the kernel had dropped at sockets that were closed since.
     past_overflows: u64,
+    /// The addresses of hosts that have or had a lease; `None` once the routes of an older flannel by them are gone.
+    hosts: Option<BTreeSet<Ipv4Addr>>,
     /// Whether somebody else's route stands in the way of ours.
     blocked: bool,
     /// The complaint about that route. It is never settled, so a route that comes and goes does not fill the log.
@@ -108,6 +112,7 @@ impl Overlay {
             broken: false,
             outdated: false,
             past_overflows: 0,
+            hosts: Some(BTreeSet::new()),
             blocked: false,
             complaint: Complaint::default(),
             past: Snapshot::default(),
@@ -184,6 +189,7 @@ impl Overlay {
         if self.outdated {
             self.rebind()?;
         }
+        self.clear_way(netlink).await?;
         if !self.is_whole(netlink).await? {
             if self.stop() {
                 self.restarts.note(Instant::now())?;
@@ -197,6 +203,20 @@ impl Overlay {
         if let Some(device) = self.device.as_ref().filter(|_| !changes.is_empty()) {
             self.repairs.note(Instant::now(), format!("{}: {changes}", device.name()));
         }
+        Ok(())
+    }
+
+    /// Removes, once, the routes to peers that an older flannel has left.
+    async fn clear_way(&mut self, netlink: &Netlink) -> Result<(), BackendError> {
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let (changes, error) = self.config.clear_way(netlink, Some(hosts)).await?;
+        if !changes.is_empty() {
+            info!("{changes}");
+        }
+        if let Some(error) = error {
+            return Err(error.into());
+        }
+        self.hosts = None;
         Ok(())
     }
 
@@ -243,6 +263,9 @@ impl Overlay {
 
 impl Network for Overlay {
     fn apply(&mut self, events: &[Event]) {
+        if let Some(hosts) = &mut self.hosts {
+            hosts.extend(events.iter().map(Event::public_ip));
+        }
         for event in events {
             let Some(command) = self.peers.follow(event) else { continue };
             let Some(device) = self.device.as_ref().filter(|_| !self.broken) else { continue };
@@ -280,7 +303,7 @@ impl Network for Overlay {
     }
 
     fn is_pending(&self) -> bool {
-        self.broken || self.outdated
+        self.broken || self.outdated || self.hosts.is_some()
     }
 
     fn concerns(&self, change: &Change) -> bool {

@@ -71,7 +71,7 @@ impl Netlink {
         stale: Stale,
     ) -> Result<Outcome, Error> {
         debug_assert!(wanted.iter().all(|(to, route)| *to == route.destination.trunc()), "by destination");
-        let found = self.survey_routes(territory, true, |to| wanted.get(&to).copied()).await?;
+        let found = self.survey_routes(territory, true, had_a_lease, |to| wanted.get(&to).copied()).await?;
         let missing = wanted.iter().filter(|(to, _)| !found.right.contains(to));
         let set = missing.map(|(_, route)| self.place_route(*route)).collect();
         let remove = found.stale.into_iter().map(|route| self.remove_route(route)).collect();
@@ -79,6 +79,11 @@ impl Netlink {
         outcome.write(&format!("routes into {}", territory.network), set, remove, stale).await;
         Ok(outcome)
     }
+}
+
+/// The host of the routes that an older flannel has left.
+fn had_a_lease(host: Ipv4Addr) -> bool {
+    host == Ipv4Addr::new(192, 0, 2, 7)
 }
 
 fn net(text: &str) -> Ipv4Net {
@@ -184,6 +189,11 @@ fn an_older_flannels_routes_are_taken_over() {
         ip("route add 10.1.0.0/16 dev d1");
         ip("route add 10.1.3.0/24 via 192.0.2.3 dev d0");
         ip("route add 172.16.0.0/12 dev d1");
+        // Other programs' on the same device: by their protocol, by their form.
+        ip("route add 10.1.200.0/22 via 10.1.200.0 dev d1 onlink proto static metric 50");
+        ip("route add 10.1.208.0/22 dev d1 proto bird");
+        ip("route add 10.1.212.0/24 via 10.1.7.7 dev d1 onlink");
+        ip("route add 10.1.213.0/24 via 10.1.213.0 dev d1 onlink metric 7");
         let (destination, direct) = via(d0, 3);
         let wanted: BTreeMap<_, _> =
             [onlink(d1, net("10.1.1.0/24")), onlink(d1, net("10.1.4.0/24")), (destination, direct)].into();
@@ -201,7 +211,13 @@ fn an_older_flannels_routes_are_taken_over() {
                 "10.1.4.0/24 via 10.1.4.0 dev d1 onlink"
             ]
         );
-        assert_eq!(routes("proto boot"), ["172.16.0.0/12 dev d1 scope link"]);
+        let others = [
+            "10.1.212.0/24 via 10.1.7.7 dev d1 onlink",
+            "10.1.213.0/24 via 10.1.213.0 dev d1 metric 7 onlink",
+            "172.16.0.0/12 dev d1 scope link",
+        ];
+        assert_eq!(routes("proto boot"), others);
+        assert_eq!((routes("proto static").len(), routes("proto bird").len()), (1, 1));
         let again = netlink.ensure_routes(&wanted, territory, Stale::Remove).await.unwrap();
         assert!(again.changes.is_empty(), "{}", again.changes);
     });
@@ -231,6 +247,8 @@ fn an_older_flannels_routes_by_the_external_interface_are_taken_over() {
             "10.1.23.0/24 dev d0",
             "10.1.24.0/24 via 198.51.100.9",
             "10.2.7.0/24 via 192.0.2.7",
+            // An operator's, by a gateway that is no peer.
+            "10.1.25.0/24 via 192.0.2.254",
         ] {
             ip(&format!("route add {route}"));
         }
@@ -241,9 +259,11 @@ fn an_older_flannels_routes_by_the_external_interface_are_taken_over() {
         assert_eq!(placed, Placed::Replaced(format!("10.1.1.0/24 via 192.0.2.100 by link {d0}")));
         assert_eq!(routes(&to.to_string()), ["10.1.1.0/24 via 192.0.2.1 dev d0 proto 78"]);
         assert_eq!(netlink.place_route(route).await.unwrap(), Placed::Found);
-        let found = netlink.survey_routes(territory, false, |to| wanted.get(&to).copied()).await.unwrap();
+        let wants = |to| wanted.get(&to).copied();
+        let found = netlink.survey_routes(territory, false, had_a_lease, wants).await.unwrap();
         assert_eq!((found.right.len(), found.stale.len()), (1, 0), "only our own are looked for");
-        let found = netlink.survey_routes(territory, true, |to| wanted.get(&to).copied()).await.unwrap();
+        let found = netlink.survey_routes(territory, true, had_a_lease, wants).await.unwrap();
+        assert_eq!(found.unclear, [format!("10.1.25.0/24 via 192.0.2.254 by link {d0}")]);
         let stale: Vec<_> = found.stale.iter().map(StaleRoute::destination).collect();
         assert_eq!(stale, [net("10.1.7.0/24"), net("10.1.8.0/24")]);
 
