@@ -235,3 +235,82 @@ fn entries_of_peers_that_left_meanwhile_are_removed() {
     lab.put(Api::V3, "subnets/10.10.205.0-24", &PEER.replace("00:09", "00:cd"));
     until(3);
 }
+
+/// The answer of `/readyz` on host 1.
+fn ready(lab: &Lab) -> (String, String) {
+    let url = "http://10.77.0.1:8471/readyz";
+    let out = lab.run(&lab.ns("sw"), &["curl", "-sSm5", "-w", "\n%{http_code}", url]);
+    let (body, code) = out.rsplit_once('\n').unwrap();
+    (code.to_owned(), body.to_owned())
+}
+
+/// Waits until `/readyz` has that code and a text with these words.
+fn becomes(lab: &Lab, code: &str, words: &str) {
+    let is_so = |(got, body): &(String, String)| got == code && body.contains(words);
+    let end = Instant::now() + secs(5);
+    while !is_so(&ready(lab)) {
+        assert!(Instant::now() < end, "no {code} with {words:?}: {:?}", ready(lab));
+        std::thread::sleep(ms(50));
+    }
+}
+
+/// Whether a metric of host 1 has that value.
+fn shows(lab: &Lab, line: &str) {
+    let text = lab.run(&lab.ns("sw"), &["curl", "-sSm5", "http://10.77.0.1:8471/metrics"]);
+    assert!(text.lines().any(|one| one == line), "no {line} in {text}");
+}
+
+#[test]
+fn udp_is_not_ready_while_its_route_is_anothers() {
+    let Some(lab) = Lab::start(1) else { return };
+    let host = lab.host(1);
+    lab.put_config(Api::V3, &config(r#"{"Type":"udp"}"#));
+    lab.ip(&format!("-n {host} route add 10.10.0.0/16 via 10.77.0.254 dev eth0"));
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", "--healthz-port=8471"]);
+    daemon.subnet();
+    becomes(&lab, "503", "flanneld is not ready: another route to 10.10.0.0/16 leads elsewhere and stays: ");
+    shows(&lab, "flanneld_repair_failing 1");
+    shows(&lab, "flanneld_refused_entries 1");
+    assert_eq!(lab.ip(&format!("-n {host} route show 10.10.0.0/16")).lines().count(), 1, "it stays");
+    lab.ip(&format!("-n {host} route del 10.10.0.0/16 via 10.77.0.254"));
+    becomes(&lab, "200", "flanneld is ready");
+    shows(&lab, "flanneld_repair_failing 0");
+    shows(&lab, "flanneld_refused_entries 0");
+}
+
+#[test]
+fn host_gw_is_ready_when_it_reaches_more_than_half_of_its_peers() {
+    let Some(lab) = Lab::start(1) else { return };
+    let host = lab.host(1);
+    lab.put_config(Api::V3, &config(r#"{"Type":"host-gw"}"#));
+    let peer = |n: u8, ip: &str| {
+        let value = format!(r#"{{"PublicIP":"{ip}","BackendType":"host-gw"}}"#);
+        lab.put(Api::V3, &format!("subnets/10.10.{n}.0-24"), &value);
+    };
+    peer(201, "198.51.100.1");
+    peer(203, "10.77.0.23");
+    lab.ip(&format!("-n {host} route add 10.10.203.0/24 via 10.77.0.254 proto static"));
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3", "--healthz-port=8471"]);
+    daemon.subnet();
+    becomes(
+        &lab,
+        "503",
+        "flanneld is not ready: 2 of 2 peers are not reached: set route 10.10.201.0/24 via 198.51",
+    );
+    shows(&lab, "flanneld_repair_failing 1");
+    shows(&lab, "flanneld_refused_entries 2");
+    for n in 204..=206 {
+        peer(n, &format!("10.77.0.{}", n - 180));
+    }
+    becomes(&lab, "200", "flanneld is ready; degraded: 2 of 5 peers are not reached: ");
+    shows(&lab, "flanneld_repair_failing 1");
+    lab.ip(&format!("-n {host} route del 10.10.203.0/24 via 10.77.0.254"));
+    becomes(&lab, "200", "flanneld is ready; degraded: 1 of 5 peers are not reached: ");
+    lab.delete_lease(Api::V3, "10.10.201.0-24");
+    becomes(&lab, "200", "flanneld is ready");
+    lab::eventually(secs(3), "the end of the trouble", || {
+        (ready(&lab).1 == "flanneld is ready").then_some(())
+    });
+    shows(&lab, "flanneld_repair_failing 0");
+    shows(&lab, "flanneld_refused_entries 0");
+}

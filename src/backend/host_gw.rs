@@ -5,7 +5,7 @@
 
 use super::tables::Tables;
 use super::wanted::Wanted;
-use super::{Backend, BackendError, Look, Network, Progress, Setup};
+use super::{Backend, BackendError, Look, Network, Progress, Setup, Trouble};
 use crate::iface::External;
 use crate::netlink::{Change, Changes, Netlink, Territory};
 use crate::report::{DataPath, Sample, metric};
@@ -160,6 +160,10 @@ impl Network for Routes {
 
     fn is_pending(&self) -> bool {
         self.tables.is_pending()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.tables.trouble()
     }
 
     fn repair_pause(&self) -> Duration {

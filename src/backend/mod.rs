@@ -257,6 +257,15 @@ pub enum Progress {
     More,
 }
 
+/// Routes that are wanted and cannot be set, since the kernel refuses them or somebody else's are in their places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is missing and why, in words.
+    pub reason: String,
+    /// Whether half of the peers or more are not reached.
+    pub is_grave: bool,
+}
+
 /// A backend at work. What a method does by default is right for a backend that owns nothing in the kernel's tables.
 pub trait Network: fmt::Debug {
     /// Follows the peers: takes the events of their leases, in order.
@@ -307,6 +316,11 @@ pub trait Network: fmt::Debug {
         _look: Look,
     ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
         std::future::ready(Ok(Progress::Done)).boxed_local()
+    }
+
+    /// What is wanted and cannot be set; `None` if all is in place, as far as the last [`Network::maintain`] has seen.
+    fn trouble(&self) -> Option<Trouble> {
+        None
     }
 
     /// Whether every part of the data path still runs.

@@ -10,7 +10,7 @@
 use super::entries::{Stale, Tally, tell_unclear};
 use super::upkeep::{Reason, Upkeep};
 use super::wanted::{Parts, Wanted};
-use super::{BackendError, Look, Progress};
+use super::{BackendError, Look, Progress, Trouble};
 use crate::log::Complaint;
 use crate::netlink::{Changes, Mac, Netlink, write_all};
 use crate::subnet::Event;
@@ -114,6 +114,11 @@ impl Tables {
         } else {
             self.wanted.hosts.clear();
         }
+    }
+
+    /// What cannot be set of the peers' entries.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.upkeep.trouble(self.wanted.len(), |subnet| self.wanted.peer(subnet).is_some())
     }
 
     /// Whether something waits to be written.

@@ -6,6 +6,7 @@
 //! it would remove. If that is more than half of what is there, the store is suspect (wiped, half restored), and
 //! everything stays for a while; the watch brings back whoever is really there.
 
+use super::Trouble;
 use super::repairs::Repairs;
 use super::strangers::Strangers;
 use crate::log::Complaint;
@@ -158,21 +159,37 @@ impl Upkeep {
         self.complain(now, name);
     }
 
-    fn complain(&mut self, now: Instant, name: &str) {
+    /// What the kernel has refused, in words; `None` if it has refused nothing.
+    fn refusals(&self) -> Option<String> {
         // That the device is gone is told by the look that follows.
-        let refused: Vec<_> =
-            self.refused.values().filter(|error| error.errno() != Some(libc::ENODEV)).collect();
-        if refused.is_empty() {
-            self.complaint.settle();
-            return;
-        }
-        let mut text = refused.iter().take(MOST_SAID).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if let Some(more @ 1..) = refused.len().checked_sub(MOST_SAID) {
+        let refused = || self.refused.values().filter(|error| error.errno() != Some(libc::ENODEV));
+        let first: Vec<String> = refused().take(MOST_SAID).map(ToString::to_string).collect();
+        let mut text = first.join("; ");
+        if let Some(more @ 1..) = refused().count().checked_sub(MOST_SAID) {
             let _ = write!(text, "; and {more} more");
         }
+        (!first.is_empty()).then_some(text)
+    }
+
+    fn complain(&mut self, now: Instant, name: &str) {
+        let Some(text) = self.refusals() else {
+            self.complaint.settle();
+            return;
+        };
         if self.complaint.is_news(now, &text) {
             warn!("{name}: {text}");
         }
+    }
+
+    /// What cannot be set of the entries of `peers` peers; `is_peer` says whether a subnet is that of a peer.
+    pub(super) fn trouble(&self, peers: usize, is_peer: impl Fn(Ipv4Net) -> bool) -> Option<Trouble> {
+        let refused = self.refused.keys().filter(|subnet| is_peer(**subnet)).count();
+        let text = self.refusals().filter(|_| refused > 0)?;
+        debug_assert!(refused <= peers, "{refused} of {peers}");
+        Some(Trouble {
+            reason: format!("{refused} of {peers} peers are not reached: {text}"),
+            is_grave: refused * 2 >= peers,
+        })
     }
 
     /// How long the next look at the tables should wait.

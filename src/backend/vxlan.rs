@@ -12,7 +12,7 @@
 use super::restarts::Restarts;
 use super::tables::Tables;
 use super::wanted::Wanted;
-use super::{Backend, BackendError, Look, Network, Progress, Setup};
+use super::{Backend, BackendError, Look, Network, Progress, Setup, Trouble};
 use crate::iface::External;
 use crate::masq::Guard;
 use crate::netlink::{Change, Changes, DEFAULT_VXLAN_PORT, Mac, Mtu, Netlink, Territory, Vxlan};
@@ -316,6 +316,10 @@ impl Network for Tunnel {
 
     fn is_pending(&self) -> bool {
         self.tables.is_pending()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.tables.trouble()
     }
 
     fn repair_pause(&self) -> Duration {

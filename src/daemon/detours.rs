@@ -192,6 +192,13 @@ impl Detours {
         self.check_at
     }
 
+    /// Why an outer address is not led past the overlay; `None` if all are.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let failing = self.failing.text().map(|text| format!("a way past the overlay is missing: {text}"));
+        let lost = self.lost.text().map(|text| format!("the overlay swallows {text}"));
+        failing.or(lost)
+    }
+
     /// Takes note of the subnet of this host, which a bridge is about to get.
     pub(super) fn acquired(&mut self, subnet: Ipv4Net) {
         self.outer.set_own(subnet);

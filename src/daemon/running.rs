@@ -14,7 +14,7 @@ use super::reload::take_over;
 use super::rules::{Due, HostRules};
 use super::signals::STOP_LIMIT;
 use super::{DaemonError, Settings};
-use crate::backend::{Backend, BackendError, Look, Network, Progress};
+use crate::backend::{Backend, BackendError, Look, Network, Progress, Trouble};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
 use crate::log::{Complaint, phrases};
@@ -101,6 +101,8 @@ pub(super) struct Running {
     busy: bool,
     /// Why the last repair failed.
     failing: Complaint<Instant>,
+    /// What the last pass over the tables could not set.
+    trouble: Option<Trouble>,
     /// Why the store cannot be reached; `None` if it can.
     store_lost: Option<String>,
 }
@@ -150,6 +152,7 @@ impl Running {
             check_at: Instant::now() + RESYNC,
             busy: false,
             failing: Complaint::default(),
+            trouble: None,
             store_lost: None,
         }
     }
@@ -404,8 +407,12 @@ impl Running {
         debug_assert!(result.is_err() || self.busy == network.is_pending(), "it says what is left to write");
         match result {
             Ok(_) if self.busy => {}
-            Ok(_) if self.failing.settle() => self.tell_state(),
-            Ok(_) => {}
+            Ok(_) => {
+                let before = std::mem::replace(&mut self.trouble, network.trouble());
+                if self.failing.settle() || before != self.trouble {
+                    self.tell_state();
+                }
+            }
             Err(error @ BackendError::Unstable(_)) => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();

@@ -20,7 +20,7 @@ pub(super) use config::Config;
 
 use super::repairs::Repairs;
 use super::restarts::Restarts;
-use super::{Backend, BackendError, Look, Network, Progress, boxed, shared};
+use super::{Backend, BackendError, Look, Network, Progress, Trouble, boxed, shared};
 use crate::engine::Snapshot;
 use crate::iface::External;
 use crate::log::Complaint;
@@ -91,8 +91,8 @@ struct Overlay {
     past_overflows: u64,
     /// The addresses of hosts that have or had a lease; `None` once the routes of an older flannel by them are gone.
     hosts: Option<BTreeSet<Ipv4Addr>>,
-    /// Whether somebody else's route stands in the way of ours.
-    blocked: bool,
+    /// The sentence about somebody else's route that stands in the way of ours.
+    blocked: Option<String>,
     /// The complaint about that route. It is never settled, so a route that comes and goes does not fill the log.
     complaint: Complaint<Instant>,
     /// The sum of the counters of earlier engines.
@@ -113,7 +113,7 @@ impl Overlay {
             outdated: false,
             past_overflows: 0,
             hosts: Some(BTreeSet::new()),
-            blocked: false,
+            blocked: None,
             complaint: Complaint::default(),
             past: Snapshot::default(),
         };
@@ -169,15 +169,17 @@ impl Overlay {
             Route { destination: self.config.network, link_index: index, gateway: None, onlink: false };
         match netlink.ensure_route(route).await {
             Ok(more) => {
-                self.blocked = false;
+                self.blocked = None;
                 changes.extend(more);
             }
             // The route is not ours to replace. flannel goes on too, without a word.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
-                if !self.blocked && self.complaint.is_news(Instant::now(), "") {
-                    warn!("another route to {} leads elsewhere and stays: {error}", self.config.network);
+                let text =
+                    format!("another route to {} leads elsewhere and stays: {error}", self.config.network);
+                if self.blocked.is_none() && self.complaint.is_news(Instant::now(), "") {
+                    warn!("{text}");
                 }
-                self.blocked = true;
+                self.blocked = Some(text);
             }
             Err(error) => return Err(error.into()),
         }
@@ -255,6 +257,8 @@ impl Overlay {
             |queue, value| Sample::labelled(&metric::KERNEL_DROPPED_PACKETS, queue, ("reason", queue), value);
         let mut samples = self.peers.strangers.samples().to_vec();
         samples.push(Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()));
+        let refused = u64::from(self.blocked.is_some());
+        samples.push(Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", refused));
         samples.extend(sum.samples());
         samples.extend([kernel("tun_queue_full", queue_full), kernel("socket_overflow", overflows)]);
         DataPath { workers, peers: self.peers.len(), samples }
@@ -327,6 +331,10 @@ impl Network for Overlay {
         _look: Look,
     ) -> LocalBoxFuture<'a, Result<Progress, BackendError>> {
         self.compare(netlink).map(|done| done.map(|()| Progress::Done)).boxed_local()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        Some(Trouble { reason: self.blocked.clone()?, is_grave: true })
     }
 
     fn is_alive(&self) -> bool {

@@ -1,6 +1,7 @@
 //! How a network is: whether it is ready and why it is not, for systemd, monitors and the person who asks.
 
 use super::Running;
+use crate::backend::Trouble;
 use crate::daemon::samples;
 use crate::lease::Basis;
 use crate::log;
@@ -50,6 +51,9 @@ impl Running {
         if let Some(trouble) = self.external.trouble().or(self.failing.text()) {
             return Some(trouble.to_owned());
         }
+        if let Some(trouble) = self.trouble().filter(|trouble| trouble.is_grave) {
+            return Some(trouble.reason.clone());
+        }
         let wanted = self.publish.borrow().public_ip;
         let published = self.lease.borrow().and_then(|status| status.public_ip);
         let stale = published.filter(|published| *published != wanted);
@@ -61,13 +65,24 @@ impl Running {
         self.lease.borrow().map_or(Basis::Store, |status| status.basis)
     }
 
+    /// What of the network that is up cannot be set.
+    fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref().filter(|_| self.network.is_some())
+    }
+
     /// Why the network works less well than it should; `None` if it does not.
     pub(super) fn degraded(&self) -> Option<String> {
-        if self.basis() == Basis::Cache {
-            let reason = self.store_lost.as_deref().unwrap_or("it has not answered yet");
-            return Some(format!("running from the state directory, without etcd since the start: {reason}"));
-        }
-        Some(format!("the lease cannot be renewed in etcd: {}", self.refused()?))
+        let without_store = match self.basis() {
+            Basis::Cache => {
+                let reason = self.store_lost.as_deref().unwrap_or("it has not answered yet");
+                Some(format!("running from the state directory, without etcd since the start: {reason}"))
+            }
+            _ => self.refused().map(|reason| format!("the lease cannot be renewed in etcd: {reason}")),
+        };
+        let missing = self.trouble().map(|trouble| trouble.reason.clone());
+        let reasons: Vec<String> =
+            [without_store, missing, self.detours.trouble()].into_iter().flatten().collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Why a store that answers takes no write; `None` if it does.
@@ -112,7 +127,7 @@ impl Running {
     }
 
     pub(super) fn upkeep_samples(&self) -> Vec<Sample> {
-        let failing = u64::from(self.failing.text().is_some());
+        let failing = u64::from(self.failing.text().is_some() || self.trouble().is_some());
         let failing = Sample::new(&metric::REPAIR_FAILING, "repair_failing", failing);
         self.external.samples().into_iter().chain([failing]).collect()
     }
