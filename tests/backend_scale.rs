@@ -23,9 +23,9 @@ fn lease(n: u32) -> (String, String) {
     (format!("subnets/{subnet}-24"), value)
 }
 
-/// Registers all peers, many in each transaction.
-fn register(lab: &Lab) {
-    let all: Vec<_> = (0..PEERS).map(lease).collect();
+/// Registers so many peers, many in each transaction.
+fn register(lab: &Lab, peers: u32) {
+    let all: Vec<_> = (0..peers).map(lease).collect();
     for (n, some) in all.chunks(A_TRANSACTION).enumerate() {
         let mut text = "\n".to_owned();
         for (key, value) in some {
@@ -47,7 +47,7 @@ fn ten_thousand_peers_are_programmed_while_health_is_answered() {
     let network = r#""Network":"10.128.0.0/9","SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0""#;
     lab.put_config(Api::V3, &format!(r#"{{{network},"Backend":{{"Type":"vxlan","DirectRouting":true}}}}"#));
     lab.ip(&format!("-n {host} addr add 10.64.0.1/16 dev eth0"));
-    register(&lab);
+    register(&lab, PEERS);
     let daemon = lab.daemon(1, &["--etcd-api=v3", "--healthz-port=8111"]);
     let probe = "while :; do curl -s -o /dev/null -m5 -w '%{http_code} %{time_total}\n' \
                  http://127.0.0.1:8111/healthz; sleep 0.01; done";
@@ -86,4 +86,30 @@ fn ten_thousand_peers_are_programmed_while_health_is_answered() {
     eprintln!("{each:?} of a core for each join");
     // The look of every half minute may fall into this time.
     assert!(each < Duration::from_millis(80), "{each:?} of a core for each join");
+}
+
+/// Nodes of another backend are one line at the start, however many there are, and so is one that comes later.
+#[test]
+fn many_nodes_of_another_backend_are_one_line() {
+    let Some(lab) = Lab::start(1) else { return };
+    let network = r#""Network":"10.128.0.0/9","SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0""#;
+    lab.put_config(Api::V3, &format!(r#"{{{network},"Backend":{{"Type":"udp"}}}}"#));
+    register(&lab, 2000);
+    let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
+    daemon.subnet();
+    let said =
+        "since they run another backend than udp: 10.129.0.0/24 at 10.64.1.0 (\"vxlan\"), 10.129.1.0/24";
+    daemon.wait_text(said, secs(5));
+    daemon.wait_text(" and 1997 more; they come in as soon as both ends run the same", secs(1));
+    std::thread::sleep(ms(500));
+    let lines = || daemon.text().matches("another backend").count();
+    assert_eq!(lines(), 1, "{}", daemon.text());
+    let (key, value) = lease(2000);
+    lab.put(Api::V3, &key, &value);
+    daemon.wait_text(
+        "another backend than udp: 10.136.208.0/24 at 10.64.8.208 (\"vxlan\"), 10.129.0.0/24",
+        secs(5),
+    );
+    assert_eq!(lines(), 2, "{}", daemon.text());
+    assert!(daemon.text().lines().count() < 60, "{}", daemon.text());
 }

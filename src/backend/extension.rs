@@ -6,7 +6,7 @@
 //! `command.rs` beside this one says how a command line is read.
 
 use super::command::Command;
-use super::strangers::Strangers;
+use super::strangers::{Strangers, Unusable};
 use super::{Backend, BackendError, Network, Setup};
 use crate::iface::External;
 use crate::netlink::Netlink;
@@ -117,7 +117,7 @@ struct Commands {
     /// The peers' leases as they were added, since a removal needs the same data.
     peers: BTreeMap<Ipv4Net, Lease>,
     strangers: Strangers,
-    unusable: u64,
+    unusable: Unusable,
     failures: Arc<AtomicU64>,
 }
 
@@ -136,7 +136,7 @@ impl Commands {
             queue,
             peers: BTreeMap::new(),
             strangers: Strangers::default(),
-            unusable: 0,
+            unusable: Unusable::default(),
             failures,
         })
     }
@@ -149,6 +149,7 @@ impl Commands {
             return;
         }
         self.strangers.remove(lease.subnet);
+        self.unusable.remove(lease.subnet);
         if self.enqueue(self.config.subnet_add.clone(), lease) {
             self.peers.insert(lease.subnet, lease.clone());
         }
@@ -156,6 +157,7 @@ impl Commands {
 
     fn removed(&mut self, subnet: Ipv4Net) {
         self.strangers.remove(subnet);
+        self.unusable.remove(subnet);
         if let Some(lease) = self.peers.remove(&subnet) {
             self.enqueue(self.config.subnet_remove.clone(), &lease);
         }
@@ -166,9 +168,8 @@ impl Commands {
         let data = match lease.attrs.backend_data.as_ref().map(BackendData::value) {
             Some(Value::String(text)) => text,
             None => String::new(),
-            Some(other) => {
-                self.unusable += 1;
-                warn!(subnet = %lease.subnet, data = %other, "BackendData is no string: ignored");
+            Some(_) => {
+                self.unusable.add(lease, "BackendData is no string");
                 return false;
             }
         };
@@ -191,12 +192,13 @@ impl Network for Commands {
             }
         }
         self.strangers.tell(KIND);
+        self.unusable.tell(KIND);
     }
 
     fn report<'a>(&'a self, _netlink: &'a Netlink) -> LocalBoxFuture<'a, Option<DataPath>> {
         let mut samples = self.strangers.samples().to_vec();
         samples.extend([
-            Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
+            self.unusable.sample(),
             Sample::new(&metric::FAILED_COMMANDS, "failed_commands", self.failures.load(Ordering::Relaxed)),
         ]);
         ready(Some(DataPath { workers: Vec::new(), peers: self.peers.len(), samples })).boxed_local()

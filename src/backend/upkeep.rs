@@ -8,7 +8,7 @@
 
 use super::Trouble;
 use super::repairs::Repairs;
-use super::strangers::Strangers;
+use super::strangers::{Strangers, Unusable};
 use crate::log::Complaint;
 use crate::netlink::{Changes, Error};
 use crate::report::{DataPath, Sample, metric};
@@ -53,8 +53,8 @@ pub(super) struct Upkeep {
     sweep: Sweep,
     /// The peers of other backends.
     pub(super) strangers: Strangers,
-    /// How many events were of leases of this backend's type that it cannot use.
-    unusable: u64,
+    /// The peers of this backend whose leases it cannot use.
+    pub(super) unusable: Unusable,
     /// The passes that had to put something right.
     repairs: Repairs,
     /// The peers whose entries the kernel refused, and why.
@@ -67,15 +67,11 @@ impl Upkeep {
         Self {
             sweep: Sweep::Due,
             strangers: Strangers::default(),
-            unusable: 0,
+            unusable: Unusable::default(),
             repairs: Repairs::default(),
             refused: BTreeMap::new(),
             complaint: Complaint::default(),
         }
-    }
-
-    pub(super) fn unusable_lease(&mut self) {
-        self.unusable += 1;
     }
 
     /// Whether the first pass is still to come.
@@ -201,7 +197,7 @@ impl Upkeep {
     pub(super) fn report(&self, peers: usize) -> DataPath {
         let mut samples = self.strangers.samples().to_vec();
         samples.extend([
-            Sample::new(&metric::UNUSABLE_LEASES, "unusable_leases", self.unusable),
+            self.unusable.sample(),
             Sample::new(&metric::RECONCILE_REPAIRS, "repairs", self.repairs.total()),
             Sample::new(&metric::REFUSED_ENTRIES, "refused_entries", self.refused.len() as u64),
         ]);

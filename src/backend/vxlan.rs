@@ -261,22 +261,18 @@ impl Tunnel {
 
     fn added(&mut self, lease: &Lease) {
         let kind = lease.attrs.backend_type.as_deref();
-        self.tables.upkeep.strangers.remove(lease.subnet);
-        let mac = vtep_mac(lease).filter(|mac| *mac != self.config.device.mac);
-        match mac {
-            _ if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) => {
-                self.tables.upkeep.strangers.add(lease);
-            }
-            Some(mac) => {
-                self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, Some(mac));
-                return;
-            }
-            None => {
-                self.tables.upkeep.unusable_lease();
-                let data = lease.attrs.backend_data.as_ref().map(ToString::to_string).unwrap_or_default();
-                warn!(subnet = %lease.subnet, %data, "no VtepMAC of a peer's: ignored");
-            }
+        let upkeep = &mut self.tables.upkeep;
+        if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND)) {
+            upkeep.unusable.remove(lease.subnet);
+            upkeep.strangers.add(lease);
+            return self.tables.wanted.remove(lease.subnet);
         }
+        upkeep.strangers.remove(lease.subnet);
+        if let Some(mac) = vtep_mac(lease).filter(|mac| *mac != self.config.device.mac) {
+            upkeep.unusable.remove(lease.subnet);
+            return self.tables.wanted.put(lease.subnet, lease.attrs.public_ip, Some(mac));
+        }
+        upkeep.unusable.add(lease, "no VtepMAC of a peer's");
         self.tables.wanted.remove(lease.subnet);
     }
 
@@ -302,11 +298,13 @@ impl Network for Tunnel {
                 Event::Added(lease) => self.added(lease),
                 Event::Removed(lease) => {
                     self.tables.upkeep.strangers.remove(lease.subnet);
+                    self.tables.upkeep.unusable.remove(lease.subnet);
                     self.tables.wanted.remove(lease.subnet);
                 }
             }
         }
         self.tables.upkeep.strangers.tell(KIND);
+        self.tables.upkeep.unusable.tell(KIND);
     }
 
     fn follow(&mut self, external: &External) -> Result<(), BackendError> {
