@@ -23,8 +23,15 @@ fn lease(n: u32) -> (String, String) {
     (format!("subnets/{subnet}-24"), value)
 }
 
+/// The same as udp publishes it.
+fn udp_lease(n: u32) -> (String, String) {
+    let (key, value) = lease(n);
+    let (value, _) = value.split_once(r#","BackendType""#).unwrap();
+    (key, format!("{value}}}"))
+}
+
 /// Registers so many peers, many in each transaction.
-fn register(lab: &Lab, peers: u32) {
+fn register(lab: &Lab, peers: u32, lease: impl Fn(u32) -> (String, String)) {
     let all: Vec<_> = (0..peers).map(lease).collect();
     for (n, some) in all.chunks(A_TRANSACTION).enumerate() {
         let mut text = "\n".to_owned();
@@ -47,13 +54,30 @@ fn ten_thousand_peers_are_programmed_while_health_is_answered() {
     let network = r#""Network":"10.128.0.0/9","SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0""#;
     lab.put_config(Api::V3, &format!(r#"{{{network},"Backend":{{"Type":"vxlan","DirectRouting":true}}}}"#));
     lab.ip(&format!("-n {host} addr add 10.64.0.1/16 dev eth0"));
-    register(&lab, PEERS);
+    register(&lab, PEERS, lease);
+    serves_while_it_programs(&lab, "proto 78", lease);
+}
+
+/// The outer addresses of all peers lie in the network, so each of them needs a host route past the overlay.
+#[test]
+fn ten_thousand_outer_addresses_are_led_past_udp_while_health_is_answered() {
+    let Some(lab) = Lab::start(1) else { return };
+    let network = r#""Network":"10.0.0.0/8","SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0""#;
+    lab.put_config(Api::V3, &format!(r#"{{{network},"Backend":{{"Type":"udp"}}}}"#));
+    register(&lab, PEERS, udp_lease);
+    serves_while_it_programs(&lab, "proto 79", udp_lease);
+}
+
+/// Starts the daemon, which makes a route for each peer, and checks that it answers meanwhile; then more peers come.
+fn serves_while_it_programs(lab: &Lab, routes: &str, lease: impl Fn(u32) -> (String, String)) {
+    let host = lab.host(1);
     let daemon = lab.daemon(1, &["--etcd-api=v3", "--healthz-port=8111"]);
     let probe = "while :; do curl -s -o /dev/null -m5 -w '%{http_code} %{time_total}\n' \
                  http://127.0.0.1:8111/healthz; sleep 0.01; done";
     daemon.wait_text("Serving /healthz", secs(5));
     let mut probing = lab.spawn(&host, "probe", &["sh", "-c", probe]);
-    let routes = || lab.sh(&host, "ip route show proto 78 | wc -l").trim().parse::<u32>().unwrap();
+    let count = format!("ip route show {routes} | wc -l");
+    let routes = || lab.sh(&host, &count).trim().parse::<u32>().unwrap();
     lab::eventually(secs(60), "the routes of all peers", || {
         std::thread::sleep(ms(200));
         (routes() == PEERS).then_some(())
@@ -94,7 +118,7 @@ fn many_nodes_of_another_backend_are_one_line() {
     let Some(lab) = Lab::start(1) else { return };
     let network = r#""Network":"10.128.0.0/9","SubnetMin":"10.128.1.0","SubnetMax":"10.128.9.0""#;
     lab.put_config(Api::V3, &format!(r#"{{{network},"Backend":{{"Type":"udp"}}}}"#));
-    register(&lab, 2000);
+    register(&lab, 2000, lease);
     let mut daemon = lab.daemon(1, &["--etcd-api=v3"]);
     daemon.subnet();
     let said =

@@ -1,13 +1,12 @@
 //! What an overlay network leaves when this host gets another one in its place.
 //!
 //! Routes and entries outlive the process on purpose. When the network is another one at the next start, no peer of it
-//! wants them any more, and nobody else would remove them. Known are ours by their mark (the protocol number, or an
-//! address of the former network on a device of the overlay), and an older flannel's by the form that vxlan gives them.
+//! wants them any more, and nobody else would remove them. Ours are known by their mark: the protocol number, or an address of
+//! the former network on a VXLAN device of the overlay.
 
 use super::link::OVERLAY_DEVICES;
 use super::route::{Filter, Present};
-use super::route_set::BOOT;
-use super::{Changes, DETOUR_PROTOCOL, Error, Netlink, ROUTE_PROTOCOL, write_all};
+use super::{Changes, DETOUR_PROTOCOL, Error, Link, Netlink, ROUTE_PROTOCOL, write_all};
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::RouteType;
 use std::collections::BTreeSet;
@@ -28,13 +27,9 @@ impl Former {
         net != self.former && self.former.contains(&net) && !self.present.contains(&net)
     }
 
-    /// Whether we, or an older flannel's vxlan, have set the route. `overlay` are the devices of the overlay.
-    fn has_left(self, route: &Present, overlay: &BTreeSet<u32>) -> bool {
-        let ours = matches!(route.protocol, ROUTE_PROTOCOL | DETOUR_PROTOCOL);
-        let onlink = route.onlink && route.gateway == Some(route.destination.network());
-        let on_device = route.link_index.is_some_and(|link| overlay.contains(&link));
-        let flannels = route.protocol == BOOT && route.metric == 0 && onlink && on_device;
-        self.holds(route.destination) && (ours || flannels)
+    /// Whether we have set the route.
+    fn has_left(self, route: &Present) -> bool {
+        matches!(route.protocol, ROUTE_PROTOCOL | DETOUR_PROTOCOL) && self.holds(route.destination)
     }
 }
 
@@ -49,11 +44,8 @@ impl Netlink {
     }
 
     async fn leave(&self, former: Former, changes: &mut Changes) -> Result<(), Error> {
-        let links = self.links().await?;
-        let overlay = links.iter().filter(|link| link.name.starts_with(OVERLAY_DEVICES));
-        let indices: BTreeSet<u32> = overlay.clone().map(|link| link.index).collect();
         let plain = Filter { kind: Some(RouteType::Unicast), ..Filter::default() };
-        let routes = self.routes(plain, |route| former.has_left(route, &indices)).await?;
+        let routes = self.routes(plain, |route| former.has_left(route)).await?;
         let (detours, routes): (Vec<_>, Vec<_>) =
             routes.into_iter().partition(|route| route.protocol == DETOUR_PROTOCOL);
         // A detour goes after the route that swallows its address.
@@ -61,7 +53,9 @@ impl Netlink {
             let gone = write_all(some.iter().map(|route| self.remove_present(route))).await;
             tell(changes, what, some.iter().map(|route| route.destination.to_string()), gone)?;
         }
-        for link in overlay.filter(|link| link.kind.as_deref() == Some("vxlan")) {
+        let is_vxlan = |link: &&Link| link.kind.as_deref() == Some("vxlan");
+        let links = self.links().await?;
+        for link in links.iter().filter(is_vxlan).filter(|link| link.name.starts_with(OVERLAY_DEVICES)) {
             self.leave_device(link.index, former, changes).await?;
         }
         Ok(())
@@ -131,7 +125,6 @@ mod tests {
                 "addr add 10.2.5.0/32 dev flannel.1",
                 "route add 10.1.7.0/24 via 10.1.7.0 dev flannel.1 onlink proto 78",
                 "route add 10.1.8.0/24 via 192.0.2.8 proto 78",
-                "route add 10.1.9.0/24 via 10.1.9.0 dev flannel.1 onlink",
                 "route add 10.1.7.9/32 via 192.0.2.254 proto 79",
                 "neigh add 10.1.7.0 lladdr 0a:00:00:00:00:07 dev flannel.1 nud permanent",
                 // A peer of both networks, behind one device.
@@ -142,6 +135,7 @@ mod tests {
                 "route add 10.2.7.9/32 via 192.0.2.254 proto 79",
                 "route add 10.3.7.0/24 via 192.0.2.7 proto 78",
                 "route add 10.1.0.0/16 dev flannel.1 proto 78",
+                "route add 10.1.9.0/24 via 10.1.9.0 dev flannel.1 onlink",
                 "route add 10.1.20.0/24 via 192.0.2.9",
                 "route add 10.1.21.0/24 via 10.1.7.7 dev flannel.1 onlink",
                 "route add 10.1.22.0/24 via 10.1.22.0 dev flannel.1 onlink proto static",
@@ -160,14 +154,14 @@ mod tests {
             assert!(error.is_none(), "{error:?}");
             assert_eq!(
                 done.to_string().split(" of link").next().unwrap(),
-                "remove 3 routes: 10.1.7.0/24, 10.1.8.0/24, 10.1.9.0/24; remove 1 host routes past the overlay: \
+                "remove 2 routes: 10.1.7.0/24, 10.1.8.0/24; remove 1 host routes past the overlay: \
                  10.1.7.9/32; remove 1 FDB entries: 0a:00:00:00:00:07; remove 2 ARP entries: 10.1.6.0, 10.1.7.0; \
                  remove address 10.1.5.0/32"
             );
             assert_eq!(ip_shows("route show proto 78").lines().count(), 3);
             assert_eq!(ip_shows("route show table 88").lines().count(), 1);
             assert!(ip_shows("route show proto 79").starts_with("10.2.7.9 "));
-            assert_eq!(ip_shows("route show proto boot").lines().count(), 2);
+            assert_eq!(ip_shows("route show proto boot").lines().count(), 3);
             assert_eq!(ip_shows("route show proto static").lines().count(), 1);
             assert_eq!(ip_shows("neigh show nud permanent").lines().count(), 1);
             let (again, _) = netlink.leave_network(net("10.1.0.0/16"), net("10.2.0.0/16")).await;

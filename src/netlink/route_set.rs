@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 /// The protocol number of routes that flannel set, and of those that `ip route add` sets.
-pub(super) const BOOT: u8 = 3;
+const BOOT: u8 = 3;
 
 /// The routes of the main table that are ours to remove. All lie within `network`; we, or an older flannel, have set
 /// them.
