@@ -19,8 +19,8 @@ trap 'rm -rf "$tree" "$work"' EXIT
 chmod 755 "$tree"
 
 while IFS=$'\t' read -r from to mode; do
-    [ "$from" != target/release/flanneld ] || from="$binary"
     case "$to" in */) to+="$(basename "$from")" ;; esac
+    [ "$from" != target/release/flanneld ] || from="$binary"
     install -D -m "$mode" "$from" "$tree/$to"
 done < <(field '.metadata.deb.assets[] | @tsv')
 strip --strip-debug "$tree/usr/bin/flanneld"
