@@ -261,9 +261,13 @@ fn a_v3_watch_of_the_config_ends_with_that_of_the_leases() {
         store.config().await.unwrap();
         let revision = store.list().await.unwrap().revision;
         let mut watch = store.watch(revision).await.unwrap();
+        let mut config = std::pin::pin!(store.config_changed());
         // A second in which both show that they live.
-        let quiet = async { tokio::join!(watch.next(), store.config_changed()) };
-        assert!(tokio::time::timeout(Duration::from_secs(1), quiet).await.is_err());
+        tokio::select! {
+            news = watch.next() => panic!("{news:?}"),
+            news = &mut config => panic!("{news:?}"),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
         etcd.signal("-STOP");
         let since = Instant::now();
         let (leases, config) = tokio::join!(
@@ -272,7 +276,7 @@ fn a_v3_watch_of_the_config_ends_with_that_of_the_leases() {
                 since.elapsed()
             },
             async {
-                assert!(matches!(store.config_changed().await, Err(Error::Unavailable(_))));
+                assert!(matches!(config.await, Err(Error::Unavailable(_))));
                 since.elapsed()
             },
         );
