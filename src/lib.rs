@@ -44,6 +44,7 @@
 //! | [`lease`] | the lease's life, without I/O |
 //! | [`membership`] | who is in the network, from wherever |
 //! | [`netlink`] | the kernel's links, addresses, routes, neighbours |
+//! | [`arp`] | who has an address on the link |
 //! | [`iface`] | which interface carries the overlay |
 //! | [`masq`] | masquerade and forward rules, in iptables or nftables |
 //! | [`backend`] | what a lease event does |
@@ -78,6 +79,8 @@
 //! Rooms import downward only, and no files of a room name each other in a circle; `tests/tidy.rs` holds the ranks
 //! and proves both.
 
+#[allow(unsafe_code)] // addresses of packet sockets
+pub mod arp;
 pub mod backend;
 #[allow(unsafe_code)] // bpf(2)
 pub mod bpf;

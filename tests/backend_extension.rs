@@ -3,6 +3,7 @@
 
 mod lab;
 
+use lab::store::named;
 use lab::{Api, Lab, secs};
 use serde_json::json;
 use std::fs;
@@ -50,7 +51,9 @@ fn commands_get_arguments_environment_and_input() {
     assert_eq!(subnet.mtu, 1500);
     let value = &lab.leases(Api::V3)[&subnet.key()];
     let expected = r#"{"PublicIP":"10.77.0.1","PublicIPv6":null,"BackendType":"extension","BackendData":"key-of-host;1\nand more"}"#;
-    assert_eq!(*value, expected);
+    let (value, node) = named(value);
+    assert_eq!(value, expected);
+    assert!(!node.is_empty(), "no NodeID");
     let read = || fs::read_to_string(&out).unwrap_or_default();
     lab::eventually(secs(3), "two additions", || (read().lines().count() == 3).then_some(()));
     lab.delete_lease(Api::V3, "10.10.201.0-24");

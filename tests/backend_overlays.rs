@@ -4,6 +4,7 @@
 mod lab;
 
 use lab::pair::{Pair, config};
+use lab::store::named;
 use lab::{Api, Daemon, Lab, Subnet, ms, secs};
 use std::net::Ipv4Addr;
 
@@ -101,7 +102,9 @@ fn vxlan() {
     let expected = format!(
         r#"{{"PublicIP":"10.77.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
     );
-    assert_eq!(*value, expected);
+    let (value, node) = named(value);
+    assert_eq!(value, expected);
+    assert!(!node.is_empty(), "no NodeID");
     let shown = pair.lab.ip(&format!("-n {host} -d addr show flannel.1"));
     let base = pair.subnets[0].base();
     for text in [
@@ -137,7 +140,9 @@ fn host_gw() {
     let Some(mut pair) = Pair::set(r#"{"Type":"host-gw"}"#) else { return };
     pair.works(1500);
     let value = &pair.lab.leases(Api::V3)[&pair.subnets[0].key()];
-    assert_eq!(*value, r#"{"PublicIP":"10.77.0.1","PublicIPv6":null,"BackendType":"host-gw"}"#);
+    let (value, node) = named(value);
+    assert_eq!(value, r#"{"PublicIP":"10.77.0.1","PublicIPv6":null,"BackendType":"host-gw"}"#);
+    assert!(!node.is_empty(), "no NodeID");
     let route = pair.lab.ip(&format!("-n {} route show proto 78", pair.lab.host(1)));
     assert_eq!(
         route.split_whitespace().collect::<Vec<_>>().join(" "),

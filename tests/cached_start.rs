@@ -354,7 +354,15 @@ fn what_is_not_its_own_is_refused_with_a_reason() {
         "another --etcd-prefix: /coreos.com/network, and here it is /other",
     );
     site.refuses(&["--etcd-endpoints=http://10.77.0.253:2379"], "another etcd: http://10.77.0.254:2379");
-    site.refuses(&["--public-ip=10.77.0.9"], "by its public IP: 10.77.0.1, and here it is 10.77.0.9");
+    site.refuses(&["--node-id=another"], "of another host, by its node id: ");
+    // A NodeID that the state directory does not keep is no proof, so the address has to agree.
+    let node = site.dir(1).join("node-id");
+    let id = fs::read(&node).unwrap();
+    fs::remove_file(&node).unwrap();
+    fs::create_dir(&node).unwrap();
+    site.refuses(&[], "of another host, by its node id: ");
+    fs::remove_dir(&node).unwrap();
+    fs::write(&node, id).unwrap();
     // None of it has harmed the file.
     assert!(site.first_packet(&[]).is_some_and(|after| after < secs(1)), "{}", site.daemons[0].text());
 }

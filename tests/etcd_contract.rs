@@ -49,10 +49,14 @@ fn bytes_in_the_store_are_flannels() {
         let mut vxlan = attrs(7);
         vxlan.backend_type = Some("vxlan".to_owned());
         vxlan.backend_data = Some(serde_json::json!({"VtepMAC": "aa:bb:cc:dd:ee:ff"}).into());
+        // Our own fields follow flannel's.
+        let mut named = vxlan.clone();
+        named.node_id = Some("rack-7".parse().unwrap());
         for (api, prefix) in [(Api::V2, "coreos.com/network/"), (Api::V3, "/coreos.com//network/")] {
             let store = support::store(&etcd.settings(api, prefix));
             store.create(key("10.1.5.0-24"), &attrs(7), DAY).await.unwrap();
             store.create(key("10.1.6.0-24"), &vxlan, DAY).await.unwrap();
+            store.create(key("10.1.7.0-24"), &named, DAY).await.unwrap();
         }
     });
     let get = |key: &str| {
@@ -65,12 +69,16 @@ fn bytes_in_the_store_are_flannels() {
     let text =
         r#"{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
     assert_eq!(get("10.1.6.0-24").0, text);
+    assert_eq!(get("10.1.7.0-24").0, text.replace("\"}}", "\"},\"NodeID\":\"rack-7\"}"));
     let text = concat!(
         "/coreos.com/network/subnets/10.1.5.0-24\n",
         r#"{"PublicIP":"192.0.2.7","PublicIPv6":null}"#,
         "\n/coreos.com/network/subnets/10.1.6.0-24\n",
         r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","#,
         r#""BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#,
+        "\n/coreos.com/network/subnets/10.1.7.0-24\n",
+        r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","#,
+        r#""BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"},"NodeID":"rack-7"}"#,
         "\n"
     );
     assert_eq!(etcd.etcdctl(&["get", "--prefix", "/"]), text);

@@ -171,6 +171,8 @@ fn systemd_accepts_the_unit() {
     );
     assert_eq!(settings["RuntimeDirectoryPreserve"], "yes", "subnet.env would go at a restart");
     assert_eq!(settings["StateDirectory"], "flanneld");
+    assert_eq!(settings["RestartPreventExitStatus"], "3", "a refused host would ask again and again");
+    assert!(settings["RestrictAddressFamilies"].ends_with(" AF_PACKET"), "ARP could not be asked");
     assert_eq!(settings["Environment"], "FLANNELD_STATE_DIR=/var/lib/flanneld");
     let at = |name: &str| unit.find(&format!("\n{name}=")).unwrap();
     assert!(at("Environment") < at("EnvironmentFile"), "the operator's file could not change it");

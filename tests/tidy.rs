@@ -14,9 +14,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from lowest to highest; a room names only rooms of a lower rank.
-const RANKS: &str = "packet,log,bpf,report:subnet:offload,route,ring,tun,udp,netlink,store,cni,handover:engine,etcd,kube,lease:masq,iface,status,membership:backend:daemon:cli";
+const RANKS: &str = "packet,log,bpf,report:subnet:offload,route,ring,tun,udp,arp,netlink,store,cni,handover:engine,etcd,kube,lease:masq,iface,status,membership:backend:daemon:cli";
 /// Rooms that may hold `unsafe`.
-const UNSAFE: &[&str] = &["bpf", "ring", "tun", "udp"];
+const UNSAFE: &[&str] = &["arp", "bpf", "ring", "tun", "udp"];
 /// Rooms that may name tokio.
 const TOKIO: &[&str] = &["etcd", "netlink", "store", "membership", "status", "daemon"];
 /// The control path, which does not know the engine, but for [`KNOWS_ENGINE`].

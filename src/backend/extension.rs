@@ -60,10 +60,10 @@ impl Config {
             subnet_add: command("SubnetAddCommand")?,
             subnet_remove: command("SubnetRemoveCommand")?,
             attrs: LeaseAttrs {
-                // flannel publishes the interface's address here, whatever -public-ip says.
-                public_ip: external.address,
                 backend_type: Some(KIND.to_owned()),
                 backend_data,
+                // flannel publishes the interface's address here, whatever -public-ip says.
+                ..LeaseAttrs::new(external.address)
             },
         })
     }

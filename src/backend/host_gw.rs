@@ -32,11 +32,7 @@ pub(super) struct Config {
 impl Config {
     pub(super) fn configure(setup: Setup<'_>) -> Result<Config, BackendError> {
         let external = setup.external;
-        let attrs = LeaseAttrs {
-            public_ip: external.public_ip,
-            backend_type: Some(KIND.to_owned()),
-            backend_data: None,
-        };
+        let attrs = LeaseAttrs { backend_type: Some(KIND.to_owned()), ..LeaseAttrs::new(external.public_ip) };
         let (network, subnet_len) = (setup.config.network, setup.config.subnet_len);
         Config { network, subnet_len, external: external.clone(), attrs }.over(external)
     }

@@ -80,9 +80,9 @@ impl Config {
             mac,
         };
         let attrs = LeaseAttrs {
-            public_ip: external.public_ip,
             backend_type: Some(KIND.to_owned()),
             backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac.to_string() }).into()),
+            ..LeaseAttrs::new(external.public_ip)
         };
         let direct_routing = fields.field("DirectRouting")?.unwrap_or(false);
         let (network, subnet_len) = (config.network, config.subnet_len);
@@ -357,9 +357,9 @@ mod tests {
 
     fn lease(data: Value) -> Lease {
         let attrs = LeaseAttrs {
-            public_ip: Ipv4Addr::new(192, 0, 2, 7),
             backend_type: Some("vxlan".to_owned()),
             backend_data: Some(data.into()),
+            ..LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, 7))
         };
         Lease { subnet: "10.1.7.0/24".parse().unwrap(), attrs }
     }

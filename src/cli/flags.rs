@@ -166,6 +166,8 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(Ours, "lease-ttl", Time(SHORTEST_LEASE, LONGEST_LEASE), "24h", "How long a lease lives without renewal, in seconds or as 24h, 90m"),
     flag(Ours, "state-dir", Text, "", "Directory of what must outlive this process: by it a start without etcd is possible; empty: none"),
     flag(Ours, "env-file", List, "", "File with variables of flags, read again on SIGHUP; -FILE: it may be missing; may be repeated"),
+    flag(Ours, "node-id", Text, "", "Name of this host in its lease; empty: the one kept in --state-dir, else one derived from the machine id"),
+    flag(Ours, "force-takeover", Bool, "false", "Take the lease of our public IP or node id from another host, even if that lives"),
     flag(Ours, "cleanup-on-exit", Bool, "false", "Remove rules and blackhole route at the end; else they stay, as flannel's do"),
     flag(Ours, "port-guard", Bool, "true", "Drop what containers send to the overlay's port of a host; else one can forge packets of this host"),
     flag(Ours, "on-lease-lost", Choice(&["exit", "keep", "reacquire"]), "exit", "When another node took our subnet: exit non-zero, go on with it, take another"),

@@ -6,6 +6,7 @@ use super::{Origins, Refusal, spelled};
 use crate::daemon::settings::{Carrier, Engine, Log, PeerFilter, TunOffload, UdpOffload};
 use crate::daemon::{Networks, Settings, StatusAddress};
 use crate::lease::{self, OnLost};
+use crate::subnet::NodeId;
 use crate::{etcd, iface, masq};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
@@ -133,6 +134,7 @@ pub(super) fn settings(given: &Given<'_>) -> Result<Settings, Refusal> {
         etcd: etcd_settings(given)?,
         iface: iface_choice(given)?,
         subnet_file: subnet_file.into(),
+        node_id: node_id(given)?,
         state_dir: given.filled("state-dir").map(PathBuf::from),
         masq: masq_settings(given),
         lease: lease_settings(given)?,
@@ -338,7 +340,15 @@ fn lease_settings(given: &Given<'_>) -> Result<lease::Settings, Refusal> {
     let margin = given.is_explicit(flag).then(|| Duration::from_secs(minutes * 60));
     let on_lost: OnLost =
         given.text("on-lease-lost").parse().map_err(|error| given.setting("on-lease-lost", error))?;
-    lease::Settings::new(ttl, margin, on_lost).map_err(|error| given.setting(flag, error))
+    let mut settings =
+        lease::Settings::new(ttl, margin, on_lost).map_err(|error| given.setting(flag, error))?;
+    settings.force_takeover = given.is_true("force-takeover");
+    Ok(settings)
+}
+
+fn node_id(given: &Given<'_>) -> Result<Option<NodeId>, Refusal> {
+    let id = given.filled("node-id").map(str::parse::<NodeId>);
+    id.transpose().map_err(|error| given.setting("node-id", error))
 }
 
 fn masq_settings(given: &Given<'_>) -> masq::Settings {

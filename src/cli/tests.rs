@@ -81,6 +81,8 @@ const SERVED: &[Row<'_>] = &[
     ("lease-ttl", "90m", Some(("1s", 2)), &[]),
     ("state-dir", "/tmp/x", None, &[]),
     ("env-file", "-/no/such/file", Some(("/no/such/file", 1)), &[]),
+    ("node-id", "rack-7", Some(("a b", 1)), &[]),
+    ("force-takeover", "true", Some(("yes", 2)), &[]),
     ("cleanup-on-exit", "true", Some(("yes", 2)), &[]),
     ("port-guard", "false", Some(("maybe", 2)), &[]),
     ("on-lease-lost", "keep", Some(("panic", 2)), &[]),

@@ -15,15 +15,14 @@ use crate::iface;
 use crate::lease::Manager;
 use crate::log::{phrases, quote};
 use crate::membership::cache::Cache;
-use crate::membership::{Clock, Exchange, Source, StateDir};
+use crate::membership::{Clock, Exchange, NodeNames, Published, Source, StateDir};
 use crate::netlink::Netlink;
-use crate::subnet::{Config, EnvFile};
+use crate::subnet::{Config, EnvFile, LeaseAttrs};
 use ipnet::Ipv4Net;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -80,8 +79,10 @@ impl Control {
         let Control { mut settings, name, notifier, netlink, mut changes, external, source, state, seed } =
             self;
         notifier.status("waiting for the network config in etcd");
+        let names = NodeNames::find(settings.node_id.as_ref(), state.as_ref());
+        let us = names.identity(&LeaseAttrs::new(external.public_ip));
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
-        let kept = cache.as_ref().and_then(|cache| kept::load(cache, external.public_ip));
+        let kept = cache.as_ref().and_then(|cache| kept::load(cache, &us));
         let mut asked = pin!(source.config(seed));
         let Begin { config, text, kept, former, doubted } = tokio::select! {
             begin = kept::begin(&mut asked, kept, cache.as_ref()) => begin,
@@ -103,21 +104,19 @@ impl Control {
         notifier.status("waiting for a subnet lease");
         let (detours, mut underlay) =
             detours::start(&netlink, &config, &external, &settings.etcd, previous).await?;
-        let mut manager =
-            Manager::new(config.clone(), backend.attrs().clone(), previous, settings.lease, seed)
-                .over(underlay.borrow_and_update().clone());
+        let us = names.identity(backend.attrs());
+        let manager = Manager::new(config.clone(), us, previous, settings.lease, seed)
+            .over(underlay.borrow_and_update().clone());
         let clock = Rc::new(Clock::new());
-        if let Some(kept) = kept {
-            let patience = if doubted { Duration::ZERO } else { kept::PATIENCE };
-            manager = manager.with_cached(kept.at(clock.now()), clock.now() + patience);
-        }
+        let manager = kept::fall_back(manager, kept, doubted, clock.now());
         let (keep, failures, endpoints) = kept::keep(cache.clone(), &config, text, &settings.etcd);
         let (notices, inbox) = mpsc::unbounded_channel();
         let (status, held) = watch::channel(None);
         let (stop, stopped) = oneshot::channel::<()>();
         let doubt = kept::doubt(asked, doubted.then(|| (config.clone(), cache)));
-        let (publish, attrs) = watch::channel(backend.attrs().clone());
-        let exchange = Exchange { publish: attrs, underlay, notices, status };
+        let attrs = backend.attrs().clone();
+        let (publish, published) = watch::channel(Published { attrs, link: external.index });
+        let exchange = Exchange { publish: published, underlay, notices, status };
         let lease = async {
             tokio::select! {
                 biased;

@@ -6,6 +6,7 @@
 //! which is then started anew, so it never runs on a part of what was kept.
 
 use crate::etcd;
+use crate::lease::{Identity, Manager};
 use crate::log::phrases;
 use crate::membership::Ending;
 use crate::membership::cache::{Cache, Contents, Keep, Moment};
@@ -13,7 +14,6 @@ use crate::subnet::Config;
 use ipnet::Ipv4Net;
 use std::cell::Cell;
 use std::future::pending;
-use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -36,10 +36,10 @@ pub(super) struct Begin {
 }
 
 /// Reads what an earlier run has kept. If it may not be used, the log says why.
-pub(super) fn load(cache: &Cache, public_ip: Ipv4Addr) -> Option<Contents> {
+pub(super) fn load(cache: &Cache, us: &Identity) -> Option<Contents> {
     let result = cache.load(&Moment::now());
     let result = result.and_then(|kept| match kept {
-        Some(kept) => kept.check_host(public_ip).map(|()| Some(kept)),
+        Some(kept) => kept.check_host(us).map(|()| Some(kept)),
         None => Ok(None),
     });
     match result {
@@ -89,6 +89,13 @@ pub(super) async fn begin(
             Begin { config, text, kept: Some(kept), former, doubted: true }
         }
     }
+}
+
+/// The machine, which may fall back on what was kept: at once if the store has not told the config either.
+pub(super) fn fall_back(manager: Manager, kept: Option<Contents>, doubted: bool, now: Duration) -> Manager {
+    let Some(kept) = kept else { return manager };
+    let patience = if doubted { Duration::ZERO } else { PATIENCE };
+    manager.with_cached(kept.at(now), now + patience)
 }
 
 /// What is to be kept of a network with that config and its text, if there is a place for it; with it the count of the

@@ -45,7 +45,7 @@ use tokio::sync::mpsc;
 /// How far off a timer is set that should not fire: a year.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Why the daemon ended other than by a signal. Each ends the process with code 1.
+/// Why the daemon ended other than by a signal. [`DaemonError::exit_code`] says with which code the process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The system refused a signal handler, a thread, the runtime or a random seed.
@@ -82,9 +82,22 @@ pub enum DaemonError {
     /// settings are those that it ran with in the end, since SIGHUP may have changed some.
     #[error("the network config is not the one in the state directory any more; starting anew with it")]
     ConfigChanged(Box<Settings>),
+    /// Another living host has our public IP or our node id. The text names both, and a remedy.
+    #[error("{0}")]
+    Claimed(String),
     /// The control thread panicked.
     #[error("the control thread panicked")]
     Panicked,
+}
+
+impl DaemonError {
+    /// The code with which the process ends: 3 if another living host is who we are, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Claimed(_) => 3,
+            _ => 1,
+        }
+    }
 }
 
 /// Runs the daemon until SIGTERM or SIGINT (then `Ok`), or until it cannot go on. After such a signal the process ends

@@ -18,9 +18,9 @@ use crate::backend::{Backend, BackendError, Look, Network, Progress, Trouble};
 use crate::iface::External;
 use crate::lease::{Notice, Status};
 use crate::log::{Complaint, phrases};
-use crate::membership::{Clock, Ending, Source};
+use crate::membership::{Clock, Ending, Published, Source};
 use crate::netlink::{Change, Netlink};
-use crate::subnet::{Config, EnvFile, LeaseAttrs};
+use crate::subnet::{Config, EnvFile};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
@@ -59,7 +59,7 @@ pub(super) struct Parts {
     /// Where the store is reached, for those who keep what it says.
     pub(super) endpoints: watch::Sender<Vec<String>>,
     /// What the lease is to publish.
-    pub(super) publish: watch::Sender<LeaseAttrs>,
+    pub(super) publish: watch::Sender<Published>,
     pub(super) clock: Rc<Clock>,
     /// Where the lease comes from; `SIGHUP` changes how it is reached.
     pub(super) source: Rc<Source>,
@@ -80,7 +80,7 @@ pub(super) struct Running {
     lease: watch::Receiver<Option<Status>>,
     cache_failures: Rc<Cell<u64>>,
     endpoints: watch::Sender<Vec<String>>,
-    publish: watch::Sender<LeaseAttrs>,
+    publish: watch::Sender<Published>,
     clock: Rc<Clock>,
     source: Rc<Source>,
     config: Config,
@@ -116,7 +116,7 @@ type Registering = LocalBoxFuture<'static, (Ipv4Net, Registered)>;
 /// Why the loop ended.
 enum End {
     Signal(&'static str),
-    LeaseLost,
+    Failed(DaemonError),
     ConfigChanged,
 }
 
@@ -181,7 +181,8 @@ impl Running {
                 // Notices wait while a network is coming up, since they concern that network.
                 Some(notice) = inbox.recv(), if self.registering.is_none() => self.notice(notice),
                 ending = &mut lease => match ending {
-                    Ending::LeaseLost => break End::LeaseLost,
+                    Ending::LeaseLost => break End::Failed(DaemonError::LeaseLost),
+                    Ending::Claimed(text) => break End::Failed(DaemonError::Claimed(text)),
                     Ending::Stopped => break End::Signal("stop"),
                     Ending::ConfigChanged => break End::ConfigChanged,
                 },
@@ -218,8 +219,8 @@ impl Running {
                 info!("{name}: stopping; the lease stays");
                 Ok(())
             }
-            End::LeaseLost => Err(DaemonError::LeaseLost),
             End::ConfigChanged => Err(DaemonError::ConfigChanged(Box::new(self.settings))),
+            End::Failed(error) => Err(error),
         }
     }
 
@@ -255,6 +256,13 @@ impl Running {
             | Notice::Conflict { .. }
             | Notice::Outgrown { .. }
             | Notice::Config(_)
+            | Notice::Doubted { .. }
+            | Notice::Claimed { .. }
+            | Notice::TakenOver { .. }
+            | Notice::Asked { .. }
+            | Notice::Overwritten { .. }
+            | Notice::Namesake { .. }
+            | Notice::ChangedHands { .. }
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }
@@ -378,10 +386,13 @@ impl Running {
             );
         }
         self.detours.moved(external);
-        if external.address != self.external.external().address {
-            // The store is told even if the public IP is fixed: its connections came from the old address.
-            self.publish.send_modify(|attrs| attrs.public_ip = backend.attrs().public_ip);
-        }
+        // The store is told even if the public IP is fixed: its connections came from the old address.
+        let has_moved = external.address != self.external.external().address;
+        self.publish.send_if_modified(|published| {
+            published.link = external.index;
+            published.attrs.public_ip = backend.attrs().public_ip;
+            has_moved
+        });
         self.backend = backend;
         self.check_at = Instant::now();
         Ok(())

@@ -1,5 +1,6 @@
 //! What the daemon runs with, and the ranges of what the operator may set about the packet path.
 
+use crate::subnet::NodeId;
 use crate::{etcd, iface, lease, masq};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +24,8 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// Masquerade and forward rules and the blackhole route; `FLANNEL_IPMASQ` says whether we masquerade.
     pub masq: masq::Settings,
+    /// `NodeID` in the lease; `None`: the one in the state directory, else one derived from the machine id.
+    pub node_id: Option<NodeId>,
     /// How long the lease lives, when it is renewed and what happens when it is lost.
     pub lease: lease::Settings,
     /// The settings of the packet path.

@@ -5,7 +5,8 @@ use crate::netlink::Scope;
 use crate::netlink::namespace;
 
 fn link(index: u32, name: &str) -> Link {
-    Link { index, name: name.to_owned(), mtu: 1500, up: true, running: true, master: None, kind: None }
+    let name = name.to_owned();
+    Link { index, name, mtu: 1500, up: true, running: true, master: None, mac: None, kind: None }
 }
 
 fn address(link_index: u32, text: &str) -> Address {

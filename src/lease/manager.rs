@@ -5,6 +5,7 @@ mod new_config;
 mod outage;
 mod publish;
 mod status;
+mod steps;
 mod without_store;
 
 use super::cached::Fallback;
@@ -13,12 +14,15 @@ use super::drift::Standing;
 use super::feed::{self, Feed};
 use super::health::{Health, Way};
 use super::identity::Identity;
-use super::own::{self, Own};
-use super::seek::{self, Seek};
+use super::own::Own;
+use super::seek::Seek;
 use super::watcher::Watcher;
-use super::{Call, How, Input, Notice, Output, Reply, Settings};
+use super::{Call, Input, Notice, Output, Reply, Settings};
+use crate::log::Complaint;
 use crate::store::{Change, Entry, Error, Listing};
-use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
+#[cfg(test)]
+use crate::subnet::LeaseAttrs;
+use crate::subnet::{Config, Event, SubnetKey, Underlay};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -45,7 +49,13 @@ pub struct Manager {
     writes_from: Duration,
     /// The address that the store gives to peers, as the daemon knows it.
     told_address: Option<Ipv4Addr>,
-    /// Our subnet is somebody else's, and [`super::OnLost::Exit`] says that this is the end.
+    /// Another host writes our lease as its own, or asks whether we live.
+    overwritten: Complaint<Duration>,
+    asked: Complaint<Duration>,
+    /// How often another host has written our lease as its own.
+    overwrites: u64,
+    /// Our subnet is somebody else's, and [`super::OnLost::Exit`] says that this is the end; or another living host is
+    /// who we are.
     stopped: bool,
     /// What the input under way has led to so far.
     out: Vec<Output>,
@@ -68,11 +78,10 @@ struct InFlight {
 impl Manager {
     /// A machine at its start: call [`Manager::handle`] with [`Input::Tick`] to set it going.
     ///
-    /// `attrs` is what we publish; its `public_ip` is our identity. `previous` is the subnet of an
-    /// earlier run. `seed` decides every random choice.
+    /// `us` is what we publish, and by it what is ours. `previous` is the subnet of an earlier run. `seed` decides every random choice.
     pub fn new(
         config: Config,
-        attrs: LeaseAttrs,
+        us: Identity,
         previous: Option<Ipv4Net>,
         settings: Settings,
         seed: u64,
@@ -80,7 +89,7 @@ impl Manager {
         Self {
             watcher: Watcher::new(config.network),
             config: Standing::new(config.clone()),
-            seek: Seek::new(config, previous),
+            seek: Seek::new(config, previous, settings.force_takeover),
             fallback: Fallback::none(),
             own: None,
             feed: Feed::new(),
@@ -90,7 +99,10 @@ impl Manager {
             writes_from: Duration::ZERO,
             told_address: None,
             stopped: false,
-            us: Identity::new(attrs),
+            us,
+            overwritten: Complaint::default(),
+            asked: Complaint::default(),
+            overwrites: 0,
             settings,
             out: Vec::new(),
         }
@@ -120,6 +132,10 @@ impl Manager {
                 Input::Underlay(underlay) => self.on_underlay(now, underlay),
                 Input::Config(newer) => self.on_config(newer),
                 Input::Admission => self.on_admission(now),
+                Input::Probed { address, mac } => {
+                    let steps = self.seek.probed(now, address, mac);
+                    self.do_for_seek(now, now, steps);
+                }
             }
             self.tell_address();
             self.advance(now);
@@ -161,7 +177,6 @@ impl Manager {
             );
         }
         if self.stopped {
-            debug_assert!(self.own.is_some(), "the end of a search");
             return;
         }
         let wake_at = self.wake_at();
@@ -238,6 +253,7 @@ impl Manager {
         }
         Some(match &self.own {
             None => self.seek.due(),
+            Some(_) if self.is_unsure() => self.feed.list_due(self.watcher.len()),
             Some(own) => own.due().unwrap_or(Duration::MAX).min(self.feed.list_due(self.watcher.len())),
         })
     }
@@ -257,7 +273,8 @@ impl Manager {
         if self.in_flight.is_some() || self.call_due().is_none_or(|due| due > now) {
             return;
         }
-        match self.own.as_mut().and_then(|own| own.write_due(now)) {
+        let may_write = !self.is_unsure();
+        match self.own.as_mut().filter(|_| may_write).and_then(|own| own.write_due(now)) {
             Some(write) => self.do_for_own(now, [write]),
             None => self.call(now, Call::List),
         }
@@ -299,14 +316,15 @@ impl Manager {
 
     fn on_listing(&mut self, now: Duration, listing: Listing) {
         let feed::Merged { listing, reset } = self.feed.merge(listing);
+        self.doubt_cached(now);
         if self.own.is_none() {
             self.list_spoke(now);
             self.check_written(&listing);
-            let step = self.seek.choose(now, listing, &self.us, &mut self.delays);
+            let steps = self.seek.choose(now, listing, &self.us, &mut self.delays);
             if !self.seek.is_writing() {
                 self.written(now);
             }
-            return self.do_for_seek(now, now, step);
+            return self.do_for_seek(now, now, steps);
         }
         let steps = self.feed.listed(now, listing.revision, reset, &mut self.delays);
         self.do_for_feed(now, steps, &listing);
@@ -344,8 +362,8 @@ impl Manager {
 
     fn on_deleted(&mut self, now: Duration, deleted: bool) {
         if self.own.is_none() {
-            let step = self.seek.deleted(now, deleted, &self.us, &mut self.delays);
-            self.do_for_seek(now, now, step);
+            let steps = self.seek.deleted(now, deleted, &self.us, &mut self.delays);
+            self.do_for_seek(now, now, steps);
         }
     }
 
@@ -379,73 +397,5 @@ impl Manager {
             self.do_for_own(now, steps);
         }
         self.peers_changed(events);
-    }
-
-    /// Carries out what the feed has decided. `listing` is the list that it stands on.
-    fn do_for_feed(&mut self, now: Duration, steps: impl IntoIterator<Item = feed::Step>, listing: &Listing) {
-        for step in steps {
-            match step {
-                feed::Step::Say(notice) => self.say([notice]),
-                feed::Step::Watch { from, seen } => self.out.push(Output::Watch { from, seen }),
-                feed::Step::Compare { repair } => {
-                    let events =
-                        self.watcher.snapshot(&self.us, now, &listing.entries, &listing.skipped, repair);
-                    let confirm_at = self.watcher.confirm_at();
-                    if !events.is_empty() || confirm_at.is_some() {
-                        self.feed.forget_seen();
-                    }
-                    self.peers_changed(events);
-                    self.feed.list_by(confirm_at.unwrap_or(Duration::MAX));
-                }
-            }
-        }
-    }
-
-    /// Carries out what the subnet has decided.
-    fn do_for_own(&mut self, now: Duration, steps: impl IntoIterator<Item = own::Step>) {
-        for step in steps {
-            match step {
-                own::Step::Say(notice) => self.say([notice]),
-                own::Step::Create(key) => self.create(now, key, self.must_fit()),
-                own::Step::Update(held) => self.update(now, held),
-                own::Step::Look => self.feed.list_by(now),
-                own::Step::Stop => self.stopped = true,
-                own::Step::GiveUp => self.give_up(now),
-            }
-        }
-    }
-
-    /// Carries out what the search has decided on an answer to a call. `sent` is when that call went out.
-    fn do_for_seek(&mut self, now: Duration, sent: Duration, step: Option<seek::Step>) {
-        match step {
-            None => {}
-            Some(seek::Step::Say(notice)) => self.say([notice]),
-            Some(seek::Step::Create(key)) => self.create(now, key, false),
-            Some(seek::Step::Update(held)) => self.update(now, held),
-            Some(seek::Step::Delete { held, reason }) => {
-                self.say([Notice::Discarded { key: held.key, reason }]);
-                self.call(now, Call::Delete { held });
-            }
-            Some(seek::Step::Take { entry, how, listing }) => {
-                let own = Own::new(entry, sent, self.settings, &mut self.delays);
-                if own.is_over(now) {
-                    return self.seek.too_late(now, &mut self.delays);
-                }
-                self.take(now, own, how, &listing);
-            }
-        }
-    }
-
-    /// This subnet is ours. The peers are those of the list that showed it free or ours.
-    fn take(&mut self, now: Duration, own: Own, how: How, listing: &Listing) {
-        self.fallback.settled();
-        let (subnet, key) = (own.subnet(), own.key());
-        self.say([Notice::Acquired { subnet, how, deadline: own.deadline() }]);
-        self.own = Some(own);
-        self.seek.settled(subnet);
-        self.delays.settled();
-        self.watcher.restart(Some(key));
-        let steps = self.feed.follow(now, listing.revision, &mut self.delays);
-        self.do_for_feed(now, steps, listing);
     }
 }

@@ -28,6 +28,8 @@
 //!   of nodes that started together come at times of their own.
 //! - **Our address may change** while we hold a subnet. The key is overwritten under the same condition as a renewal,
 //!   at once and until it goes through; what we published before is still ours to find.
+//! - **Who is who.** An entry is ours by its NodeID, or by our PublicIP if it has none (`identity`). One that looks like
+//!   ours and may be another living host's is taken only if that host gives no sign of life (`challenge`).
 //! - **We lose the lease** in two steps. `Lost` or `Revoked`: we do not hold it for now, and try to create or renew
 //!   the same key; packets flow on. `Conflict`: somebody else owns it, and [`OnLost`] decides: with `Exit` the source
 //!   of membership ends its run, and the daemon ends with code 1. An outage of the store is neither:
@@ -48,6 +50,7 @@
 //! | `drift` | the network config in the store against the one that runs |
 //! | `manager` | the machine: routes inputs, carries out steps, has the one call under way |
 //! | `seek` | no subnet yet: which one to ask for |
+//! | `challenge` | a lease that looks like ours: whether its owner lives |
 //! | `own` | a subnet: renew, adopt, lose, regain |
 //! | `identity` | who we are, and which entries are ours |
 //! | `feed` | the watch and the lists beside it; `feed/resync` the list on the timer |
@@ -57,6 +60,7 @@
 //! | `settings` | TTL, margin and what happens to a lost lease |
 
 mod cached;
+mod challenge;
 mod delays;
 mod drift;
 mod feed;
@@ -72,8 +76,10 @@ mod watcher;
 
 use crate::store::{Change, Entry, Error, Listing, Revision, Seen};
 use crate::subnet::allocate::OutOfSubnets;
-use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey, Underlay};
+use crate::subnet::{Config, Event, LeaseAttrs, NodeId, SubnetKey, Underlay};
 pub use cached::{Basis, Cached};
+pub use challenge::{Rival, Sign};
+pub use identity::{Claim, Identity};
 use ipnet::Ipv4Net;
 pub use manager::{Manager, Status};
 pub use settings::{DEFAULT_RENEW_MARGIN, DEFAULT_TTL, OnLost, Settings, SettingsError};
@@ -104,6 +110,13 @@ pub enum Input {
     Config(Result<Config, String>),
     /// The store may take now what it has refused: it knows us by another password, certificate or user.
     Admission,
+    /// The answer to [`Output::Probe`].
+    Probed {
+        /// The address that was asked about.
+        address: Ipv4Addr,
+        /// Who has it besides us; `None` if nobody answers, and if nobody could be asked.
+        mac: Option<String>,
+    },
 }
 
 /// The answer to a [`Call`].
@@ -156,6 +169,7 @@ pub enum Call {
 
 /// What the driver of the machine is to do.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "an input leads to a few of them, which live for an instant")]
 pub enum Output {
     /// Make this call and bring back the [`Reply`]. There is never more than one under way.
     Call(Call),
@@ -166,6 +180,8 @@ pub enum Output {
         /// The store has to show first that it has made these changes, the last of which is at `from`.
         seen: Option<Seen>,
     },
+    /// Ask the link whether another host has this address, and bring back [`Input::Probed`].
+    Probe(Ipv4Addr),
     /// Tell the daemon something.
     Notice(Notice),
 }
@@ -260,6 +276,8 @@ pub enum Notice {
         subnet: Ipv4Net,
         /// The PublicIP of the host that has it now.
         owner: Ipv4Addr,
+        /// The NodeID of that host; flannel has none.
+        node: Option<NodeId>,
         /// What the machine does next. After [`OnLost::Exit`] it does nothing any more.
         then: OnLost,
     },
@@ -272,6 +290,60 @@ pub enum Notice {
     },
     /// The network config in the store has changed.
     Config(ConfigNews),
+    /// A lease looks like ours and may be another living host's. We ask, and take it if nobody answers.
+    Doubted {
+        /// The lease, its owner, and who we are.
+        rival: Box<Rival>,
+        /// How long its owner has for an answer.
+        patience: Duration,
+    },
+    /// A lease that looks like ours is another living host's. The machine does nothing any more.
+    Claimed {
+        /// The lease, its owner, and who we are.
+        rival: Box<Rival>,
+        /// How we know that the owner lives.
+        sign: Sign,
+    },
+    /// We have taken a lease that looked like ours: its owner gave no sign of life, or [`Settings::force_takeover`] says
+    /// so. `Acquired` follows.
+    TakenOver {
+        /// The subnet that is ours now.
+        subnet: Ipv4Net,
+        /// What its owner had published.
+        from: Box<LeaseAttrs>,
+    },
+    /// Another host asks in the value of our lease whether we live, since it is who we are. We write the lease anew.
+    Asked {
+        /// The subnet that we hold.
+        subnet: Ipv4Net,
+        /// The NodeID of the other host.
+        by: NodeId,
+    },
+    /// Another host has written our lease as its own: a flannel with our PublicIP, or one with our NodeID. We write the
+    /// lease anew. This is said at most once a minute.
+    Overwritten {
+        /// The subnet that we hold.
+        subnet: Ipv4Net,
+        /// What the other host has published.
+        by: Box<LeaseAttrs>,
+    },
+    /// Another host has our NodeID: it has a copy of our state directory, or was given the same name. It is a peer, or
+    /// has written our own lease again and again; then `Conflict` follows.
+    Namesake {
+        /// The subnet of that lease.
+        subnet: Ipv4Net,
+        /// What the other host publishes.
+        by: Box<LeaseAttrs>,
+    },
+    /// A peer's subnet is another node's now, or has another PublicIP.
+    ChangedHands {
+        /// The subnet of the peer.
+        subnet: Ipv4Net,
+        /// What the last owner had published.
+        from: Box<LeaseAttrs>,
+        /// What the new owner publishes.
+        to: Box<LeaseAttrs>,
+    },
     /// No subnet is free, and we try again. This is said at most once a minute.
     OutOfSubnets(OutOfSubnets),
     /// A lease of our PublicIP cannot be used and is being deleted. Another subnet follows.

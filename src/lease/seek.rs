@@ -3,14 +3,16 @@
 //! The order is flannel's: a lease of our PublicIP, the subnet of the last run, a random free one. To lose a race is
 //! no error: we list again and pick again.
 
+use super::challenge::{Challenge, Sign, Verdict};
 use super::delays::Delays;
-use super::identity::Identity;
+use super::identity::{Claim, Identity};
 use super::{How, Notice};
 use crate::log::Complaint;
 use crate::store::{Entry, Listing};
 use crate::subnet::allocate::{self, OutOfSubnets};
 use crate::subnet::{Config, SubnetKey, overlap};
 use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The search for a subnet. It rests while we have one.
@@ -29,6 +31,10 @@ pub(super) struct Seek {
     conflicts: u64,
     /// What was said about a pool without a free subnet.
     full: Complaint<Duration>,
+    /// The leases that look like ours and may be another living host's, and how far we are with asking.
+    challenges: Vec<Challenge>,
+    /// Take such leases without asking.
+    force_takeover: bool,
 }
 
 /// What the manager is to do.
@@ -42,13 +48,19 @@ pub(super) enum Step {
     Update(Entry),
     /// Delete this key, if it is as it was listed, for this reason.
     Delete { held: Entry, reason: String },
+    /// Ask the link who has this address.
+    Probe(Ipv4Addr),
+    /// Write into this lease, if it is as it was listed, that we ask whether its owner lives.
+    Ask(Entry),
+    /// Do nothing any more: another living host is who we are.
+    Stop,
     /// This lease is ours. Follow the peers from the list on.
     Take { entry: Entry, how: How, listing: Listing },
 }
 
 impl Seek {
     /// A search that begins at once, with a list.
-    pub(super) fn new(config: Config, previous: Option<Ipv4Net>) -> Self {
+    pub(super) fn new(config: Config, previous: Option<Ipv4Net>, force_takeover: bool) -> Self {
         // Tools write any address of a subnet into `subnet.env`. Ours is the one before it if that can be leased.
         let previous = previous.map(|net| if config.fits(net) { net } else { net.trunc() });
         Self {
@@ -59,6 +71,8 @@ impl Seek {
             races: 0,
             conflicts: 0,
             full: Complaint::default(),
+            challenges: Vec::new(),
+            force_takeover,
         }
     }
 
@@ -80,10 +94,20 @@ impl Seek {
         }
     }
 
+    /// We publish something else from now on, so what was asked of others is asked anew where it still has to be.
+    pub(super) fn republish(&mut self) {
+        self.challenges.clear();
+    }
+
     /// Begins again: somebody else has the subnet that we had.
     pub(super) fn restart(&mut self, now: Duration) {
         self.previous = None;
         self.again(now);
+    }
+
+    /// If nobody has this subnet, it comes first.
+    pub(super) fn prefer(&mut self, subnet: Ipv4Net) {
+        self.previous = Some(subnet);
     }
 
     /// The search is over: this subnet is ours.
@@ -92,6 +116,7 @@ impl Seek {
         self.previous = Some(subnet);
         self.races = 0;
         self.full.settle();
+        self.challenges.clear();
     }
 
     /// A call got no answer. Whether a write happened is open, so the next call is a list.
@@ -116,11 +141,24 @@ impl Seek {
         listing: Listing,
         us: &Identity,
         delays: &mut Delays,
-    ) -> Option<Step> {
+    ) -> Vec<Step> {
         let mut listing = listing;
-        let mine: Vec<&Entry> = listing.entries.iter().filter(|entry| us.owns(entry)).collect();
+        let rivals: Vec<&Entry> = listing.entries.iter().filter(|entry| us.claim(entry).is_some()).collect();
+        self.challenges.retain(|challenge| rivals.iter().any(|rival| challenge.is_to(rival)));
+        let own: Vec<&Entry> = listing.entries.iter().filter(|entry| us.is_surely(entry)).collect();
+        // With a lease that is surely ours, one of our name elsewhere is left to whoever has it.
+        let is_settled = own.iter().any(|entry| self.misfit(entry.key, us).is_none());
+        let is_doubtful = |rival: &&&Entry| !(is_settled && us.claim(rival) == Some(Claim::Name));
+        if !self.force_takeover
+            && let Some(steps) =
+                rivals.iter().filter(is_doubtful).find_map(|rival| self.challenge(now, rival, us))
+        {
+            return steps;
+        }
+        // What is surely ours comes first, then what nobody defends.
+        let mine: Vec<&Entry> = own.into_iter().chain(rivals).collect();
         let usable = |entry: &&&Entry| self.misfit(entry.key, us).is_none();
-        let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous;
+        let previous = |entry: &&&Entry| Some(entry.key.ipv4) == self.previous && us.is_surely(entry);
         let reuse = mine.iter().filter(usable).find(previous).or_else(|| mine.iter().find(usable));
         // A reservation that does not fit is the operator's, not ours to delete.
         let misfit = mine.iter().filter(|entry| entry.lease.is_some());
@@ -129,7 +167,7 @@ impl Seek {
             let entry = (*entry).clone();
             if entry.lease.is_none() && entry.attrs == *us.attrs() {
                 // The reservation says what we would write, so there is nothing to write.
-                return Some(Step::Take { entry, how: How::Reused, listing });
+                return vec![Step::Take { entry, how: How::Reused, listing }];
             }
             Step::Update(entry)
         } else if let Some((held, reason)) = misfit {
@@ -140,12 +178,58 @@ impl Seek {
         } else {
             match self.free_subnet(&listing, us, delays) {
                 Ok(subnet) => Step::Create(SubnetKey::v4(subnet)),
-                Err(full) => return self.out_of_subnets(now, full, delays),
+                Err(full) => return self.out_of_subnets(now, full, delays).into_iter().collect(),
             }
         };
         self.at = Duration::MAX;
         self.list = Some(listing);
-        Some(step)
+        vec![step]
+    }
+
+    /// Goes on with the challenge to the owner of this lease. `None`: it has given no sign of life.
+    fn challenge(&mut self, now: Duration, rival: &Entry, us: &Identity) -> Option<Vec<Step>> {
+        let claim = us.claim(rival)?;
+        let known = self.challenges.iter().position(|challenge| challenge.is_to(rival));
+        let index = known.unwrap_or_else(|| {
+            self.challenges.push(Challenge::new(now, rival, us, claim));
+            self.challenges.len() - 1
+        });
+        let challenge = &mut self.challenges[index];
+        let mut steps = Vec::new();
+        if known.is_none() {
+            let (doubted, patience) = (challenge.rival(), challenge.patience());
+            steps.push(Step::Say(Notice::Doubted { rival: doubted, patience }));
+            if claim == Claim::Address {
+                steps.push(Step::Probe(rival.attrs.public_ip));
+            }
+        }
+        match challenge.look(now, rival) {
+            Verdict::Silent => return None,
+            Verdict::Look(at) => self.again(at),
+            Verdict::Ask(held) => {
+                self.at = Duration::MAX;
+                steps.push(Step::Ask(held));
+            }
+            Verdict::Lives => {
+                let (rival, sign) = (challenge.rival(), Sign::Written);
+                steps.extend([Step::Say(Notice::Claimed { rival, sign }), Step::Stop]);
+            }
+        }
+        Some(steps)
+    }
+
+    /// The link has answered who has this address: somebody with that MAC, or nobody.
+    pub(super) fn probed(&mut self, now: Duration, address: Ipv4Addr, mac: Option<String>) -> Vec<Step> {
+        let Some(challenge) = self.challenges.iter_mut().find(|challenge| challenge.awaits(address)) else {
+            return Vec::new();
+        };
+        let Some(mac) = mac else {
+            challenge.unanswered();
+            self.again(now);
+            return Vec::new();
+        };
+        let (rival, sign) = (challenge.rival(), Sign::Arp(mac));
+        vec![Step::Say(Notice::Claimed { rival, sign }), Step::Stop]
     }
 
     /// Why a lease of our PublicIP cannot be used; `None` if it can.
@@ -214,13 +298,20 @@ impl Seek {
         self.written(now, created, how, delays)
     }
 
-    /// The answer to [`Step::Update`]; `None`: the key is not as it was listed.
+    /// The answer to [`Step::Update`] or [`Step::Ask`]; `None`: the key is not as it was listed.
     pub(super) fn updated(
         &mut self,
         now: Duration,
         updated: Option<Entry>,
         delays: &mut Delays,
     ) -> Option<Step> {
+        // A question does not rest on a list, and every other write does.
+        let is_question = self.list.is_none();
+        let asking = self.challenges.iter_mut().find(|challenge| is_question && challenge.is_asking());
+        if let (Some(challenge), Some(entry)) = (asking, &updated) {
+            self.at = challenge.asked(now, entry.revision);
+            return None;
+        }
         self.written(now, updated, How::Reused, delays)
     }
 
@@ -248,12 +339,12 @@ impl Seek {
         deleted: bool,
         us: &Identity,
         delays: &mut Delays,
-    ) -> Option<Step> {
+    ) -> Vec<Step> {
         match self.list.take() {
             Some(listing) if deleted => self.choose(now, listing, us, delays),
             Some(_) | None => {
                 self.lost_race(now, delays);
-                None
+                Vec::new()
             }
         }
     }

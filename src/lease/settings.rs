@@ -62,11 +62,18 @@ pub struct Settings {
     renew_margin: Duration,
     /// What to do once somebody else owns our subnet.
     pub on_lost: OnLost,
+    /// Take a lease that looks like ours without asking whether its owner lives.
+    pub force_takeover: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { ttl: DEFAULT_TTL, renew_margin: DEFAULT_RENEW_MARGIN, on_lost: OnLost::default() }
+        Self {
+            ttl: DEFAULT_TTL,
+            renew_margin: DEFAULT_RENEW_MARGIN,
+            on_lost: OnLost::default(),
+            force_takeover: false,
+        }
     }
 }
 
@@ -88,7 +95,7 @@ impl Settings {
         if margin >= ttl {
             return Err(SettingsError::Margin { margin, ttl });
         }
-        Ok(Self { ttl, renew_margin: margin, on_lost })
+        Ok(Self { ttl, renew_margin: margin, on_lost, force_takeover: false })
     }
 
     /// How long a lease lives without renewal.

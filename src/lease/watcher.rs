@@ -29,6 +29,10 @@ pub struct Counters {
     pub lists: u64,
     /// Watches by which the store has shown after a failure that it is the same, so that no list was needed.
     pub proofs: u64,
+    /// Leases of peers that another node, or the same under another PublicIP, has taken over as they stood.
+    pub handovers: u64,
+    /// Times that another host wrote our own lease as its own.
+    pub overwrites: u64,
 }
 
 /// A list can be suspect only if this many peers are known.
@@ -57,7 +61,7 @@ enum Verdict {
     Peer,
     Own,
     /// Its PublicIP is ours, but it is not the subnet that we hold, so no peer has it.
-    Stray(&'static str),
+    Stray(String),
     Reject(&'static str),
     /// It would take something away from this host.
     Harm(String),
@@ -150,7 +154,7 @@ impl Watcher {
                 Verdict::Peer => drop(wanted.insert(entry.key.subnet(), (entry.key, entry.attrs.clone()))),
                 Verdict::Stray(reason) => {
                     refused.insert(entry.key.to_string());
-                    self.reject(entry.key, reason);
+                    self.reject(entry.key, &reason);
                 }
                 Verdict::Reject(reason) => {
                     refused.insert(entry.key.to_string());
@@ -174,14 +178,19 @@ impl Watcher {
                 wanted.entry(key.subnet()).or_insert_with(|| peer.clone());
             }
         }
-        let events = self.replace(now, wanted);
+        let events = self.replace(us, now, wanted);
         if repair {
             self.counters.repairs += events.len() as u64;
         }
         events
     }
 
-    fn replace(&mut self, now: Duration, wanted: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>) -> Vec<Event> {
+    fn replace(
+        &mut self,
+        us: &Identity,
+        now: Duration,
+        wanted: BTreeMap<Ipv4Net, (SubnetKey, LeaseAttrs)>,
+    ) -> Vec<Event> {
         let mut gone: Vec<Ipv4Net> =
             self.peers.keys().filter(|subnet| !wanted.contains_key(subnet)).copied().collect();
         let many = self.peers.len() >= GUARD_MIN_PEERS && gone.len() * 2 > self.peers.len();
@@ -200,7 +209,7 @@ impl Watcher {
         let count = wanted.len();
         let mut events = Vec::new();
         for (subnet, peer) in wanted {
-            events.extend(self.put(subnet, peer));
+            events.extend(self.put(us, subnet, peer));
         }
         for subnet in gone {
             let removed = self.peers.remove(&subnet);
@@ -218,10 +227,10 @@ impl Watcher {
                 Verdict::Own => None,
                 Verdict::Peer => {
                     self.refused.remove(&entry.key.to_string());
-                    self.put(entry.key.subnet(), (entry.key, entry.attrs.clone()))
+                    self.put(us, entry.key.subnet(), (entry.key, entry.attrs.clone()))
                 }
                 Verdict::Stray(reason) => {
-                    self.reject(entry.key, reason);
+                    self.reject(entry.key, &reason);
                     self.remove(entry.key)
                 }
                 Verdict::Reject(reason) => {
@@ -254,7 +263,9 @@ impl Watcher {
     }
 
     /// Takes a peer as it now is. A renewal changes nothing, so it is no event.
-    fn put(&mut self, subnet: Ipv4Net, peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
+    fn put(&mut self, us: &Identity, subnet: Ipv4Net, mut peer: (SubnetKey, LeaseAttrs)) -> Option<Event> {
+        // The question whether it lives is for the peer alone.
+        peer.1.asked_by = None;
         debug_assert!(peer.0.subnet() == subnet, "{} is filed under {subnet}", peer.0);
         debug_assert!(
             self.own.is_none_or(|own| !overlap(own.ipv4, subnet)),
@@ -262,12 +273,29 @@ impl Watcher {
             self.own
         );
         debug_assert!(self.network.contains(&subnet), "{subnet} lies outside of {}", self.network);
-        let attrs = match self.peers.get(&subnet) {
-            Some((_, known)) if *known == peer.1 => None,
-            Some(_) | None => Some(peer.1.clone()),
-        };
+        let known = self.peers.get(&subnet).map(|(_, known)| known.clone());
+        if known.as_ref() == Some(&peer.1) {
+            self.peers.insert(subnet, peer);
+            return None;
+        }
+        let attrs = peer.1.clone();
         self.peers.insert(subnet, peer);
-        attrs.map(|attrs| Event::Added(Lease { subnet, attrs }))
+        if us.has_name(&attrs) && known.as_ref().is_none_or(|known| !us.has_name(known)) {
+            self.notices.push(Notice::Namesake { subnet, by: Box::new(attrs.clone()) });
+        }
+        if let Some(known) = known {
+            let renamed =
+                known.node_id.is_some() && attrs.node_id.is_some() && known.node_id != attrs.node_id;
+            if renamed || known.public_ip != attrs.public_ip {
+                self.counters.handovers += 1;
+                self.notices.push(Notice::ChangedHands {
+                    subnet,
+                    from: Box::new(known),
+                    to: Box::new(attrs.clone()),
+                });
+            }
+        }
+        Some(Event::Added(Lease { subnet, attrs }))
     }
 
     fn judge(&self, us: &Identity, entry: &Entry) -> Verdict {
@@ -283,7 +311,12 @@ impl Watcher {
         } else if let Some(reason) = us.objection(subnet) {
             Verdict::Harm(reason)
         } else if us.has_address(ip) {
-            Verdict::Stray("its PublicIP is our own")
+            Verdict::Stray(match &entry.attrs.node_id {
+                Some(node) if us.claim(entry).is_some() => {
+                    format!("its PublicIP is our own, and its node id is another one: {node}")
+                }
+                _ => "its PublicIP is our own".to_owned(),
+            })
         } else if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
             Verdict::Reject("nobody can send to its PublicIP")
         } else {

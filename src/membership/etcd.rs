@@ -4,7 +4,7 @@
 //! A call, the watch and a timer wait side by side; the machine decides. An outage of the store ends nothing here.
 
 use super::cache::Keeper;
-use super::{Clock, Ending, Exchange, config, told};
+use super::{Clock, Ending, Exchange, config, link, told};
 use crate::lease::{Basis, Call, Input, Manager, Notice, OnLost, Output, Reply};
 use crate::log::{Complaint, phrases};
 use crate::store::{Backoff, Error, Registry, Revision, Seen, Watch};
@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::time::Duration;
 use tracing::error;
@@ -73,6 +74,7 @@ pub(super) async fn run<R: Registry>(
     let mut admission: Option<LocalBoxFuture<'_, Input>> = None;
     let mut feed = Feed::<R>::Off;
     let mut config: LocalBoxFuture<'_, _> = Box::pin(config::changed(registry, None));
+    let mut probed: Option<LocalBoxFuture<'_, Input>> = None;
     let mut input = Input::Tick;
     loop {
         let now = clock.now();
@@ -86,15 +88,16 @@ pub(super) async fn run<R: Registry>(
                     call = Some(Box::pin(make(registry, manager.network(), wanted)));
                 }
                 Output::Watch { from, seen } => feed = Feed::Starting(Box::pin(watch(registry, from, seen))),
+                Output::Probe(address) => probed = Some(Box::pin(probe(publish.borrow().link, address))),
                 Output::Notice(notice) => {
                     told::log(&notice, &told::Facts::of(&manager, now));
-                    let fatal = is_fatal(&notice);
                     note(&mut keeper, &manager, &notice);
+                    let ending = ending(&notice);
                     // If nobody listens any more, the daemon is about to stop us.
                     let _ = notices.send(notice);
-                    if fatal {
+                    if let Some(ending) = ending {
                         finish(&mut keeper, &manager, now).await;
-                        return Ending::LeaseLost;
+                        return ending;
                     }
                 }
             }
@@ -111,7 +114,7 @@ pub(super) async fn run<R: Registry>(
                 registry.reconnect();
                 (call, feed) = (None, Feed::Off);
                 config = Box::pin(config::changed(registry, None));
-                Input::Publish(publish.borrow_and_update().clone())
+                Input::Publish(publish.borrow_and_update().attrs.clone())
             }
             Ok(()) = underlay.changed() => Input::Underlay(underlay.borrow_and_update().clone()),
             reply = running(&mut call) => reply,
@@ -121,6 +124,7 @@ pub(super) async fn run<R: Registry>(
                 config = Box::pin(config::changed(registry, Some(seen)));
                 Input::Config(newer)
             }
+            answer = running(&mut probed) => answer,
             () = due(&mut keeper) => {
                 keeper.iter_mut().for_each(|keeper| keeper.save(&manager, clock.now()));
                 Input::Tick
@@ -130,10 +134,24 @@ pub(super) async fn run<R: Registry>(
     }
 }
 
-/// Whether the run ends with this notice.
-fn is_fatal(notice: &Notice) -> bool {
-    let (Notice::Conflict { then, .. } | Notice::Outgrown { then, .. }) = notice else { return false };
-    *then == OnLost::Exit
+/// How the run ends with this notice, if it does.
+fn ending(notice: &Notice) -> Option<Ending> {
+    match notice {
+        Notice::Conflict { then: OnLost::Exit, .. } | Notice::Outgrown { then: OnLost::Exit, .. } => {
+            Some(Ending::LeaseLost)
+        }
+        Notice::Claimed { rival, sign } => {
+            Some(Ending::Claimed(format!("{rival}; {sign}. {}", rival.remedy())))
+        }
+        _ => None,
+    }
+}
+
+/// Takes note of what is to be kept. What stands in the file already is not written again on its own word.
+fn note(keeper: &mut Option<Keeper>, manager: &Manager, notice: &Notice) {
+    if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
+        keeper.note(notice);
+    }
 }
 
 /// Waits beside the rest for the store to let us write, as long as it does not.
@@ -159,13 +177,6 @@ async fn due(keeper: &mut Option<Keeper>) {
     }
 }
 
-/// Takes note of what is to be kept. What stands in the file already is not written again on its own word.
-fn note(keeper: &mut Option<Keeper>, manager: &Manager, notice: &Notice) {
-    if let Some(keeper) = keeper.as_mut().filter(|_| manager.status().basis == Basis::Store) {
-        keeper.note(notice);
-    }
-}
-
 /// Keeps what is not kept yet, for as long as a stop may wait for a slow disk.
 async fn finish(keeper: &mut Option<Keeper>, manager: &Manager, now: Duration) {
     if let Some(keeper) = keeper {
@@ -179,6 +190,11 @@ async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
     let input = call.await;
     *slot = None;
     input
+}
+
+/// Asks the link who has this address.
+async fn probe(link: u32, address: Ipv4Addr) -> Input {
+    Input::Probed { address, mac: link::who_has(link, address).await }
 }
 
 /// Waits for at most a minute, since the kernel's timers stand still in suspend and the machine's clock does not.

@@ -15,6 +15,8 @@
 //! | [`cache`] | what a network knew of its store, kept for a start without the store |
 //! | `config` | the network config after the start |
 //! | `clock` | the clock by which a lease ends |
+//! | `link` | whether another host on the link has our address |
+//! | `node_id` | which NodeID this host has |
 //! | `state_dir` | what must outlive this process |
 //! | `told` | what the log is told |
 
@@ -22,10 +24,13 @@ pub mod cache;
 mod clock;
 mod config;
 mod etcd;
+mod link;
+mod node_id;
 mod state_dir;
 mod told;
 
 pub use clock::Clock;
+pub use node_id::NodeNames;
 pub use state_dir::StateDir;
 
 use crate::etcd::{Replaceable, Settings};
@@ -36,7 +41,7 @@ use cache::{Keep, Keeper};
 use tokio::sync::{mpsc, watch};
 
 /// Why [`Source::run`] came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// The caller asked for it. The lease stays in the store.
     Stopped,
@@ -45,14 +50,25 @@ pub enum Ending {
     LeaseLost,
     /// The network config is not the one that the network runs with: it is to be started anew.
     ConfigChanged,
+    /// Another living host is who we are. The text names both, and says how we know.
+    Claimed(String),
+}
+
+/// What the lease is to say of this host, and where this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The value of the lease. Its NodeID is left to the machine, which has one.
+    pub attrs: LeaseAttrs,
+    /// The number of the interface that is asked whether another host has our address.
+    pub link: u32,
 }
 
 /// What passes between the daemon and the one who runs its lease.
 #[derive(Debug)]
 pub struct Exchange {
-    /// What the lease is to publish. Whenever it is sent, the store is asked over new connections, and a change is written
-    /// at once.
-    pub publish: watch::Receiver<LeaseAttrs>,
+    /// What the lease is to publish. Whenever a change is told, the store is asked over new connections, and another value
+    /// is written at once.
+    pub publish: watch::Receiver<Published>,
     /// What lies under the overlay. Whenever it changes, the peers are judged anew.
     pub underlay: watch::Receiver<Underlay>,
     /// Every notice, in order.

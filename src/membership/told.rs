@@ -2,7 +2,7 @@
 
 use crate::lease::{ConfigNews, How, Manager, Notice, OnLost};
 use crate::log::phrases;
-use crate::subnet::{Event, Lease};
+use crate::subnet::{Event, Lease, LeaseAttrs};
 use ipnet::Ipv4Net;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -11,6 +11,10 @@ use tracing::{error, info, warn};
 
 /// More peers than these, in one notice, share a line.
 const MOST_LINES: usize = 50;
+
+/// What to do about two hosts with one NodeID.
+const COPY: &str = "two hosts have one node id; if one is a copy of the other, remove the file node-id from the copy's \
+                    state directory, or give it a --node-id of its own";
 
 /// What the lines tell besides the notice itself.
 #[derive(Debug, Clone, Copy)]
@@ -65,13 +69,9 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
              since another host may own it by now"
         ),
         Notice::Forgotten { subnet } => log_forgotten(*subnet),
-        Notice::Conflict { subnet, owner, then } => {
-            let then = match then {
-                OnLost::Exit => "shutting down",
-                OnLost::Keep => "forwarding on with it, as --on-lease-lost=keep says",
-                OnLost::Reacquire => "taking another one",
-            };
-            error!("{}: {subnet} belongs to {owner} now; {then}", phrases::LEASE_REVOKED);
+        Notice::Conflict { subnet, owner, node, then } => {
+            let owner = LeaseAttrs { node_id: node.clone(), ..LeaseAttrs::new(*owner) };
+            log_conflict(*subnet, &owner, *then);
         }
         Notice::Outgrown { subnet, then } => {
             let then = match then {
@@ -81,6 +81,13 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             error!("Lease of {subnet} is gone, and the network config has no place for it any more; {then}");
         }
         Notice::Config(news) => log_config(news),
+        Notice::Doubted { .. }
+        | Notice::Claimed { .. }
+        | Notice::TakenOver { .. }
+        | Notice::Asked { .. }
+        | Notice::Overwritten { .. }
+        | Notice::Namesake { .. }
+        | Notice::ChangedHands { .. } => log_rival(notice),
         Notice::OutOfSubnets(full) => error!("Failed to acquire a subnet: {full}; trying again"),
         Notice::Discarded { key, reason } => {
             warn!("Discarding our lease {key}, and taking another subnet: {reason}");
@@ -97,6 +104,16 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
         }
         Notice::StoreBack { after } => info!("The store is back after {:.1} s", after.as_secs_f64()),
     }
+}
+
+/// Writes that another host has our subnet, and what follows.
+fn log_conflict(subnet: Ipv4Net, owner: &LeaseAttrs, then: OnLost) {
+    let then = match then {
+        OnLost::Exit => "shutting down",
+        OnLost::Keep => "forwarding on with it, as --on-lease-lost=keep says",
+        OnLost::Reacquire => "taking another one",
+    };
+    error!("{}: {subnet} belongs to {} now; {then}", phrases::LEASE_REVOKED, Node(owner));
 }
 
 /// How we came by a subnet, in words.
@@ -173,6 +190,42 @@ fn log_peers(events: &[Event]) {
     }
 }
 
+/// Writes a notice about hosts that are told apart by their NodeID.
+fn log_rival(notice: &Notice) {
+    match notice {
+        Notice::Doubted { rival, patience } => warn!(
+            "{rival}; waiting up to {} s for a sign of life of that host before taking the lease",
+            patience.as_secs()
+        ),
+        Notice::TakenOver { subnet, from } => {
+            warn!(
+                "Took over the lease of {subnet} from {}: no sign of life, or --force-takeover",
+                Node(from)
+            );
+        }
+        Notice::Asked { subnet, by } => warn!(
+            "node {by} asks whether we live: it is started with our public IP or node id, and wants the lease of \
+             {subnet}; answering"
+        ),
+        Notice::Overwritten { subnet, by } => {
+            let is_namesake = by.node_id.as_ref().is_some_and(|node| !node.is_of_machine());
+            let remedy = if is_namesake { COPY } else { "end one of the two, or give it another address" };
+            error!(
+                "another flanneld writes our lease of {subnet} as its own, as {}; taking it back: {remedy}",
+                Node(by)
+            );
+        }
+        Notice::Namesake { subnet, by } => {
+            error!("{subnet} is leased to our node id under another public IP, as {}: {COPY}", Node(by));
+        }
+        Notice::ChangedHands { subnet, from, to } => {
+            info!("Lease of {subnet} has changed hands: from {} to {}", Node(from), Node(to));
+        }
+        // The daemon says that a lease is claimed when it ends for it.
+        _ => {}
+    }
+}
+
 fn log_peer(event: &Event) {
     match event {
         Event::Added(Lease { subnet, attrs }) => {
@@ -180,6 +233,19 @@ fn log_peer(event: &Event) {
         }
         Event::Removed(Lease { subnet, attrs }) => {
             info!("{}: {subnet} via {}", phrases::SUBNET_REMOVED, attrs.public_ip);
+        }
+    }
+}
+
+/// A host by its PublicIP, and by its NodeID if it has published one.
+struct Node<'a>(&'a LeaseAttrs);
+
+impl fmt::Display for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.public_ip)?;
+        match &self.0.node_id {
+            Some(node) => write!(f, " (node {node})"),
+            None => Ok(()),
         }
     }
 }

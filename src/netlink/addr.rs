@@ -39,6 +39,11 @@ pub struct Address {
 }
 
 impl Address {
+    /// Whether `ip` is of the prefix that this address puts on the link.
+    pub fn reaches(&self, ip: Ipv4Addr) -> bool {
+        Ipv4Net::new(self.address, self.prefix_len).is_ok_and(|net| net.contains(&ip))
+    }
+
     /// Reads an address from a message of the kernel.
     pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
         let mut local = None;

@@ -1,6 +1,6 @@
 //! Network devices, which the kernel calls links.
 
-use super::{Changes, Error, Netlink};
+use super::{Changes, Error, Mac, Netlink};
 use futures_util::TryStreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -26,6 +26,8 @@ pub struct Link {
     pub running: bool,
     /// The index of the bridge or bond that it is a port of, if it is one.
     pub master: Option<u32>,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<Mac>,
     /// The kind of its driver, such as `tun` or `veth`; absent for plain hardware.
     pub kind: Option<String>,
 }
@@ -60,6 +62,7 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Running),
             master: None,
+            mac: None,
             kind: None,
         };
         for attribute in &message.attributes {
@@ -67,6 +70,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index > 0),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) => link.mac = Mac::from_bytes(bytes),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),

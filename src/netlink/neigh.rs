@@ -35,7 +35,8 @@ impl Mac {
         self
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    /// `None` if these are not six bytes.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Some(Self(bytes.try_into().ok()?))
     }
 }

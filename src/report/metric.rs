@@ -103,6 +103,10 @@ metrics! {
         "Lists of all leases that the store was asked for.";
     STORE_PROOFS: Counter "flanneld_store_proofs_total", "watches",
         "Watches by which the store has shown after a failure that it is the same, so that it was not listed.";
+    LEASE_HANDOVERS: Counter "flanneld_lease_handovers_total", "leases",
+        "Leases of peers that changed hands: the same subnet with another PublicIP or NodeID.";
+    LEASE_OVERWRITES: Counter "flanneld_lease_overwrites_total", "times",
+        "Times that another host wrote our own lease as its own, and we took it back.";
 
     RX_PACKETS: Counter "flanneld_rx_packets_total", "packets", "Packets read and passed on, by direction.";
     RX_BYTES: Counter "flanneld_rx_bytes_total", "bytes",

@@ -1,5 +1,6 @@
 //! The lease as the store holds it: how its key and its value are read and written.
 
+use super::NodeId;
 use super::generation::Generation;
 use super::go_json::Object;
 use crate::log::quote;
@@ -28,12 +29,17 @@ pub struct SubnetKey {
 /// What a node publishes about itself in its lease's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseAttrs {
-    /// The address to which peers send this node's packets. It is also the identity of the node.
+    /// The address to which peers send this node's packets. flannel takes it for the node's identity too.
     pub public_ip: Ipv4Addr,
     /// The backend of the node, such as `vxlan` or `host-gw`; absent for `udp` and `alloc`.
     pub backend_type: Option<String>,
     /// What that backend tells its peers, as it stands in the store.
     pub backend_data: Option<BackendData>,
+    /// `NodeID`: the name of the node. flannel writes none and ignores it.
+    pub node_id: Option<NodeId>,
+    /// `AskedBy`: another node doubts that this one lives, and has written this into its lease. A node that lives writes
+    /// its lease anew, without this field; peers ignore it.
+    pub asked_by: Option<NodeId>,
 }
 
 /// What a backend tells its peers: any JSON, in the form that the store has but with sorted members and without blanks.
@@ -167,10 +173,20 @@ fn split_net<A: FromStr>(text: &str, max_len: u8) -> Result<(A, u8), &'static st
 impl LeaseAttrs {
     /// The attributes of a node whose backend tells its peers only where to send packets.
     pub fn new(public_ip: Ipv4Addr) -> Self {
-        Self { public_ip, backend_type: None, backend_data: None }
+        Self { public_ip, backend_type: None, backend_data: None, node_id: None, asked_by: None }
+    }
+
+    /// Whether `other` says the same of a node, apart from the question whether it lives.
+    pub fn says(&self, other: &Self) -> bool {
+        let Self { public_ip, backend_type, backend_data, node_id, asked_by: _ } = self;
+        *public_ip == other.public_ip
+            && *node_id == other.node_id
+            && *backend_type == other.backend_type
+            && *backend_data == other.backend_data
     }
 
     /// The value as flannel writes it: the fields have a fixed order, empty ones are left out, and there are no blanks.
+    /// Fields that flannel does not know follow its own.
     pub fn encode(&self, form: Generation) -> String {
         let mut text = format!("{{\"PublicIP\":\"{}\"", self.public_ip);
         if form == Generation::V3 {
@@ -181,6 +197,11 @@ impl LeaseAttrs {
         }
         if let Some(data) = &self.backend_data {
             text.push_str(&format!(",\"BackendData\":{data}"));
+        }
+        for (field, name) in [("NodeID", &self.node_id), ("AskedBy", &self.asked_by)] {
+            if let Some(name) = name {
+                text.push_str(&format!(",\"{field}\":{}", Value::from(name.as_str())));
+            }
         }
         text.push('}');
         let same_host = |read: &Self| read.public_ip == self.public_ip;
@@ -211,10 +232,14 @@ impl LeaseAttrs {
             Some(Value::String(kind)) => Some(kind.clone()).filter(|kind| !kind.is_empty()),
             other => return Err(error("BackendType", other, "not a string")),
         };
+        // flannel ignores these fields, so a peer whose fields make no sense to us is a peer like any of flannel's.
+        let node = |field| object.get_non_null(field).and_then(Value::as_str).and_then(NodeId::published);
         Ok(Self {
             public_ip: address.ok_or_else(|| error("PublicIP", public_ip, "not an IPv4 address"))?,
             backend_type,
             backend_data: object.get_non_null("BackendData").map(|data| BackendData(data.to_string().into())),
+            node_id: node("NodeID"),
+            asked_by: node("AskedBy"),
         })
     }
 }

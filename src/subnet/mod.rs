@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | `config` | `<prefix>/config` | [`Config`] |
 //! | [`lease`] | `<prefix>/subnets/<key>` and its value | [`SubnetKey`], [`LeaseAttrs`] |
+//! | `node_id` | `NodeID` in that value | [`NodeId`] |
 //! | `generation` | | which flannel's defaults and forms count ([`Generation`]) |
 //! | `event` | | a peer's [`Lease`], and how it changes ([`Event`]) |
 //! | [`allocate`] | | a free subnet of a [`Config`] |
@@ -26,6 +27,7 @@ mod event;
 mod generation;
 mod go_json;
 pub mod lease;
+mod node_id;
 pub mod replace;
 mod underlay;
 
@@ -35,6 +37,7 @@ pub use env_file::{EnvFile, Written};
 pub use event::{Event, Lease};
 pub use generation::Generation;
 pub use lease::{BackendData, LeaseAttrs, SubnetKey};
+pub use node_id::{NodeId, NodeIdError};
 pub use replace::FileError;
 pub use underlay::{HostAddress, Underlay};
 

@@ -27,6 +27,16 @@ impl Api {
     }
 }
 
+/// The value of a lease of ours as flannel would have written it, and the NodeID that follows. A value without one
+/// gives an empty NodeID.
+pub fn named(value: &str) -> (String, String) {
+    let Some((flannels, rest)) = value.split_once(",\"NodeID\":\"") else {
+        return (value.to_owned(), String::new());
+    };
+    let node = rest.strip_suffix("\"}").unwrap_or_else(|| panic!("NodeID is not the last field: {value}"));
+    (format!("{flannels}}}"), node.to_owned())
+}
+
 impl Lab {
     /// Starts etcd. A second start finds the data of the first.
     pub fn start_etcd(&mut self) {

@@ -54,7 +54,7 @@ impl Running {
         if let Some(trouble) = self.trouble().filter(|trouble| trouble.is_grave) {
             return Some(trouble.reason.clone());
         }
-        let wanted = self.publish.borrow().public_ip;
+        let wanted = self.publish.borrow().attrs.public_ip;
         let published = self.lease.borrow().and_then(|status| status.public_ip);
         let stale = published.filter(|published| *published != wanted);
         stale.map(|old| format!("peers still know {old}, since the store has not taken {wanted} yet"))

@@ -15,10 +15,19 @@ impl Manager {
         if let Some(call) = self.in_flight.take() {
             self.retry(now, call.kind, false);
         }
+        let address = self.us.attrs().public_ip;
+        // A peer with our new address is none, which a list tells.
+        let is_taken = self.watcher.leases().any(|(_, peer)| peer.public_ip == address);
+        if is_news {
+            self.seek.republish();
+        }
         if let Some(own) = &mut self.own {
             self.feed.reconnect(now);
             if is_news {
                 own.republish(now);
+            }
+            if is_news && is_taken {
+                self.feed.list_by(now);
             }
         }
     }

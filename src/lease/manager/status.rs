@@ -57,6 +57,7 @@ impl Manager {
                 conflicts: self.watcher.counters().conflicts + self.seek.conflicts(),
                 lists: self.feed.lists(),
                 proofs: self.feed.proofs(),
+                overwrites: self.overwrites,
                 ..self.watcher.counters()
             },
         }

@@ -47,6 +47,23 @@ impl Manager {
         self.feed.resume(again_at, revision);
     }
 
+    /// Whether what an earlier run held may be another living host's: it was held under another address, and a copy of
+    /// this host may be there. Nothing is written before the store has shown the lease.
+    pub(super) fn is_unsure(&self) -> bool {
+        let own = self.own.as_ref().filter(|_| self.fallback.basis() != Basis::Store);
+        own.is_some_and(|own| !self.us.is_surely(own.entry()))
+    }
+
+    /// The store speaks: a subnet that may be another host's is sought like any other, which begins with a question to
+    /// that host.
+    pub(super) fn doubt_cached(&mut self, now: Duration) {
+        if let Some(own) = self.own.as_ref().filter(|_| self.is_unsure()) {
+            let subnet = own.subnet();
+            self.give_up(now);
+            self.seek.prefer(subnet);
+        }
+    }
+
     /// A list has come, so the store's word counts from now on. Only a write of ours tells how long the lease lives, so
     /// one follows.
     pub(super) fn list_spoke(&mut self, now: Duration) {

@@ -1,6 +1,7 @@
 //! The key is gone, may be gone, or is somebody else's: lose the subnet, and get it back.
 
 use super::{Own, Phase, Step};
+use crate::lease::identity::Identity;
 use crate::lease::{Notice, OnLost};
 use crate::store::{Listing, Revision};
 use crate::subnet::{LeaseAttrs, overlap};
@@ -26,15 +27,25 @@ impl Own {
     }
 
     /// Somebody else has our subnet. The operator has decided what follows.
-    pub(super) fn taken(&mut self, revision: Revision, owner: &LeaseAttrs) -> Vec<Step> {
+    pub(super) fn taken(&mut self, revision: Revision, owner: &LeaseAttrs, us: &Identity) -> Vec<Step> {
         self.entry.revision = revision;
         self.live = false;
         let then = self.settings.on_lost;
+        let node = owner.node_id.clone();
         let said = matches!(self.phase, Phase::Regain { conflict_said: true, .. });
         self.phase = Phase::Regain { at: None, create: false, conflict_said: true };
         let mut steps = Vec::new();
+        if !said && us.has_name(owner) {
+            let by = Box::new(owner.clone());
+            steps.push(Step::Say(Notice::Namesake { subnet: self.subnet(), by }));
+        }
         if !said {
-            steps.push(Step::Say(Notice::Conflict { subnet: self.subnet(), owner: owner.public_ip, then }));
+            steps.push(Step::Say(Notice::Conflict {
+                subnet: self.subnet(),
+                owner: owner.public_ip,
+                node,
+                then,
+            }));
         }
         match then {
             OnLost::Exit => steps.push(Step::Stop),
@@ -49,11 +60,11 @@ impl Own {
     }
 
     /// Our key is absent: creates it if no other key holds part of its subnet.
-    pub(super) fn create_if_free(&mut self, listing: &Listing) -> Vec<Step> {
+    pub(super) fn create_if_free(&mut self, listing: &Listing, us: &Identity) -> Vec<Step> {
         self.entry.revision = listing.revision;
         let subnet = self.subnet();
         match listing.entries.iter().find(|entry| overlap(entry.key.ipv4, subnet)) {
-            Some(entry) => self.taken(listing.revision, &entry.attrs),
+            Some(entry) => self.taken(listing.revision, &entry.attrs, us),
             None => vec![self.create()],
         }
     }

@@ -12,8 +12,8 @@ mod held;
 use super::delays::Delays;
 use super::identity::Identity;
 use super::{Notice, OnLost, Settings};
-use crate::store::{Change, Entry, Listing};
-use crate::subnet::SubnetKey;
+use crate::store::{Change, Entry, Listing, Revision};
+use crate::subnet::{LeaseAttrs, NodeId, SubnetKey};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -35,6 +35,10 @@ pub(super) struct Own {
     news: Option<Change>,
     /// Whether the key does not say yet what we publish now.
     outdated: bool,
+    /// When we last wrote the key because somebody else had, with the value that we would write.
+    echoed_at: Option<Duration>,
+    /// When, and at which revision, another host last wrote the key under our NodeID.
+    namesake: Option<(Duration, Revision)>,
     settings: Settings,
 }
 
@@ -57,6 +61,10 @@ pub(super) enum Step {
     Create(SubnetKey),
     /// Write this key anew, if it is as we know it.
     Update(Entry),
+    /// Another host asks in the value of our key whether we live. The key is written anew soon.
+    Asked(NodeId),
+    /// Another host has written our key as its own, with this value. The key is written anew soon.
+    Overwritten(Box<LeaseAttrs>),
     /// Send a list as soon as no call is under way: the key is not what we thought.
     Look,
     /// Seek another subnet: this one is somebody else's.
@@ -77,6 +85,8 @@ impl Own {
             creating: false,
             news: None,
             outdated: false,
+            echoed_at: None,
+            namesake: None,
             settings,
         };
         own.phase = Phase::Held { renew_at: own.renew_at(delays) };
@@ -361,8 +371,8 @@ impl Own {
             return Vec::new();
         }
         let steps = match entry {
-            Some(entry) if us.owns(entry) => self.adopt(now, entry.clone(), us, delays).into_iter().collect(),
-            Some(entry) => self.taken(revision, &entry.attrs),
+            Some(entry) if self.may_adopt(now, entry, us) => self.adopt(now, entry.clone(), us, delays),
+            Some(entry) => self.taken(revision, &entry.attrs, us),
             None => self.revoked(now, revision, overlapped).into_iter().collect(),
         };
         debug_assert!(self.entry.revision >= revision, "the same change would be taken twice: {self:?}");
@@ -381,13 +391,15 @@ impl Own {
     ) -> Vec<Step> {
         let found = listing.entries.iter().find(|entry| entry.key == self.entry.key);
         let held = matches!(self.phase, Phase::Held { .. });
+        // A reservation has no end, so an older copy of ours is as good as the newest.
+        let is_reserved = |entry: &Entry| entry.lease.is_none() && !us.is_foreign(entry);
         let mut steps = Vec::new();
         match found {
-            Some(entry) if !us.owns(entry) => {
-                steps = self.taken(entry.revision, &entry.attrs);
+            Some(entry) if !self.may_adopt(now, entry, us) => {
+                steps = self.taken(entry.revision, &entry.attrs, us);
             }
             Some(entry) if held && *entry == self.entry => {}
-            Some(entry) if held && (entry.revision > self.entry.revision || entry.lease.is_none()) => {
+            Some(entry) if held && (entry.revision > self.entry.revision || is_reserved(entry)) => {
                 steps.extend(self.adopt(now, entry.clone(), us, delays));
                 if let (Phase::Held { renew_at }, Some(_)) = (&mut self.phase, entry.lease) {
                     // A call whose answer was lost wrote it, or it is an older copy after all (a store can be
@@ -400,6 +412,7 @@ impl Own {
                 steps.extend(self.confirmed(now, now, entry.clone(), delays));
             }
             Some(entry) => {
+                steps.extend(self.namesake(now, entry, us));
                 self.entry = entry.clone();
                 if held {
                     // The store was restored: our renewals since this copy are void, and it may end any moment.
@@ -418,7 +431,7 @@ impl Own {
                 if held {
                     steps.extend(self.revoked(now, listing.revision, overlapped));
                 }
-                steps.extend(self.create_if_free(listing));
+                steps.extend(self.create_if_free(listing, us));
             }
         }
         self.check();

@@ -213,7 +213,7 @@ fn a_subnet_that_was_taken_meanwhile_is_a_conflict() {
     for (then, end) in [(OnLost::Exit, true), (OnLost::Keep, false), (OnLost::Reacquire, false)] {
         let mut b = running(then);
         let call = lists(&mut b, 20, &[entry(1, THEM, 15)]);
-        assert!(b.said().contains(&Notice::Conflict { subnet: net(1), owner: THEM, then }));
+        assert!(b.said().contains(&Notice::Conflict { subnet: net(1), owner: THEM, node: None, then }));
         assert_eq!((b.held(), call.is_none() && b.m.wake_at().is_none()), (None, end));
         assert_eq!(call, (then == OnLost::Reacquire).then_some(Call::List));
     }
@@ -260,7 +260,7 @@ fn nothing_is_forwarded_beyond_the_deadline_of_an_earlier_run() {
 
 #[test]
 fn a_subnet_that_was_taken_after_the_deadline_is_what_the_operator_says() {
-    let conflict = |then| Notice::Conflict { subnet: net(1), owner: THEM, then };
+    let conflict = |then| Notice::Conflict { subnet: net(1), owner: THEM, node: None, then };
     let mut b = lapsed(OnLost::Exit);
     assert_eq!(b.give(list(30, &[entry(1, THEM, 29), entry(3, THEM, 9)])), None);
     assert!(b.said().ends_with(&[conflict(OnLost::Exit)]));

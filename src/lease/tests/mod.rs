@@ -5,5 +5,6 @@ mod feed;
 mod own;
 mod publish;
 mod rig;
+mod rivals;
 mod seek;
 pub(crate) mod sim;

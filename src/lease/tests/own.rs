@@ -30,7 +30,8 @@ fn renewals_of_hosts_that_started_together_are_spread() {
     let renewal = |seed| {
         let settings = Settings::new(TTL, Some(MARGIN), OnLost::Exit).unwrap();
         let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
-        let mut b = Rig::of(Manager::new(config, LeaseAttrs::new(US), Some(net(1)), settings, seed));
+        let us = Identity::new(LeaseAttrs::new(US), None);
+        let mut b = Rig::run(Manager::new(config, us, Some(net(1)), settings, seed));
         b.give(Input::Tick);
         b.give(list(10, &[]));
         let acquired = b.now;
@@ -127,7 +128,7 @@ fn an_older_copy_of_our_lease_is_not_held_until_it_is_renewed() {
 fn our_subnet_is_not_created_over_a_part_of_it_that_is_taken() {
     let half =
         |revision| Entry { key: SubnetKey::v4("10.5.1.128/25".parse().unwrap()), ..entry(1, THEM, revision) };
-    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
+    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, node: None, then: OnLost::Exit };
     // A list shows the other key, after a restore that has forgotten ours.
     let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(after_an_outage(&mut b, 20, &[half(12)]), None);
@@ -158,7 +159,7 @@ fn an_expired_lease_that_is_taken_is_a_conflict() {
     b.now = b.m.status().deadline.unwrap();
     b.give(Input::Tick);
     assert_eq!(b.give(list(30, &[entry(1, THEM, 29)])), None);
-    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit };
+    let conflict = Notice::Conflict { subnet: net(1), owner: THEM, node: None, then: OnLost::Exit };
     assert!(b.said().contains(&conflict));
     assert_eq!((b.m.wake_at(), b.held()), (None, None));
 }
@@ -219,14 +220,14 @@ fn what_the_watch_says_during_a_write_is_weighed_against_its_answer() {
 fn an_overwritten_key_is_a_conflict_at_once() {
     let mut b = Rig::holding(OnLost::Exit);
     assert_eq!(b.give(set(entry(1, THEM, 20))), None);
-    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Exit }]);
+    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, node: None, then: OnLost::Exit }]);
 }
 
 #[test]
 fn keep_waits_for_the_key_and_says_so_once() {
     let mut b = Rig::holding(OnLost::Keep);
     b.give(set(entry(1, THEM, 20)));
-    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, then: OnLost::Keep }]);
+    assert_eq!(b.said(), [Notice::Conflict { subnet: net(1), owner: THEM, node: None, then: OnLost::Keep }]);
     assert_eq!(b.sleep(), Call::List);
     b.give(list(25, &[entry(1, THEM, 20), entry(3, THEM, 9)]));
     assert_eq!((b.said(), b.held()), (vec![], None));

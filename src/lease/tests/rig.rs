@@ -1,7 +1,8 @@
 //! One machine on a rig: the test gives its inputs by hand and gets its outputs in lists.
 
 pub(super) use crate::lease::{
-    Call, ConfigNews, How, Input, Manager, Notice, OnLost, Output, Reply, Settings,
+    Call, Claim, ConfigNews, How, Identity, Input, Manager, Notice, OnLost, Output, Reply, Rival, Settings,
+    Sign,
 };
 pub(super) use crate::store::{Change, Entry, Error, Listing, Revision, Seen, Skipped};
 pub(super) use crate::subnet::{Config, Event, Generation, Lease, LeaseAttrs, SubnetKey};
@@ -60,6 +61,7 @@ pub(super) struct Rig {
     pub(super) watches: Vec<Revision>,
     /// What the store has to show before the last watch of them runs.
     pub(super) seen: Option<Seen>,
+    pub(super) probes: Vec<Ipv4Addr>,
 }
 
 impl Rig {
@@ -70,12 +72,19 @@ impl Rig {
 
     /// The same machine with other settings.
     pub(super) fn with(settings: Settings, previous: Option<Ipv4Net>) -> Self {
-        let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
-        Self::of(Manager::new(config, LeaseAttrs::new(US), previous, settings, 42))
+        Self::of(LeaseAttrs::new(US), settings, previous)
     }
 
-    pub(super) fn of(m: Manager) -> Self {
-        Self { m, now: Duration::from_secs(1000), notices: vec![], watches: vec![], seen: None }
+    /// The machine of the node that publishes `attrs`.
+    pub(super) fn of(attrs: LeaseAttrs, settings: Settings, previous: Option<Ipv4Net>) -> Self {
+        let config = Config::parse(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.3.0"}"#).unwrap();
+        Self::run(Manager::new(config, Identity::new(attrs, None), previous, settings, 42))
+    }
+
+    /// A machine on its own, at its start.
+    pub(super) fn run(m: Manager) -> Self {
+        let now = Duration::from_secs(1000);
+        Self { m, now, notices: vec![], watches: vec![], seen: None, probes: vec![] }
     }
 
     /// A machine that holds 10.5.1.0/24, written at revision 11, with one peer and a running watch.
@@ -100,6 +109,7 @@ impl Rig {
                     self.watches.push(from);
                     self.seen = seen;
                 }
+                Output::Probe(address) => self.probes.push(address),
                 Output::Notice(notice) => self.notices.push(notice),
             }
         }

@@ -107,7 +107,13 @@ fn a_lease_off_the_boundary_is_kept_where_flannel_v0_6_made_it() {
     let held =
         |revision| Entry { key: SubnetKey::v4("10.5.2.7/24".parse().unwrap()), ..entry(2, US, revision) };
     for previous in [None, Some("10.5.2.7/24".parse().unwrap()), Some(net(2))] {
-        let mut b = Rig::of(Manager::new(config.clone(), LeaseAttrs::new(US), previous, settings, 42));
+        let mut b = Rig::run(Manager::new(
+            config.clone(),
+            Identity::new(LeaseAttrs::new(US), None),
+            previous,
+            settings,
+            42,
+        ));
         b.give(Input::Tick);
         assert_eq!(updated_entry(b.give(list(10, &[entry(1, THEM, 3), held(4)]))), held(4));
         assert_eq!(b.give(updated(Ok(held(11)))), None);

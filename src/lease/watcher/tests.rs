@@ -25,7 +25,7 @@ fn watcher() -> Watcher {
 }
 
 fn us() -> Identity {
-    Identity::new(LeaseAttrs::new(OWN))
+    Identity::new(LeaseAttrs::new(OWN), None)
 }
 
 fn added(third: u8, host: u8) -> Event {
@@ -220,4 +220,31 @@ proptest! {
         prop_assert_eq!(&routes, &wanted);
         prop_assert_eq!(w.peers().map(|(subnet, attrs)| (subnet, attrs.clone())).collect::<BTreeMap<_, _>>(), wanted);
     }
+}
+
+#[test]
+fn a_lease_that_changes_hands_is_counted_and_told_of() {
+    let node = |entry: Entry, name: &str| {
+        let attrs = LeaseAttrs { node_id: crate::subnet::NodeId::published(name), ..entry.attrs };
+        Entry { attrs, ..entry }
+    };
+    let told = |w: &mut Watcher| {
+        let hands = |notice: &Notice| matches!(notice, Notice::ChangedHands { .. });
+        w.take_notices().iter().filter(|notice| hands(notice)).count()
+    };
+    let mut w = watcher();
+    w.snapshot(&us(), NOW, &[entry(2, 2, 2), entry(3, 3, 3)], &[], false);
+    // A peer that begins to publish its name, is asked whether it lives, or tells more of its backend stays what it is.
+    let mut asked = node(entry(2, 2, 6), "a");
+    asked.attrs.asked_by = crate::subnet::NodeId::published("b");
+    assert!(w.apply(&us(), &Change::Set(node(entry(2, 2, 4), "a"))).is_some());
+    assert_eq!(w.apply(&us(), &Change::Set(asked)), None, "the question is not for us");
+    assert!(w.apply(&us(), &Change::Set(entry(2, 2, 7))).is_some());
+    assert!(w.apply(&us(), &Change::Set(node(entry(2, 2, 8), "a"))).is_some());
+    assert_eq!((told(&mut w), w.counters().handovers), (0, 0));
+    // Another name, another address, by the watch and by a list.
+    w.apply(&us(), &Change::Set(node(entry(2, 2, 9), "c")));
+    assert_eq!((told(&mut w), w.counters().handovers), (1, 1));
+    w.snapshot(&us(), NOW, &[node(entry(2, 2, 9), "c"), entry(3, 33, 10)], &[], false);
+    assert_eq!((told(&mut w), w.counters().handovers), (1, 2));
 }

@@ -65,6 +65,7 @@ impl Keeper {
             | Notice::Lapsed { .. }
             | Notice::Forgotten { .. }
             | Notice::Outgrown { .. }
+            | Notice::Claimed { .. }
             | Notice::Conflict { .. } => {
                 self.changed = true;
                 self.at = Instant::now();
@@ -72,6 +73,12 @@ impl Keeper {
             Notice::Config(_)
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
+            | Notice::Doubted { .. }
+            | Notice::TakenOver { .. }
+            | Notice::Asked { .. }
+            | Notice::Overwritten { .. }
+            | Notice::Namesake { .. }
+            | Notice::ChangedHands { .. }
             | Notice::Refused { .. }
             | Notice::Withheld { .. }
             | Notice::StoreReset

@@ -26,13 +26,12 @@ pub use moment::Moment;
 
 use super::StateDir;
 use crate::etcd;
-use crate::lease::Cached;
+use crate::lease::{Cached, Identity};
 use crate::store::{Entry, keyspace};
 use crate::subnet::{Config, ConfigError, FileError, Generation, LeaseAttrs, SubnetKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// The first word of the file.
@@ -82,13 +81,21 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Whether the lease is one of the host with that public IP.
+    /// Whether the lease is one of this host, as far as the file tells: by its NodeID, or by the public IP if one of the
+    /// two has none or has one that others may share. A lease of another public IP may be a copy's by now, so the lease
+    /// machine asks before it writes it.
     ///
     /// # Errors
-    /// [`Refusal::Foreign`] names both addresses.
-    pub fn check_host(&self, public_ip: Ipv4Addr) -> Result<(), Refusal> {
-        let there = self.entry.attrs.public_ip;
-        if there == public_ip { Ok(()) } else { Err(foreign("host, by its public IP", &there, &public_ip)) }
+    /// [`Refusal::Foreign`] names what differs on both sides.
+    pub fn check_host(&self, us: &Identity) -> Result<(), Refusal> {
+        if us.owns(&self.entry) {
+            return Ok(());
+        }
+        let (there, here) = (&self.entry.attrs, us.attrs());
+        Err(match (&there.node_id, &here.node_id) {
+            (Some(there), Some(here)) if there != here => foreign("host, by its node id", there, here),
+            _ => foreign("host, by its public IP", &there.public_ip, &here.public_ip),
+        })
     }
 
     /// The same on the lease machine's clock, which now shows `now`.

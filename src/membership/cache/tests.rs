@@ -1,7 +1,9 @@
 //! What is kept is read back whole, or refused with its reason.
 
 use super::*;
+use crate::subnet::NodeId;
 use proptest::prelude::*;
+use std::net::Ipv4Addr;
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
 const HOUR: u64 = 3600 * 1000;
@@ -109,10 +111,38 @@ fn a_file_of_another_store_or_host_is_refused() {
     }
     // Members come and go: one that is still there is enough.
     let here = Origin { endpoints: vec!["x".to_owned(), "http://192.0.2.2:2379".to_owned()], ..origin() };
-    let found = decode(&a_day(), &here, &later(0, 0)).unwrap();
-    assert!(found.check_host(Ipv4Addr::new(192, 0, 2, 9)).is_ok());
-    let said = found.check_host(Ipv4Addr::new(192, 0, 2, 8)).unwrap_err().to_string();
-    assert_eq!(said, "it is of another host, by its public IP: 192.0.2.9, and here it is 192.0.2.8");
+    decode(&a_day(), &here, &later(0, 0)).unwrap();
+}
+
+#[test]
+fn a_host_is_known_by_its_node_id_or_else_by_its_address() {
+    let (kept, other, machine) = (NodeId::random(1), NodeId::random(2), NodeId::of_machine(3));
+    let check = |there: Option<&NodeId>, (here, last): (Option<&NodeId>, u8)| {
+        let mut found = decode(&a_day(), &origin(), &later(0, 0)).unwrap();
+        found.entry.attrs.node_id = there.cloned();
+        let attrs = LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, last));
+        let us = Identity::new(LeaseAttrs { node_id: here.cloned(), ..attrs }, Some(machine.clone()));
+        found.check_host(&us).map_err(|refusal| refusal.to_string())
+    };
+    let by_address = "it is of another host, by its public IP: 192.0.2.9, and here it is 192.0.2.8";
+    let by_name =
+        |here: &NodeId| format!("it is of another host, by its node id: {other}, and here it is {here}");
+    // A file of a version that had no NodeID, or a daemon without one: the address, as it always was.
+    for (there, here) in [(None, None), (None, Some(&kept)), (Some(&kept), None)] {
+        assert_eq!(check(there, (here, 9)), Ok(()), "{there:?} {here:?}");
+        assert_eq!(check(there, (here, 8)), Err(by_address.to_owned()), "{there:?} {here:?}");
+    }
+    assert_eq!(check(Some(&kept), (Some(&kept), 8)), Ok(()), "its address has changed");
+    assert_eq!(
+        check(Some(&other), (Some(&kept), 9)),
+        Err(by_name(&kept)),
+        "its address went to another host"
+    );
+    // The machine id may be a clone's.
+    assert_eq!(check(Some(&machine), (Some(&machine), 9)), Ok(()));
+    assert_eq!(check(Some(&machine), (Some(&machine), 8)), Err(by_address.to_owned()));
+    // The state directory is new; what was published before it is known again.
+    assert_eq!(check(Some(&machine), (Some(&kept), 9)), Ok(()));
 }
 
 /// The same text with another checksum that is right.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::lease::tests::sim::store::Store;
 use crate::lease::{How, Settings, Status};
+use crate::membership::Published;
 use crate::store::{Change, Entry, Listing, Revision};
 use crate::subnet::{Event, Generation, Lease, LeaseAttrs, SubnetKey, Underlay};
 use std::cell::{Cell, RefCell};
@@ -95,7 +96,13 @@ const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 fn manager(on_lost: OnLost, ttl: Duration) -> Manager {
     let settings = Settings::new(ttl, None, on_lost).unwrap();
-    Manager::new(Config::parse(CONFIG).unwrap(), LeaseAttrs::new(US), None, settings, 1)
+    Manager::new(
+        Config::parse(CONFIG).unwrap(),
+        crate::lease::Identity::new(LeaseAttrs::new(US), None),
+        None,
+        settings,
+        1,
+    )
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -114,7 +121,8 @@ fn drive(
     let (stop, stopped) = oneshot::channel::<()>();
     let clock = Clock::new();
     block_on(async {
-        let (_publisher, publish) = watch::channel(LeaseAttrs::new(Ipv4Addr::UNSPECIFIED));
+        let published = Published { attrs: LeaseAttrs::new(Ipv4Addr::UNSPECIFIED), link: 1 };
+        let (_publisher, publish) = watch::channel(published);
         let (_seer, underlay) = watch::channel(Underlay::default());
         let exchange = Exchange { publish, underlay, notices, status };
         let driver = run(fake, manager, &clock, exchange, async { drop(stopped.await) }, None);

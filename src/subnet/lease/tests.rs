@@ -62,9 +62,9 @@ fn a_key_off_the_boundary_is_itself_and_means_its_subnet() {
 
 fn vxlan() -> LeaseAttrs {
     LeaseAttrs {
-        public_ip: Ipv4Addr::new(192, 0, 2, 7),
         backend_type: Some("vxlan".to_owned()),
         backend_data: Some(json!({"VNI": 1, "VtepMAC": "aa:bb:cc:dd:ee:ff"}).into()),
+        ..LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, 7))
     }
 }
 
@@ -79,6 +79,23 @@ fn values_are_flannels_byte_for_byte() {
     let old =
         r#"{"PublicIP":"192.0.2.7","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}"#;
     assert_eq!(LeaseAttrs::decode(old).unwrap().encode(Generation::V2), old);
+}
+
+#[test]
+fn the_node_id_follows_what_flannel_writes() {
+    let node = Some("a-1".parse().unwrap());
+    let udp = LeaseAttrs { node_id: node.clone(), ..LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, 7)) };
+    assert_eq!(udp.encode(Generation::V2), r#"{"PublicIP":"192.0.2.7","NodeID":"a-1"}"#);
+    assert_eq!(udp.encode(Generation::V3), r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"NodeID":"a-1"}"#);
+    let vxlan = LeaseAttrs { node_id: node, asked_by: NodeId::published("b"), ..vxlan() };
+    let text = r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"},"NodeID":"a-1","AskedBy":"b"}"#;
+    assert_eq!(vxlan.encode(Generation::V3), text);
+    assert_eq!(LeaseAttrs::decode(text).unwrap(), vxlan);
+    // Whatever else stands there, flannel would take the lease, and so do we.
+    for odd in ["7", "null", "\"\"", "{}"] {
+        let text = format!(r#"{{"PublicIP":"192.0.2.7","NodeID":{odd}}}"#);
+        assert_eq!(LeaseAttrs::decode(&text).unwrap(), LeaseAttrs::new(Ipv4Addr::new(192, 0, 2, 7)));
+    }
 }
 
 #[test]
@@ -120,11 +137,13 @@ proptest! {
     }
 
     #[test]
-    fn any_value_survives(ip: u32, kind in proptest::option::of("\\PC{1,12}"), data: Option<(String, u64)>, new: bool) {
+    fn any_value_survives(ip: u32, kind in proptest::option::of("\\PC{1,12}"), data: Option<(String, u64)>, node: String, asker: String, new: bool) {
         let attrs = LeaseAttrs {
             public_ip: ip.into(),
             backend_type: kind,
             backend_data: data.map(|(key, value)| json!({ key: value }).into()),
+            node_id: NodeId::published(&node),
+            asked_by: NodeId::published(&asker),
         };
         let form = if new { Generation::V3 } else { Generation::V2 };
         prop_assert_eq!(LeaseAttrs::decode(&attrs.encode(form)).unwrap(), attrs);

@@ -7,6 +7,15 @@ use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+/// Whether what the store holds is the lease of this node.
+pub(super) fn is_of(node: &Node, stored: &LeaseAttrs) -> bool {
+    let is_same_name = match (&stored.node_id, &node.attrs.node_id) {
+        (Some(stored), Some(own)) => stored == own,
+        (None, _) | (_, None) => true,
+    };
+    is_same_name && node.had(stored.public_ip)
+}
+
 impl World {
     /// What a node holds now, as far as anybody promises anything.
     pub(super) fn hold(&self, node: &Node) -> Option<Ipv4Net> {
@@ -26,17 +35,18 @@ impl World {
     pub(super) fn check(&mut self) -> Result<(), String> {
         self.check_doubts()?;
         self.check_lapsed()?;
+        self.broken.take().map_or(Ok(()), Err)?;
         let holds: Vec<(&Node, Ipv4Net)> =
             self.nodes.iter().filter_map(|node| Some((node, self.hold(node)?))).collect();
         for (i, (node, subnet)) in holds.iter().enumerate() {
-            let ip = node.ip;
+            let attrs = &node.attrs;
             if let Some((other, theirs)) = holds[..i].iter().find(|(_, net)| overlap(*net, *subnet)) {
-                let other = other.ip;
-                return Err(format!("{:?}: {ip} holds {subnet}, {other} holds {theirs}", self.now));
+                let other = &other.attrs;
+                return Err(format!("{:?}: {attrs:?} holds {subnet}, {other:?} holds {theirs}", self.now));
             }
-            let stored = self.store.get(SubnetKey::v4(*subnet)).map(|entry| entry.attrs.public_ip);
-            if !stored.is_some_and(|stored| node.had(stored)) {
-                return Err(format!("{:?}: {ip} holds {subnet}, the store says {stored:?}", self.now));
+            let stored = self.store.get(SubnetKey::v4(*subnet)).map(|entry| &entry.attrs);
+            if !stored.is_some_and(|stored| is_of(node, stored)) {
+                return Err(format!("{:?}: {attrs:?} holds {subnet}, the store says {stored:?}", self.now));
             }
         }
         Ok(())
@@ -55,13 +65,16 @@ impl World {
                 other => return Err(format!("reservation {key} of {ip} became {other:?}")),
             }
         }
-        for node in &self.nodes {
-            let ip = node.ip;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let ip = node.attrs.public_ip;
+            if self.is_second(index) {
+                continue;
+            }
             let Some(manager) = &node.manager else { return Err(format!("{ip} is down at the end")) };
             let Some(subnet) = manager.status().subnet else {
                 let wanted = manager.lease().map(|entry| entry.key);
-                let other = wanted.and_then(|key| self.store.get(key)).map(|entry| entry.attrs.public_ip);
-                if node.on_lost == OnLost::Keep && other.is_some_and(|other| other != ip) {
+                let other = wanted.and_then(|key| self.store.get(key));
+                if node.on_lost == OnLost::Keep && other.is_some_and(|other| !is_of(node, &other.attrs)) {
                     continue;
                 }
                 return Err(format!("{ip} holds nothing at the end: {manager:?}"));
@@ -74,7 +87,7 @@ impl World {
                 .entries
                 .iter()
                 .filter(|entry| entry.key.ipv4 != subnet && entry.attrs.public_ip != ip)
-                .map(|entry| (entry.key.ipv4, entry.attrs.clone()))
+                .map(|entry| (entry.key.ipv4, LeaseAttrs { asked_by: None, ..entry.attrs.clone() }))
                 .collect();
             let known = manager.peers().map(|(subnet, attrs)| (subnet, attrs.clone())).collect();
             if wanted != known {

@@ -18,6 +18,13 @@ pub(super) struct Kept {
     at: Duration,
 }
 
+impl Kept {
+    /// The lease that was kept.
+    pub(super) fn entry(&self) -> &Entry {
+        &self.cached.entry
+    }
+}
+
 impl Node {
     /// The lease that the node holds or wants back, or, while it is down, the one that it will begin with.
     pub(super) fn believes(&self) -> Option<&Entry> {

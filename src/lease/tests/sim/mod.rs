@@ -2,6 +2,7 @@
 
 mod check;
 mod kept;
+mod names;
 mod nemesis;
 mod restore;
 pub(crate) mod store;
@@ -55,7 +56,7 @@ fn one_owner_at_any_instant() {
 #[test]
 fn the_checker_is_not_blind() {
     for (sabotage, seeds, least) in
-        [(Sabotage::BlindCreate, 40, 10), (Sabotage::BlindUpdate, 600, 3), (Sabotage::ShortTtl, 40, 10)]
+        [(Sabotage::BlindCreate, 80, 20), (Sabotage::BlindUpdate, 600, 3), (Sabotage::ShortTtl, 40, 10)]
     {
         let caught = (0..seeds).filter(|seed| {
             let mut world = World::new(*seed, false);

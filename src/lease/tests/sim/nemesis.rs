@@ -1,5 +1,6 @@
 //! The nemesis: what goes wrong, as the seed decides.
 
+use super::check::is_of;
 use super::world::{Ev, QUIET, World};
 use crate::lease::{Call, Input, Reply};
 use crate::store::Error;
@@ -52,8 +53,7 @@ impl World {
         let [third, fourth] = number.to_be_bytes();
         let ip = Ipv4Addr::new(198, 18, third, fourth);
         let node = &mut self.nodes[index];
-        let before = std::mem::replace(&mut node.ip, ip);
-        node.former.push(before);
+        node.readdress(ip);
         // The connections of the old address are given up, with the answers that were on their way.
         node.life += 1;
         node.watch += 1;
@@ -65,7 +65,7 @@ impl World {
     fn has_reservation(&self, node: usize) -> bool {
         let node = &self.nodes[node];
         let entries = self.store.list().entries;
-        entries.iter().any(|entry| entry.lease.is_none() && node.had(entry.attrs.public_ip))
+        entries.iter().any(|entry| entry.lease.is_none() && is_of(node, &entry.attrs))
     }
 
     /// An operator changes keys by hand, but never a reservation that was there at the start.
@@ -82,7 +82,7 @@ impl World {
         }
         let Some(entry) = keys.choose(&mut self.rng).cloned() else { return };
         let holder = self.nodes.iter().find(|node| self.hold(node) == Some(entry.key.ipv4));
-        if action == 12 && holder.is_none_or(|node| node.ip != entry.attrs.public_ip) {
+        if action == 12 && holder.is_none_or(|node| node.attrs.public_ip != entry.attrs.public_ip) {
             return; // a reservation for nobody would only make the pool smaller
         }
         let expires = Some(self.within(1000, 20_000));
@@ -117,7 +117,7 @@ impl World {
         let revision = self.store.revision + 1;
         for node in &mut self.nodes {
             let held = node.believes();
-            let owns = self.store.get(key).is_some_and(|entry| node.had(entry.attrs.public_ip));
+            let owns = self.store.get(key).is_some_and(|entry| is_of(node, &entry.attrs));
             if owns || held.is_some_and(|entry| entry.key == key) {
                 // What the node knows may be of a store before a restore.
                 node.robbed = Some(held.map_or(revision, |entry| entry.revision.max(revision)));

@@ -4,6 +4,7 @@
 //! the subnet to. The first cannot know before it has heard from the store again: it is in doubt. A list that
 //! leaves nothing open or a write of its own ends the doubt at once. Either has to come soon: see [`BOUND`].
 
+use super::check::is_of;
 use super::world::{Doubt, Ev, QUIET, TIMEOUT, World};
 use crate::lease::{Manager, Reply};
 use crate::store::{Error, Listing, Revision, Seen};
@@ -100,7 +101,7 @@ impl World {
         let Some(held) = node.manager.as_ref().and_then(Manager::lease) else { return true };
         let found = list.entries.iter().find(|entry| entry.key == held.key);
         let is_own = |entry| entry == held && node.written.as_ref() == Some(held);
-        found.is_none_or(|entry| is_own(entry) || !node.had(entry.attrs.public_ip) || entry.lease.is_none())
+        found.is_none_or(|entry| is_own(entry) || !is_of(node, &entry.attrs) || entry.lease.is_none())
     }
 
     /// Whether the store can start a watch, and has made what this node has seen.
@@ -157,7 +158,7 @@ impl World {
             let Some(Doubt::Hears(since)) = node.doubt else { continue };
             let holds = node.manager.as_ref().is_some_and(|manager| manager.status().subnet.is_some());
             if holds && self.now > since + BOUND + TIMEOUT * CALLS {
-                return Err(format!("{:?}: {} has not looked since {since:?}", self.now, node.ip));
+                return Err(format!("{:?}: {:?} has not looked since {since:?}", self.now, node.attrs));
             }
         }
         Ok(())

@@ -28,6 +28,12 @@ pub(crate) struct Summary {
     pub(super) proven: u64,
     /// How often it was another one, or had forgotten.
     pub(super) unproven: u64,
+    pub(super) refused: u64,
+    pub(super) asked: u64,
+    pub(super) takeovers: u64,
+    pub(super) moves: u64,
+    /// How often a node heard that another one has its NodeID.
+    pub(super) namesakes: u64,
 }
 
 impl AddAssign for Summary {
@@ -51,6 +57,11 @@ impl AddAssign for Summary {
         self.published += other.published;
         self.proven += other.proven;
         self.unproven += other.unproven;
+        self.refused += other.refused;
+        self.asked += other.asked;
+        self.takeovers += other.takeovers;
+        self.moves += other.moves;
+        self.namesakes += other.namesakes;
     }
 }
 
@@ -60,6 +71,8 @@ impl Summary {
         let all = [acquired, renewed, regained, lost, revoked, conflicts, races, repairs];
         assert!(all.iter().all(|count| *count > 20), "{self:?}");
         assert!(self.compactions > 20 && self.late > 20 && self.withheld > 0, "{self:?}");
+        let names = [self.refused, self.asked, self.takeovers, self.moves, self.namesakes];
+        assert!(names.iter().all(|count| *count > 20), "{self:?}");
         assert!(self.restores > 20 && self.resets > 20, "{self:?}");
         assert!(self.cached > 20 && self.lapsed > 5, "{self:?}");
         assert!(self.readdressed > 20 && self.published > 20, "{self:?}");

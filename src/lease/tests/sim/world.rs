@@ -3,12 +3,11 @@
 use super::kept::Kept;
 use super::store::Store;
 use super::summary::{Sabotage, Summary};
-use crate::lease::{Call, Input, Manager, Notice, OnLost, Output, Reply, Settings};
+use crate::lease::{Call, Identity, Input, Manager, Notice, OnLost, Output, Reply, Settings};
 use crate::store::{Change, Entry, Error, Revision, Seen};
 use crate::subnet::{Config, Event, LeaseAttrs, SubnetKey};
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,7 +16,7 @@ use std::time::Duration;
 /// Faults happen before this time and none after it.
 pub(super) const QUIET: Duration = Duration::from_secs(90);
 /// By this time all must be well again: a TTL, the longest back-off and the list on the timer have passed.
-const END: Duration = Duration::from_secs(90 + 60 + 40 + 365 + 30);
+const END: Duration = Duration::from_secs(90 + 60 + 120 + 365 + 30);
 /// How long a node waits for the answer to a call.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -56,6 +55,12 @@ pub(super) enum Ev {
         node: usize,
         watch: u64,
     },
+    /// The link answers who has an address.
+    Probed {
+        node: usize,
+        life: u64,
+        address: Ipv4Addr,
+    },
     Start {
         node: usize,
     },
@@ -64,7 +69,8 @@ pub(super) enum Ev {
 }
 
 pub(super) struct Node {
-    pub(super) ip: Ipv4Addr,
+    /// What it publishes: its address and its NodeID.
+    pub(super) attrs: LeaseAttrs,
     /// The addresses that it had before.
     pub(super) former: Vec<Ipv4Addr>,
     /// How far its clock is ahead of the world's.
@@ -116,17 +122,14 @@ pub(crate) struct World {
     pub(super) summary: Summary,
     pub(super) verbose: bool,
     sabotage: Sabotage,
+    /// Whether the hosts are on one link, where they hear each other's ARP.
+    pub(super) has_arp: bool,
+    /// What was found broken in the midst of an event.
+    pub(super) broken: Option<String>,
 }
 
-fn ms(n: u64) -> Duration {
+pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
-}
-
-impl Node {
-    /// Whether the node has this address, or had it.
-    pub(super) fn had(&self, ip: Ipv4Addr) -> bool {
-        self.ip == ip || self.former.contains(&ip)
-    }
 }
 
 impl World {
@@ -136,7 +139,9 @@ impl World {
         // The first subnet is skipped and two are reserved; the pool is as tight as that leaves it.
         let last = count + 2 + rng.random_range(0..=2);
         let text = format!(r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.{last}.0"}}"#);
-        let ttl = Duration::from_secs(rng.random_range(15..=40));
+        // In some worlds a lease outlives the patience with its owner.
+        let longest = if rng.random_bool(0.25) { 120 } else { 40 };
+        let ttl = Duration::from_secs(rng.random_range(longest - 25..=longest));
         let mut world = Self {
             now: Duration::ZERO,
             queue: BTreeMap::new(),
@@ -151,32 +156,11 @@ impl World {
             summary: Summary::default(),
             verbose,
             sabotage: Sabotage::None,
+            has_arp: false,
+            broken: None,
             rng,
         };
-        for i in 1..=count {
-            let on_lost = [OnLost::Exit, OnLost::Exit, OnLost::Reacquire, OnLost::Keep];
-            world.nodes.push(Node {
-                ip: Ipv4Addr::new(192, 0, 2, i),
-                former: Vec::new(),
-                clock: Duration::from_secs(world.rng.random_range(0..1_000_000)),
-                on_lost: *on_lost.choose(&mut world.rng).unwrap(),
-                manager: None,
-                life: 0,
-                generation: 0,
-                watch: 0,
-                watch_from: None,
-                env_file: None,
-                kept: None,
-                partition_until: Duration::ZERO,
-                paused_until: Duration::ZERO,
-                written: None,
-                robbed: None,
-                doubt: None,
-                routes: BTreeMap::new(),
-            });
-            let at = ms(world.rng.random_range(0..200));
-            world.at(at, Ev::Start { node: usize::from(i - 1) });
-        }
+        world.populate(count);
         // One reservation is for the first node, one for a host that is not there.
         for (third, ip) in [(2, Ipv4Addr::new(192, 0, 2, 1)), (3, Ipv4Addr::new(203, 0, 113, 9))] {
             let key: SubnetKey = format!("10.5.{third}.0-24").parse().unwrap();
@@ -188,8 +172,12 @@ impl World {
         world
     }
 
-    /// Breaks the store, for the checker's own test.
+    /// Breaks the store, for the checker's own test. Each node has an address of its own then, and no lease
+    /// lives long.
     pub(crate) fn sabotage(&mut self, sabotage: Sabotage) {
+        self.part_twins();
+        let ttl = Duration::from_secs(15 + self.settings.ttl().as_secs() % 26);
+        self.settings = Settings::new(ttl, None, OnLost::Exit).unwrap();
         self.sabotage = sabotage;
     }
 
@@ -274,6 +262,7 @@ impl World {
                     self.input(node, Input::Reply(reply));
                 }
             }
+            Ev::Probed { node, life, address } => self.probed(node, life, address),
             Ev::WatchOpen { node, watch, from, seen } => self.open_watch(node, watch, from, seen.as_ref()),
             Ev::WatchFail { node, watch, error } => {
                 if self.nodes[node].watch == watch {
@@ -303,20 +292,27 @@ impl World {
             node.robbed = None;
             node.doubt = None;
         }
-        let manager = Manager::new(config, LeaseAttrs::new(node.ip), node.env_file, settings, seed);
+        let us = Identity::new(node.attrs.clone(), None);
+        node.kept.take_if(|kept| !us.owns(kept.entry()));
+        let manager = Manager::new(config, us, node.env_file, settings, seed);
         node.manager = Some(node.resume(manager, self.now));
         self.input(index, Input::Tick);
     }
 
     pub(super) fn stop(&mut self, index: usize) {
+        let start = self.within(10, if self.now < QUIET { 20_000 } else { 2000 });
+        self.stop_until(index, start);
+    }
+
+    pub(super) fn stop_until(&mut self, index: usize, start: Duration) {
         let node = &mut self.nodes[index];
         node.manager = None;
         node.life += 1;
         node.generation += 1;
         node.watch += 1;
         node.watch_from = None;
-        let at = self.within(10, if self.now < QUIET { 20_000 } else { 2000 });
-        self.at(at, Ev::Start { node: index });
+        self.rename(index);
+        self.at(start, Ev::Start { node: index });
     }
 
     pub(super) fn input(&mut self, index: usize, input: Input) {
@@ -342,6 +338,7 @@ impl World {
                     let at = self.within(1, 20);
                     self.at(at, Ev::WatchOpen { node: index, watch, from, seen });
                 }
+                Output::Probe(address) => self.probe(index, address),
                 Output::Notice(notice) => self.notice(index, notice),
             }
         }
@@ -385,6 +382,10 @@ impl World {
             }
             Notice::Readdressed { .. } => self.summary.published += 1,
             Notice::StoreReset => self.summary.resets += 1,
+            Notice::Claimed { .. } => self.refused(index),
+            Notice::TakenOver { .. } => self.summary.takeovers += 1,
+            Notice::Asked { .. } => self.summary.asked += 1,
+            Notice::Namesake { .. } => self.summary.namesakes += 1,
             _ => {}
         }
     }
@@ -412,6 +413,7 @@ impl World {
 
     fn request(&mut self, node: usize, life: u64, call: &Call, reply_by: Option<Duration>) {
         let now = self.now;
+        self.before_write(node, call);
         let reply = match call {
             Call::List => Reply::Listed(Ok(self.store.list())),
             Call::Create { key, attrs, ttl, .. } => {
