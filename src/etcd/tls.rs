@@ -50,7 +50,10 @@ impl Protocol {
 /// The TLS of one store, made anew only when the files hold something else: to load certificates takes milliseconds, and
 /// an outage brings an attempt at every site again and again. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct TlsCache(Arc<Mutex<Option<(Files, Result<Made, Error>)>>>);
+pub(super) struct TlsCache(Arc<Mutex<Option<Loaded>>>);
+
+/// What was loaded, and what it led to.
+type Loaded = (Files, Result<Made, Error>);
 
 impl std::fmt::Debug for TlsCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

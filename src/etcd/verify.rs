@@ -9,6 +9,7 @@ use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
 use openssl::x509::{
     X509, X509ExtendedKeyUsage, X509NameEntryRef, X509NameRef, X509Ref, X509StoreContext, X509StoreContextRef,
 };
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
 /// OpenSSL's level for keys of 80 bits of security, so RSA of 1024 bits, which Go takes too. Debian's default is 2, for
@@ -47,7 +48,7 @@ fn is_for_servers(certificate: &X509Ref) -> bool {
 
 /// Whether `anchor` has the name of the certificate's issuer, and its key has signed it.
 fn has_signed(anchor: &X509, certificate: &X509Ref) -> bool {
-    let is_named = anchor.subject_name().try_cmp(certificate.issuer_name()).is_ok_and(|order| order.is_eq());
+    let is_named = anchor.subject_name().try_cmp(certificate.issuer_name()).is_ok_and(Ordering::is_eq);
     is_named && anchor.public_key().and_then(|key| certificate.verify(&key)).unwrap_or(false)
 }
 
@@ -71,7 +72,7 @@ fn leads_to(context: &X509StoreContextRef, anchor: &X509) -> Result<bool, ErrorS
     store.set_param(&param)?;
     store.add_cert(anchor.clone())?;
     let store = store.build();
-    X509StoreContext::new()?.init(&store, server, &between, |context| context.verify_cert())
+    X509StoreContext::new()?.init(&store, server, &between, X509StoreContextRef::verify_cert)
 }
 
 /// Errors of a verification (OpenSSL, `X509_STORE_CTX_get_error(3)`).

@@ -159,7 +159,7 @@ pub trait Registry {
     /// Waits until a store that has refused us may let us in, since it knows us by something else now: another password,
     /// certificate or user.
     async fn admission(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
     /// Starts a watch that tells of all changes after `revision`.
     async fn watch(&self, revision: Revision) -> Result<Self::Watch, Error>;
