@@ -82,6 +82,8 @@ impl Control {
         let names = NodeNames::find(settings.node_id.as_ref(), state.as_ref());
         let us = names.identity(&LeaseAttrs::new(external.public_ip));
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
+        // It counts while the backend is waited for, and what was kept ages meanwhile.
+        let clock = Rc::new(Clock::new());
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, &us));
         let mut asked = pin!(source.config(seed));
         let Begin { config, text, kept, former, doubted } = tokio::select! {
@@ -107,7 +109,6 @@ impl Control {
         let us = names.identity(backend.attrs());
         let manager = Manager::new(config.clone(), us, previous, settings.lease, seed)
             .over(underlay.borrow_and_update().clone());
-        let clock = Rc::new(Clock::new());
         let manager = kept::fall_back(manager, kept, doubted, clock.now());
         let (keep, failures, endpoints) = kept::keep(cache.clone(), &config, text, &settings.etcd);
         let (notices, inbox) = mpsc::unbounded_channel();

@@ -91,11 +91,12 @@ pub(super) async fn begin(
     }
 }
 
-/// The machine, which may fall back on what was kept: at once if the store has not told the config either.
+/// The machine, which may fall back on what was kept: at once if the store has not told the config either. `now` is the
+/// time of a clock that began to count when what was kept was read.
 pub(super) fn fall_back(manager: Manager, kept: Option<Contents>, doubted: bool, now: Duration) -> Manager {
     let Some(kept) = kept else { return manager };
     let patience = if doubted { Duration::ZERO } else { PATIENCE };
-    manager.with_cached(kept.at(now), now + patience)
+    manager.with_cached(kept.at(Duration::ZERO), now + patience)
 }
 
 /// What is to be kept of a network with that config and its text, if there is a place for it; with it the count of the
