@@ -82,8 +82,7 @@ impl Control {
         let names = NodeNames::find(settings.node_id.as_ref(), state.as_ref());
         let us = names.identity(&LeaseAttrs::new(external.public_ip));
         let cache = state.map(|dir| Cache::new(dir, &name, &settings.etcd));
-        // It counts while the backend is waited for, and what was kept ages meanwhile.
-        let clock = Rc::new(Clock::new());
+        let clock = Rc::new(Clock::new()); // What was kept ages from here on.
         let kept = cache.as_ref().and_then(|cache| kept::load(cache, &us));
         let mut asked = pin!(source.config(seed));
         let Begin { config, text, kept, former, doubted } = tokio::select! {

@@ -58,6 +58,9 @@ pub(super) async fn fetch_config<R: Registry>(registry: &R, seed: u64) -> (Confi
     }
 }
 
+/// Something that brings an input, while it is under way.
+type Slot<'a> = Option<LocalBoxFuture<'a, Input>>;
+
 /// Runs `manager` until `stop` is ready or the lease is lost for good. `keeper` keeps what the store has said for the
 /// next start.
 pub(super) async fn run<R: Registry>(
@@ -70,11 +73,9 @@ pub(super) async fn run<R: Registry>(
 ) -> Ending {
     let Exchange { mut publish, mut underlay, notices, status } = exchange;
     let mut stop = pin!(stop);
-    let mut call: Option<LocalBoxFuture<'_, Input>> = None;
-    let mut admission: Option<LocalBoxFuture<'_, Input>> = None;
+    let (mut call, mut admission, mut probed): (Slot<'_>, Slot<'_>, Slot<'_>) = (None, None, None);
     let mut feed = Feed::<R>::Off;
     let mut config: LocalBoxFuture<'_, _> = Box::pin(config::changed(registry, None));
-    let mut probed: Option<LocalBoxFuture<'_, Input>> = None;
     let mut input = Input::Tick;
     loop {
         let now = clock.now();
@@ -102,7 +103,6 @@ pub(super) async fn run<R: Registry>(
                 }
             }
         }
-        let wait = manager.wake_at().map(|at| at.saturating_sub(clock.now()));
         input = tokio::select! {
             biased;
             () = &mut stop => {
@@ -129,7 +129,7 @@ pub(super) async fn run<R: Registry>(
                 keeper.iter_mut().for_each(|keeper| keeper.save(&manager, clock.now()));
                 Input::Tick
             }
-            () = sleep(wait) => Input::Tick,
+            () = sleep(manager.wake_at().map(|at| at.saturating_sub(clock.now()))) => Input::Tick,
         };
     }
 }
@@ -155,11 +155,7 @@ fn note(keeper: &mut Option<Keeper>, manager: &Manager, notice: &Notice) {
 }
 
 /// Waits beside the rest for the store to let us write, as long as it does not.
-fn await_admission<'a, R: Registry>(
-    slot: &mut Option<LocalBoxFuture<'a, Input>>,
-    registry: &'a R,
-    is_read_only: bool,
-) {
+fn await_admission<'a, R: Registry>(slot: &mut Slot<'a>, registry: &'a R, is_read_only: bool) {
     let wait = || -> LocalBoxFuture<'a, Input> {
         Box::pin(async {
             registry.admission().await;
@@ -185,7 +181,7 @@ async fn finish(keeper: &mut Option<Keeper>, manager: &Manager, now: Duration) {
 }
 
 /// Waits for what is in the slot and empties it; waits for ever if there is nothing.
-async fn running(slot: &mut Option<LocalBoxFuture<'_, Input>>) -> Input {
+async fn running(slot: &mut Slot<'_>) -> Input {
     let Some(call) = slot else { return std::future::pending().await };
     let input = call.await;
     *slot = None;
