@@ -73,6 +73,7 @@ fn renumbered(api: Api) {
     let status = daemon.wait(secs(5)).expect("it goes on with the old subnet");
     assert_eq!(status.code(), Some(1), "{}", daemon.text());
     assert!(daemon.text().contains("the network config has no place for it any more"), "{}", daemon.text());
+    assert!(!daemon.text().contains("Lease has been revoked"), "nobody else has it: {}", daemon.text());
     assert!(lab.leases(api).is_empty(), "{:?}", lab.leases(api));
     // The unit starts it again.
     let mut daemon = start(&lab, api, &[]);

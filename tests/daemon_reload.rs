@@ -86,6 +86,27 @@ fn level_and_filter_change_live_and_the_rest_is_named() {
     assert!(accepts_local() && daemon.running());
 }
 
+/// A fleet may be told to read its settings at once. Nothing has changed for etcd, so etcd notices nothing.
+#[test]
+fn sighup_without_a_change_is_no_outage() {
+    for api in [Api::V2, Api::V3] {
+        let Some(lab) = Lab::start(1) else { return };
+        lab.put_config(api, CONFIG);
+        let mut daemon = lab.daemon(1, &[api.flag()]);
+        daemon.subnet();
+        // The watch is running by the time that a new peer is heard of.
+        lab.put_lease(api, "10.1.9.0-24", "10.77.0.2");
+        daemon.wait_text("Subnet added: 10.1.9.0/24", secs(5));
+        let lists = daemon.count("store_lists");
+        daemon.signal("HUP");
+        daemon.wait_text("SIGHUP: settings", secs(3));
+        lab.put_lease(api, "10.1.10.0-24", "10.77.0.3");
+        daemon.wait_text("Subnet added: 10.1.10.0/24", secs(5));
+        assert!(!daemon.text().contains("Lost the store"), "{}", daemon.text());
+        assert_eq!(daemon.count("store_lists"), lists);
+    }
+}
+
 #[test]
 fn without_a_file_sighup_ends_nothing() {
     let Some(lab) = Lab::without_etcd(1) else { return };

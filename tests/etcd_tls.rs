@@ -128,7 +128,7 @@ const SERVERS: &[Row] = &[
         "a rotated authority, the old one first",
         |f| {
             namesake(f);
-            f.own("ca", "rsa:2048", &[AUTHORITY]);
+            f.own("ca", "ec:P-256", &[AUTHORITY]);
             f.signed("server", "ec:P-256", "ca", &[SERVER, NO_KEY_NAMED], "");
             f.join("ca.pem", &["old.pem", "ca.pem"]);
         },

@@ -78,6 +78,9 @@ pub enum DaemonError {
     /// Somebody else owns our subnet.
     #[error("{}. Shutting down daemon.", phrases::LEASE_REVOKED)]
     LeaseLost,
+    /// Our lease is gone, and the network config has no place for the subnet.
+    #[error("the network config has no place for the subnet any more; the next start takes another one")]
+    Outgrown,
     /// The network config was changed while the store could not be reached, and the network ran with the old one. The
     /// settings are those that it ran with in the end, since SIGHUP may have changed some.
     #[error("the network config is not the one in the state directory any more; starting anew with it")]

@@ -182,6 +182,7 @@ impl Running {
                 Some(notice) = inbox.recv(), if self.registering.is_none() => self.notice(notice),
                 ending = &mut lease => match ending {
                     Ending::LeaseLost => break End::Failed(DaemonError::LeaseLost),
+                    Ending::Outgrown => break End::Failed(DaemonError::Outgrown),
                     Ending::Claimed(text) => break End::Failed(DaemonError::Claimed(text)),
                     Ending::Stopped => break End::Signal("stop"),
                     Ending::ConfigChanged => break End::ConfigChanged,
@@ -266,6 +267,7 @@ impl Running {
             | Notice::OutOfSubnets(_)
             | Notice::Discarded { .. }
             | Notice::Refused { .. }
+            | Notice::ManyRefused(_)
             | Notice::Withheld { .. }
             | Notice::StoreReset => {}
         }

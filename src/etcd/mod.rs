@@ -73,6 +73,17 @@ pub struct Settings {
 impl Settings {
     /// A deadline that suits most networks: etcd answers in milliseconds, and ends a request itself after 5 to 7 s.
     pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Whether these settings lead to the same servers in the same way, by the same files and user. Prefix and API are
+    /// not looked at.
+    fn reaches_as(&self, other: &Settings) -> bool {
+        let of = |settings: &Settings| {
+            let Settings { endpoints, ca_file, cert_file, key_file, credentials, timeout, .. } =
+                settings.clone();
+            (endpoints, ca_file, cert_file, key_file, credentials, timeout)
+        };
+        of(self) == of(other)
+    }
 }
 
 /// A user of etcd with the password.

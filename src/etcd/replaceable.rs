@@ -4,9 +4,11 @@
 //! A call that has begun ends at the store where it began. A watch ends with an error, as if its connection had
 //! broken, and the next one begins at the new store where the old one stopped.
 
+use super::files::Files;
 use super::{Api, Settings, Store, StoreWatch, connect};
 use crate::store::{Change, Entry, Error, Listing, Registry, Revision, Seen, Watch};
 use crate::subnet::{Generation, LeaseAttrs, SubnetKey};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -17,6 +19,12 @@ pub struct Replaceable {
     prefix: String,
     api: Api,
     store: watch::Sender<Rc<Store>>,
+    /// What the present store was made of, if its files could be read.
+    made_of: RefCell<Option<(Settings, Files)>>,
+    /// The number of watches that run.
+    watches: Rc<Cell<usize>>,
+    /// Whether the store has refused the last write.
+    is_read_only: Cell<bool>,
 }
 
 impl Replaceable {
@@ -26,11 +34,14 @@ impl Replaceable {
     /// [`Error::Invalid`] for settings that can never work.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
         let store = watch::Sender::new(Rc::new(connect(settings)?));
-        Ok(Self { prefix: settings.prefix.clone(), api: settings.api, store })
+        let made_of = RefCell::new(made_of(settings));
+        let (watches, is_read_only) = (Rc::default(), Cell::new(false));
+        Ok(Self { prefix: settings.prefix.clone(), api: settings.api, store, made_of, watches, is_read_only })
     }
 
     /// Puts the store of these settings in place of the present one. All files are read again. The prefix stays, and so
-    /// does the API, also one that was chosen: the leases are there.
+    /// does the API, also one that was chosen: the leases are there. If nothing has changed and the present store serves
+    /// us, it stays, and its connections with it: many nodes may be told to read their settings at once.
     ///
     /// # Errors
     /// [`Error::Invalid`] for settings that can never work. Then the present store stays.
@@ -41,6 +52,18 @@ impl Replaceable {
             Store::V3(_) => Api::V3,
         };
         let settings = Settings { prefix: self.prefix.clone(), api, ..settings.clone() };
+        let now = made_of(&settings);
+        // The system's own certificates may have changed where they count.
+        let by_system =
+            settings.ca_file.is_none() && settings.endpoints.iter().any(|url| url.contains("https://"));
+        let before = self.made_of.replace(now.clone());
+        let is_same = |before: &(Settings, Files)| {
+            now.as_ref().is_some_and(|now| before.1 == now.1 && before.0.reaches_as(&now.0))
+        };
+        let serves = self.watches.get() > 0 && !self.is_read_only.get();
+        if serves && !by_system && before.as_ref().is_some_and(is_same) {
+            return Ok(());
+        }
         self.store.send_replace(Rc::new(connect(&settings)?));
         Ok(())
     }
@@ -48,6 +71,26 @@ impl Replaceable {
     fn current(&self) -> Rc<Store> {
         Rc::clone(&self.store.borrow())
     }
+
+    /// Notes whether the store takes writes.
+    fn written<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        match &result {
+            Err(Error::Denied(_)) => self.is_read_only.set(true),
+            Err(_) => {}
+            Ok(_) => self.is_read_only.set(false),
+        }
+        result
+    }
+
+    fn running(&self, watch: StoreWatch, store: watch::Receiver<Rc<Store>>) -> ReplaceableWatch {
+        self.watches.set(self.watches.get() + 1);
+        ReplaceableWatch { watch, store, count: Rc::clone(&self.watches) }
+    }
+}
+
+/// The settings and what their files hold at this moment; `None` if they cannot be read.
+fn made_of(settings: &Settings) -> Option<(Settings, Files)> {
+    Some((settings.clone(), Files::read(settings).ok()?))
 }
 
 impl Registry for Replaceable {
@@ -94,27 +137,27 @@ impl Registry for Replaceable {
     }
 
     async fn create(&self, key: SubnetKey, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
-        self.current().create(key, attrs, ttl).await
+        self.written(self.current().create(key, attrs, ttl).await)
     }
 
     async fn update(&self, held: &Entry, attrs: &LeaseAttrs, ttl: Duration) -> Result<Entry, Error> {
-        self.current().update(held, attrs, ttl).await
+        self.written(self.current().update(held, attrs, ttl).await)
     }
 
     async fn delete(&self, held: &Entry) -> Result<(), Error> {
-        self.current().delete(held).await
+        self.written(self.current().delete(held).await)
     }
 
     async fn watch(&self, revision: Revision) -> Result<ReplaceableWatch, Error> {
         let store = self.store.subscribe();
         let watch = self.current().watch(revision).await?;
-        Ok(ReplaceableWatch { watch, store })
+        Ok(self.running(watch, store))
     }
 
     async fn resume(&self, seen: &Seen) -> Result<ReplaceableWatch, Error> {
         let store = self.store.subscribe();
         let watch = self.current().resume(seen).await?;
-        Ok(ReplaceableWatch { watch, store })
+        Ok(self.running(watch, store))
     }
 }
 
@@ -123,6 +166,15 @@ impl Registry for Replaceable {
 pub struct ReplaceableWatch {
     watch: StoreWatch,
     store: watch::Receiver<Rc<Store>>,
+    /// The number of watches that run.
+    count: Rc<Cell<usize>>,
+}
+
+impl Drop for ReplaceableWatch {
+    fn drop(&mut self) {
+        debug_assert!(self.count.get() > 0, "this one is counted");
+        self.count.set(self.count.get().saturating_sub(1));
+    }
 }
 
 impl Watch for ReplaceableWatch {

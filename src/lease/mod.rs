@@ -362,6 +362,8 @@ pub enum Notice {
         /// What is wrong with it.
         reason: String,
     },
+    /// More keys than each deserves a line were refused at once: the last element of each, and what is wrong with it.
+    ManyRefused(Vec<(String, String)>),
     /// A list lacks more than half of the peers: they stay until a second list lacks them too.
     Withheld {
         /// How many peers the list lacks.

@@ -12,6 +12,9 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// More refusals at once share a notice: after a change of the network's range, all leases of the old one are refused.
+const MOST_REFUSALS: usize = 20;
+
 /// What the watcher has counted since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -125,7 +128,18 @@ impl Watcher {
 
     /// What is to be said about keys and values that were refused since the last call.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+        let notices = std::mem::take(&mut self.notices);
+        let is_refusal = |notice: &Notice| matches!(notice, Notice::Refused { .. });
+        if notices.iter().filter(|notice| is_refusal(notice)).count() <= MOST_REFUSALS {
+            return notices;
+        }
+        let (refusals, mut notices): (Vec<_>, Vec<_>) = notices.into_iter().partition(is_refusal);
+        let pair = |notice| match notice {
+            Notice::Refused { key, reason } => Some((key, reason)),
+            _ => None,
+        };
+        notices.push(Notice::ManyRefused(refusals.into_iter().filter_map(pair).collect()));
+        notices
     }
 
     /// When another list may confirm a suspect one, if there is one.

@@ -137,9 +137,8 @@ pub(super) async fn run<R: Registry>(
 /// How the run ends with this notice, if it does.
 fn ending(notice: &Notice) -> Option<Ending> {
     match notice {
-        Notice::Conflict { then: OnLost::Exit, .. } | Notice::Outgrown { then: OnLost::Exit, .. } => {
-            Some(Ending::LeaseLost)
-        }
+        Notice::Conflict { then: OnLost::Exit, .. } => Some(Ending::LeaseLost),
+        Notice::Outgrown { then: OnLost::Exit, .. } => Some(Ending::Outgrown),
         Notice::Claimed { rival, sign } => {
             Some(Ending::Claimed(format!("{rival}; {sign}. {}", rival.remedy())))
         }

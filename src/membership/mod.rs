@@ -48,6 +48,9 @@ pub enum Ending {
     /// Somebody else owns our subnet and the policy is [`crate::lease::OnLost::Exit`]: the daemon exits non-zero, or, with
     /// several networks, starts this one again.
     LeaseLost,
+    /// Our lease is gone, the network config has no place for the subnet any more, and the policy is not to take another:
+    /// the daemon exits non-zero, and the next start takes the new config.
+    Outgrown,
     /// The network config is not the one that the network runs with: it is to be started anew.
     ConfigChanged,
     /// Another living host is who we are. The text names both, and says how we know.

@@ -93,7 +93,7 @@ pub(super) fn log(notice: &Notice, facts: &Facts) {
             warn!("Discarding our lease {key}, and taking another subnet: {reason}");
         }
         Notice::Peers(events) => log_peers(events),
-        Notice::Refused { key, reason } => warn!("Ignoring lease {key}: {reason}"),
+        Notice::Refused { .. } | Notice::ManyRefused(_) => log_refused(notice),
         Notice::Withheld { count } => {
             warn!("The store has lost {count} leases at once; keeping those peers until a second look");
         }
@@ -131,6 +131,23 @@ fn log_forgotten(subnet: Ipv4Net) {
     info!(
         "Forgetting the lease of {subnet} in the state directory: the store has no such lease for this host"
     );
+}
+
+/// Writes a line for a key that is left alone, or one line for many that names some.
+fn log_refused(notice: &Notice) {
+    let ignored = |key: &str, reason: &str| warn!("Ignoring lease {key}: {reason}");
+    match notice {
+        Notice::Refused { key, reason } => ignored(key, reason),
+        Notice::ManyRefused(all) if tracing::enabled!(tracing::Level::DEBUG) => {
+            all.iter().for_each(|(key, reason)| ignored(key, reason));
+        }
+        Notice::ManyRefused(all) => {
+            let named = all.iter().take(3).map(|(key, reason)| format!("{key} ({reason})"));
+            let named = named.collect::<Vec<_>>().join(", ");
+            warn!("Ignoring {} leases: {named} and others (with -v=1 each has a line)", all.len());
+        }
+        _ => {}
+    }
 }
 
 /// Writes a notice about the network config in the store.

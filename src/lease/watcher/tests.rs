@@ -248,3 +248,22 @@ fn a_lease_that_changes_hands_is_counted_and_told_of() {
     w.snapshot(&us(), NOW, &[node(entry(2, 2, 9), "c"), entry(3, 33, 10)], &[], false);
     assert_eq!((told(&mut w), w.counters().handovers), (1, 2));
 }
+
+/// After a change of the network's range, every lease of the old one is refused: that is no line for each.
+#[test]
+fn many_refusals_share_a_notice() {
+    let outside = |count: u8| -> Vec<Entry> {
+        let key = |third| SubnetKey::v4(Ipv4Net::new(Ipv4Addr::new(10, 6, third, 0), 24).unwrap());
+        (0..count).map(|third| Entry { key: key(third), ..entry(third, 9, 1) }).collect()
+    };
+    let mut w = watcher();
+    w.snapshot(&us(), NOW, &outside(20), &[], false);
+    assert_eq!(w.take_notices().len(), 20);
+    let mut w = watcher();
+    w.snapshot(&us(), NOW, &outside(200), &[], false);
+    let notices = w.take_notices();
+    let [Notice::ManyRefused(refused)] = &notices[..] else { panic!("{notices:?}") };
+    assert_eq!(refused.len(), 200);
+    assert!(refused.contains(&("10.6.7.0-24".to_owned(), "it lies outside the network".to_owned())));
+    assert_eq!(w.counters().rejected, 200);
+}

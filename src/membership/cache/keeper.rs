@@ -80,6 +80,7 @@ impl Keeper {
             | Notice::Namesake { .. }
             | Notice::ChangedHands { .. }
             | Notice::Refused { .. }
+            | Notice::ManyRefused(_)
             | Notice::Withheld { .. }
             | Notice::StoreReset
             | Notice::StoreLost { .. }
