@@ -122,7 +122,7 @@ impl StateDir {
 
 /// Whether a file of this name is one that we write.
 fn is_ours(name: &str) -> bool {
-    name == PROBE || (name.starts_with("network") && name.ends_with(".cache"))
+    matches!(name, PROBE | "node-id") || (name.starts_with("network") && name.ends_with(".cache"))
 }
 
 /// Whether the operator has to mend this: a wrong path, or a directory of somebody else.
@@ -156,7 +156,7 @@ mod tests {
         // has the number 4194305 (PID_MAX_LIMIT, include/linux/threads.h).
         let writing = format!(".network-a.cache.{}", std::process::id());
         let of_others = [".bashrc.20240101", ".keep", ".netrc.4194305", "network.cache", writing.as_str()];
-        for name in of_others.iter().chain(&[".network.cache.4194305", ".probe.4194305"]) {
+        for name in of_others.iter().chain(&[".network.cache.4194305", ".probe.4194305", ".node-id.4194305"]) {
             fs::write(path.join(name), "").unwrap();
         }
         assert_eq!(StateDir::open(&path).unwrap().read("x").unwrap(), None);
