@@ -66,6 +66,8 @@ pub(super) struct Detours {
     nowhere: BTreeSet<Ipv4Addr>,
     /// Addresses whose detours the log has told of.
     told: BTreeSet<Ipv4Addr>,
+    /// Addresses of which the log has said that they lie inside the overlay.
+    warned: BTreeSet<Ipv4Addr>,
     check_at: Instant,
     /// When the kernel's tables are read again although nobody has changed them.
     survey_at: Instant,
@@ -142,6 +144,7 @@ impl Detours {
             pass: Pass::default(),
             nowhere: BTreeSet::new(),
             told: BTreeSet::new(),
+            warned: BTreeSet::new(),
             check_at: Instant::now(),
             survey_at: Instant::now() + RESYNC,
             look_up: look_up(endpoints.clone(), LOOK_UP),
@@ -151,19 +154,23 @@ impl Detours {
         }
     }
 
-    /// Says which hosts are not reached any more, if the one route of udp takes the network that this host is in.
-    fn warn_of_underlay(&self) {
-        let (network, underlay) = (self.network, self.underlay.borrow());
-        // The addresses of the host's other devices, such as Docker's bridge, may be the overlay's own.
-        let host = underlay.host.iter().filter(|one| one.external).map(|one| one.net.addr());
-        let outer = host.chain(underlay.others.iter().copied()).filter(|address| network.contains(address));
-        let outer: BTreeSet<Ipv4Addr> = outer.collect();
-        if self.outer.is_whole() && !outer.is_empty() {
+    /// Says once which hosts are not reached any more, if the one route of udp takes the network that this host is in.
+    fn warn_of_underlay(&mut self) {
+        let network = self.network;
+        let outer: BTreeSet<Ipv4Addr> = {
+            let underlay = self.underlay.borrow();
+            // The addresses of the host's other devices, such as Docker's bridge, may be the overlay's own.
+            let host = underlay.host.iter().filter(|one| one.external).map(|one| one.net.addr());
+            let outer = host.chain(underlay.others.iter().copied());
+            outer.filter(|address| network.contains(address)).collect()
+        };
+        if self.outer.is_whole() && !outer.is_subset(&self.warned) {
             warn!(
                 "the network {network} holds {}: its route takes all of {network} that no narrower route leads \
                  elsewhere; peers, etcd and gateways are led past it, other hosts there are not reached",
                 named(&outer, ToString::to_string)
             );
+            self.warned.extend(outer);
         }
     }
 

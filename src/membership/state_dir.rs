@@ -156,7 +156,8 @@ mod tests {
         // has the number 4194305 (PID_MAX_LIMIT, include/linux/threads.h).
         let writing = format!(".network-a.cache.{}", std::process::id());
         let of_others = [".bashrc.20240101", ".keep", ".netrc.4194305", "network.cache", writing.as_str()];
-        for name in of_others.iter().chain(&[".network.cache.4194305", ".probe.4194305", ".node-id.4194305"]) {
+        for name in of_others.iter().chain(&[".network.cache.4194305", ".probe.4194305", ".node-id.4194305"])
+        {
             fs::write(path.join(name), "").unwrap();
         }
         assert_eq!(StateDir::open(&path).unwrap().read("x").unwrap(), None);
