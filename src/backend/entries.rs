@@ -1,5 +1,6 @@
 //! The entries of one peer in the kernel's tables: a route, and behind a tunnel an ARP and a forwarding entry too.
 
+use crate::log::few;
 use crate::netlink::{Changes, Error, Mac, Netlink, Placed, Route, StaleRoute, write_all};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -122,11 +123,9 @@ pub(super) async fn clear_routes(
 /// Says which routes stay although an older flannel may have left them.
 pub(super) fn tell_unclear(routes: &[String]) {
     if !routes.is_empty() {
-        let named = routes.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let more = routes.len().saturating_sub(MOST_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let named = few(routes.iter().cloned(), routes.len(), MOST_NAMED);
         info!(
-            "these routes (proto boot) stay, since no lease has their gateway: {named}{more}; if an older flannel has \
+            "these routes (proto boot) stay, since no lease has their gateway: {named}; if an older flannel has \
              left them, remove them with `ip route del`"
         );
     }
@@ -191,10 +190,8 @@ impl Tally {
             changes.note(removed, &format!("remove {removed} {what}"));
         }
         if !self.older.is_empty() {
-            let named = self.older.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let more = self.older.len().saturating_sub(MOST_NAMED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            changes.remark(format!("of routes of an older flannel (proto boot): {named}{more}"));
+            let named = few(self.older.iter().cloned(), self.older.len(), MOST_NAMED);
+            changes.remark(format!("of routes of an older flannel (proto boot): {named}"));
         }
         changes
     }

@@ -3,7 +3,7 @@
 //!
 //! However many there are, each change of them is one line of the log, which names those that are new first.
 
-use crate::log::quote;
+use crate::log::{few, quote};
 use crate::report::{Sample, metric};
 use crate::subnet::Lease;
 use ipnet::Ipv4Net;
@@ -51,12 +51,7 @@ impl Named {
         }
         let new = fresh.iter().filter_map(|subnet| self.known.get(subnet));
         let old = self.known.iter().filter(|(subnet, _)| !fresh.contains(subnet)).map(|(_, what)| what);
-        let named: Vec<&str> = new.chain(old).take(MOST_SAID).map(String::as_str).collect();
-        let more = match self.known.len().saturating_sub(MOST_SAID) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        Some(format!("{}{more}", named.join(", ")))
+        Some(few(new.chain(old).cloned(), self.known.len(), MOST_SAID))
     }
 }
 

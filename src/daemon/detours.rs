@@ -9,7 +9,7 @@ use super::NEVER;
 use super::underlay::{addresses_of, look};
 use crate::etcd;
 use crate::iface::External;
-use crate::log::Complaint;
+use crate::log::{Complaint, few};
 use crate::netlink::{Change, DETOUR_PROTOCOL, Error, Ground, Netlink, Past, ROUTE_PROTOCOL, Way, write_all};
 use crate::subnet::{Config, Event, Underlay};
 use futures_util::FutureExt;
@@ -471,7 +471,6 @@ fn named<T>(
     text: impl Fn(T) -> String,
 ) -> String {
     let all = all.into_iter();
-    let more = all.len().saturating_sub(MOST_SAID);
-    let first: Vec<String> = all.take(MOST_SAID).map(text).collect();
-    if more == 0 { first.join(", ") } else { format!("{} and {more} more", first.join(", ")) }
+    let count = all.len();
+    few(all.map(text), count, MOST_SAID)
 }

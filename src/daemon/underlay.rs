@@ -1,7 +1,7 @@
 //! What lies under the overlay: the addresses of this host, the gateways of its routes, and the store.
 
 use crate::iface::External;
-use crate::netlink::{Error, Netlink, OVERLAY_DEVICES};
+use crate::netlink::{Error, Netlink};
 use crate::subnet::{HostAddress, Underlay};
 use futures_util::future::join_all;
 use ipnet::Ipv4Net;
@@ -20,8 +20,7 @@ pub(super) async fn look(
     others: BTreeSet<Ipv4Addr>,
 ) -> Result<Underlay, Error> {
     let links = netlink.links().await?;
-    let own: BTreeSet<u32> =
-        links.iter().filter(|link| link.name.starts_with(OVERLAY_DEVICES)).map(|link| link.index).collect();
+    let own: BTreeSet<u32> = links.iter().filter(|link| link.is_overlay()).map(|link| link.index).collect();
     let addresses = netlink.addresses(None).await?;
     let mut host: Vec<HostAddress> = addresses
         .iter()

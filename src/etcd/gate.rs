@@ -7,9 +7,8 @@
 
 use super::Settings;
 use super::files::Files;
-use crate::store::{Backoff, Error};
-use rand::rngs::{StdRng, SysRng};
-use rand::{SeedableRng, TryRng};
+use crate::store::{Backoff, Error, chance};
+use rand::rngs::StdRng;
 use std::cell::RefCell;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -61,9 +60,7 @@ struct Closed {
 impl Gate {
     /// An open gate.
     pub(super) fn new() -> Self {
-        // A system without random numbers gets no jitter; whatever else needs them will tell.
-        let rng = StdRng::seed_from_u64(SysRng.try_next_u64().unwrap_or_default());
-        Self(RefCell::new(State { backoff: Backoff::new(LONGEST), rng, closed: None }))
+        Self(RefCell::new(State { backoff: Backoff::new(LONGEST), rng: chance(), closed: None }))
     }
 
     /// Lets a call pass, or returns the refusal that the last one met.

@@ -78,7 +78,8 @@ struct InFlight {
 impl Manager {
     /// A machine at its start: call [`Manager::handle`] with [`Input::Tick`] to set it going.
     ///
-    /// `us` is what we publish, and by it what is ours. `previous` is the subnet of an earlier run. `seed` decides every random choice.
+    /// `us` is what we publish, and by it what is ours. `previous` is the subnet of an earlier run. `seed` decides every
+    /// random choice.
     pub fn new(
         config: Config,
         us: Identity,

@@ -4,8 +4,9 @@
 //! ours is named after our network, and keeps that name.
 
 use super::command;
-use super::rules::{Guard, OWN_DEVICES};
+use super::rules::Guard;
 use super::{Error, Past, Rules};
+use crate::netlink::OVERLAY_DEVICES;
 use ipnet::Ipv4Net;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ fn script(rules: &Rules, table: &str) -> String {
             text,
             "\tchain guard {{
 \t\ttype filter hook forward priority -150; policy accept;
-\t\tip saddr {network} ip daddr != {inside} oifname != \"{OWN_DEVICES}*\" udp dport {port} counter drop
+\t\tip saddr {network} ip daddr != {inside} oifname != \"{OVERLAY_DEVICES}*\" udp dport {port} counter drop
 \t}}\n"
         );
     }

@@ -34,9 +34,6 @@ pub struct Guard {
     pub direct: bool,
 }
 
-/// How the names of the overlay's devices begin: `flannel0`, `flannel.1`.
-pub(super) const OWN_DEVICES: &str = "flannel";
-
 impl Rules {
     /// The rules that `settings` ask for, for this subnet. `guard`: the UDP port of the overlay, if it has one.
     #[must_use]

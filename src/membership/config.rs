@@ -1,10 +1,8 @@
 //! The config of the network after the start: it is looked at whenever the store says that it may have changed.
 
-use crate::store::{Backoff, Error, Registry};
+use crate::store::{Backoff, Error, Registry, chance};
 use crate::subnet::Config;
 use ipnet::Ipv4Net;
-use rand::rngs::{StdRng, SysRng};
-use rand::{SeedableRng, TryRng};
 use std::time::Duration;
 
 /// The least time between two looks.
@@ -27,8 +25,7 @@ pub(super) enum Seen {
 
 /// Waits until the store holds something else than `seen`.
 pub(super) async fn changed<R: Registry>(registry: &R, seen: Option<Seen>) -> (Seen, Result<Config, String>) {
-    // A system without random numbers gets no jitter; whatever else needs them will tell.
-    let mut rng = StdRng::seed_from_u64(SysRng.try_next_u64().unwrap_or_default());
+    let mut rng = chance();
     let mut backoff = Backoff::new(MOST_BACKOFF);
     loop {
         let waited = tokio::time::timeout(MOST_PAUSE, registry.config_changed()).await;
@@ -60,8 +57,8 @@ pub(super) async fn changed<R: Registry>(registry: &R, seen: Option<Seen>) -> (S
     }
 }
 
-/// The newest config, if it has no place for this subnet of `network` any more. A config that is gone or makes no sense is no reason
-/// to give a subnet up.
+/// The newest config, if it has no place for this subnet of `network` any more. A config that is gone or makes no sense
+/// is no reason to give a subnet up.
 ///
 /// # Errors
 /// The store does not answer.

@@ -7,10 +7,10 @@
 //! A container may be a gateway too. Its address belongs to the overlay, and a detour would cut it off: a hop that leaves
 //! by a device of the overlay, or by the bridge of this host's own subnet, is none of the underlay.
 
-use super::link::OVERLAY_DEVICES;
 use super::route::{Filter, Hop, Present};
 use super::route_set::unless_gone;
 use super::{Error, Netlink, ROUTE_PROTOCOL};
+use crate::subnet::overlap;
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::RouteMessageBuilder;
@@ -93,12 +93,8 @@ fn concerns(route: &Present, network: Ipv4Net) -> bool {
     match route.protocol {
         DETOUR_PROTOCOL => is_detour,
         ROUTE_PROTOCOL => false,
-        _ => route.tos == 0 && (overlaps(destination, network) || leads()),
+        _ => route.tos == 0 && (overlap(destination, network) || leads()),
     }
-}
-
-fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other) || other.contains(&one)
 }
 
 impl Ground {
@@ -112,7 +108,7 @@ impl Ground {
         let outer: Vec<Hop> = route.hops().filter(|hop| !self.overlay.contains(&hop.link)).collect();
         let gateways = outer.iter().filter_map(|hop| Some((hop.gateway?, hop.link)));
         self.hops.extend(gateways.filter(|(gateway, _)| network.contains(gateway)));
-        if !outer.is_empty() && overlaps(destination, network) {
+        if !outer.is_empty() && overlap(destination, network) {
             let best = self.routes.entry(destination).or_insert_with(|| route.clone());
             if route.metric < best.metric {
                 *best = route;
@@ -170,13 +166,8 @@ impl Netlink {
     /// # Errors
     /// The kernel does not let us read devices, addresses or routes.
     pub async fn survey_ground(&self, network: Ipv4Net) -> Result<Ground, Error> {
-        let overlay: BTreeSet<u32> = self
-            .links()
-            .await?
-            .iter()
-            .filter(|link| link.name.starts_with(OVERLAY_DEVICES))
-            .map(|link| link.index)
-            .collect();
+        let overlay: BTreeSet<u32> =
+            self.links().await?.iter().filter(|link| link.is_overlay()).map(|link| link.index).collect();
         let local = self.addresses(None).await?.iter().map(|one| one.address).collect();
         let mut ground = Ground { local, overlay, ..Ground::default() };
         for route in self.routes(UNICAST, |route| concerns(route, network)).await? {

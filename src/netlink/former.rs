@@ -4,9 +4,9 @@
 //! wants them any more, and nobody else would remove them. Ours are known by their mark: the protocol number, or an address of
 //! the former network on a VXLAN device of the overlay.
 
-use super::link::OVERLAY_DEVICES;
 use super::route::{Filter, Present};
 use super::{Changes, DETOUR_PROTOCOL, Error, Link, Netlink, ROUTE_PROTOCOL, write_all};
+use crate::log::few;
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::RouteType;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ impl Netlink {
         }
         let is_vxlan = |link: &&Link| link.kind.as_deref() == Some("vxlan");
         let links = self.links().await?;
-        for link in links.iter().filter(is_vxlan).filter(|link| link.name.starts_with(OVERLAY_DEVICES)) {
+        for link in links.iter().filter(is_vxlan).filter(|link| link.is_overlay()) {
             self.leave_device(link.index, former, changes).await?;
         }
         Ok(())
@@ -95,10 +95,8 @@ fn tell(
             Err(e) => drop(error.get_or_insert(e)),
         }
     }
-    let more = names.len().saturating_sub(MOST_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let named = names.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join(", ");
-    changes.note(names.len(), &format!("remove {} {what}: {named}{more}", names.len()));
+    let count = names.len();
+    changes.note(count, &format!("remove {count} {what}: {}", few(names, count, MOST_NAMED)));
     error.map_or(Ok(()), Err)
 }
 

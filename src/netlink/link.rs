@@ -52,6 +52,11 @@ impl Mtu {
 }
 
 impl Link {
+    /// Whether the device is an overlay's, whichever network's.
+    pub fn is_overlay(&self) -> bool {
+        self.name.starts_with(OVERLAY_DEVICES)
+    }
+
     /// Reads a device from a message of the kernel.
     pub(super) fn from_message(message: &LinkMessage) -> Self {
         let flags = message.header.flags;

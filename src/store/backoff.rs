@@ -1,6 +1,7 @@
 //! How long to wait before the next attempt.
 
-use rand::{Rng, RngExt};
+use rand::rngs::{StdRng, SysRng};
+use rand::{Rng, RngExt, SeedableRng, TryRng};
 use std::time::Duration;
 
 /// Delays that double from 100 ms to a limit. Each is drawn at random from the upper half of its range, so that hosts
@@ -34,6 +35,11 @@ impl Backoff {
     }
 }
 
+/// What jitter is drawn from. A system without random numbers gets none; whatever else needs them will tell.
+pub fn chance() -> StdRng {
+    StdRng::seed_from_u64(SysRng.try_next_u64().unwrap_or_default())
+}
+
 /// A random delay between half of `full` and all of it.
 pub fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
     full.mul_f64(rng.random_range(0.5..=1.0))
@@ -42,8 +48,6 @@ pub fn jitter(full: Duration, rng: &mut impl Rng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
 
     #[test]
     fn delays_double_up_to_the_limit_with_jitter() {

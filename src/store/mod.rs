@@ -28,7 +28,7 @@ pub mod keyspace;
 mod memory;
 mod seen;
 
-pub use backoff::{Backoff, jitter};
+pub use backoff::{Backoff, chance, jitter};
 pub use memory::{Memory, MemoryWatch};
 pub use seen::{Seen, Shown};
 

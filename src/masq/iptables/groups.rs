@@ -1,7 +1,8 @@
 //! The chains of ours and the rules in them, and how such rules are known again.
 
 use super::listing::{Line, Listing};
-use crate::masq::rules::{Guard, OWN_DEVICES, Rules};
+use crate::masq::rules::{Guard, Rules};
+use crate::netlink::OVERLAY_DEVICES;
 use ipnet::Ipv4Net;
 
 /// The chain of the forward rules, which has flannel's name.
@@ -82,7 +83,7 @@ pub(super) fn groups(rules: &Rules) -> [Group; 3] {
     let guard = |Guard { port, direct }| {
         let inside = if direct { c } else { p };
         let comment = "-m comment --comment \"flanneld guard\" -j";
-        format!("-s {c} ! -d {inside} ! -o {OWN_DEVICES}+ -p udp -m udp --dport {port} {comment} DROP")
+        format!("-s {c} ! -d {inside} ! -o {OVERLAY_DEVICES}+ -p udp -m udp --dport {port} {comment} DROP")
     };
     [
         Group {
